@@ -1,0 +1,1 @@
+"""Everything that says pass, hold or fail: expectation suites, thresholds, verdicts, drift."""
