@@ -1,0 +1,290 @@
+"""Weighted metrics and block-bootstrap intervals over windows (numpy only).
+
+Shapes: W windows in time order, S scored steps per window, O outputs, R resamples, N scored elements.
+A bootstrap resample is a vector of W integer weights (how often each window was drawn), so rank metrics sort once and
+every resample costs a few cumulative sums.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from validation.record import Record
+
+Floats = NDArray[np.float64]
+Weights = NDArray[np.int64]  # [R, W]
+Statistic = Callable[[Weights], Floats]  # [R, W] -> [R]; NaN where a resample leaves the metric undefined
+
+MIN_BLOCKS = 5  # with fewer independent blocks a bootstrap interval is far too narrow: better none than a false one
+MAX_SKIPPED_SHARE = 0.1  # more undefined resamples than this, and the rest are a biased sample
+
+
+class Interval(Record):
+    """A point estimate with its confidence interval; NaN where the data cannot carry one."""
+
+    value: float
+    low: float
+    high: float
+    n: int  # windows (or timings of the smaller sample) behind the estimate
+    num_skipped: int = 0  # resamples left out because the metric was undefined on them
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one subject said and what came true: three arrays [W, S] or [W, S, O], windows in time order.
+
+    `mask` is 1 where the step counts. Event and detect scores are probabilities or any increasing score (log_loss
+    needs probabilities); forecast scores are values in the target's unit.
+    """
+
+    scores: Floats
+    targets: Floats
+    mask: Floats
+
+    def __post_init__(self) -> None:
+        shapes = {self.scores.shape, self.targets.shape, self.mask.shape}
+        if len(shapes) != 1 or self.scores.ndim not in (2, 3):
+            raise ValueError(f"scores, targets and mask need one shape [W, S] or [W, S, O], not {sorted(shapes)}")
+
+    @property
+    def num_windows(self) -> int:
+        return self.scores.shape[0]
+
+    @property
+    def num_scored_windows(self) -> int:
+        """Windows with at least one step that counts."""
+        return int((self.mask > 0).reshape(self.num_windows, -1).any(axis=1).sum())
+
+    def restrict(self, keep: NDArray[np.bool_]) -> "Scored":
+        """The same windows with only the steps where `keep` (mask's shape, or broadcastable to it) holds: a slice."""
+        return Scored(self.scores, self.targets, self.mask * keep)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric, its direction, and how to prepare it for many weight vectors over the same windows."""
+
+    name: str
+    higher_is_better: bool
+    prepare: Callable[[Scored], Statistic]
+
+    def __call__(self, scored: Scored) -> float:
+        """The metric on every window once; NaN when undefined (nothing scored, one class only, a score not finite)."""
+        return float(self.prepare(scored)(np.ones((1, scored.num_windows), dtype=np.int64))[0])
+
+
+@dataclass(frozen=True)
+class _Elements:
+    """The scored elements [N], flat, with the window each came from."""
+
+    scores: Floats
+    targets: Floats
+    window: NDArray[np.int64]
+
+
+def _elements(scored: Scored) -> _Elements:
+    counts = scored.mask > 0
+    return _Elements(
+        scored.scores[counts].astype(np.float64),
+        scored.targets[counts].astype(np.float64),
+        np.nonzero(counts)[0],
+    )
+
+
+def _undefined(weights: Weights) -> Floats:
+    return np.full(len(weights), math.nan)
+
+
+def _mean_of(loss: Callable[[Floats, Floats], Floats]) -> Callable[[Scored], Statistic]:
+    """Statistic of a metric that is a mean of per-element losses: two sums per window are all it needs."""
+
+    def prepare(scored: Scored) -> Statistic:
+        elements = _elements(scored)
+        losses = loss(elements.scores, elements.targets)
+        totals = np.bincount(elements.window, losses, minlength=scored.num_windows)
+        counts = np.bincount(elements.window, minlength=scored.num_windows)
+
+        def statistic(weights: Weights) -> Floats:
+            with np.errstate(invalid="ignore", divide="ignore"):
+                return (weights @ totals) / (weights @ counts)
+
+        return statistic
+
+    return prepare
+
+
+def _squared_error(scores: Floats, targets: Floats) -> Floats:
+    return (scores - targets) ** 2
+
+
+def _absolute_error(scores: Floats, targets: Floats) -> Floats:
+    return np.abs(scores - targets)
+
+
+def _cross_entropy(scores: Floats, targets: Floats) -> Floats:
+    """Nats; a score outside [0, 1] is no probability and makes the metric undefined."""
+    valid = np.where((scores >= 0) & (scores <= 1), scores, math.nan)
+    tiny = np.finfo(np.float64).eps
+    clipped = np.clip(valid, tiny, 1 - tiny)
+    return -(targets * np.log(clipped) + (1 - targets) * np.log(1 - clipped))
+
+
+def _ranked(summary: Callable[[Floats, Floats], float]) -> Callable[[Scored], Statistic]:
+    """Statistic of a rank metric: `summary(positives [G], negatives [G])` over groups of equal score, highest first."""
+
+    def prepare(scored: Scored) -> Statistic:
+        elements = _elements(scored)
+        is_binary = np.isin(elements.targets, (0.0, 1.0)).all()
+        if not len(elements.scores) or not is_binary or not np.isfinite(elements.scores).all():
+            return _undefined
+        order = np.argsort(-elements.scores, kind="stable")
+        ranked = elements.scores[order]
+        starts = np.concatenate([[0], np.nonzero(np.diff(ranked))[0] + 1])
+        window, is_positive = elements.window[order], elements.targets[order]
+
+        def one(weights: NDArray[np.int64]) -> float:
+            drawn = weights.astype(np.float64)[window]
+            everything = np.add.reduceat(drawn, starts)
+            positives = np.add.reduceat(drawn * is_positive, starts)
+            return summary(positives, everything - positives)
+
+        return lambda weights: np.array([one(row) for row in weights])
+
+    return prepare
+
+
+def _area_under_roc(positives: Floats, negatives: Floats) -> float:
+    """Share of (positive, negative) pairs ranked rightly, ties counting half."""
+    num_positives, num_negatives = positives.sum(), negatives.sum()
+    if not num_positives or not num_negatives:
+        return math.nan
+    ranked_above = np.cumsum(negatives) - 0.5 * negatives
+    return float(1 - (positives @ ranked_above) / (num_positives * num_negatives))
+
+
+def _mean_precision(positives: Floats, negatives: Floats) -> float:
+    """Sum over thresholds of precision times the recall gained there (scikit-learn's definition)."""
+    num_positives = positives.sum()
+    if not num_positives:
+        return math.nan
+    found = np.cumsum(positives)
+    read = found + np.cumsum(negatives)
+    precision = np.divide(found, read, out=np.zeros_like(found), where=read > 0)
+    return float(positives @ precision / num_positives)
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("auroc", True, _ranked(_area_under_roc)),
+        Metric("average_precision", True, _ranked(_mean_precision)),
+        Metric("log_loss", False, _mean_of(_cross_entropy)),
+        Metric("mse", False, _mean_of(_squared_error)),
+        Metric("mae", False, _mean_of(_absolute_error)),
+    )
+}
+
+
+def block_length_for(num_windows: int, overlap: int = 1) -> int:
+    """Windows per bootstrap block: the cube-root rule, and at least as many as share steps with one another.
+
+    `overlap` is how many consecutive windows one step can fall into, e.g. ceil((lookback + horizon) / stride).
+    """
+    return max(1, overlap, math.ceil(num_windows ** (1 / 3)))
+
+
+def resample_weights(num_windows: int, block_length: int, num_resamples: int, seed: int) -> Weights:
+    """Draw circular blocks of neighbouring windows: [R, W] counts, each row summing to W."""
+    generator = np.random.default_rng(seed)
+    num_blocks = math.ceil(num_windows / block_length)
+    starts = generator.integers(num_windows, size=(num_resamples, num_blocks, 1))
+    drawn = (starts + np.arange(block_length)) % num_windows
+    drawn = drawn.reshape(num_resamples, -1)[:, :num_windows]
+    cells = drawn + num_windows * np.arange(num_resamples)[:, None]
+    return np.bincount(cells.ravel(), minlength=num_resamples * num_windows).reshape(num_resamples, num_windows)
+
+
+def interval(
+    metric: Metric, subject: Scored, *, confidence: float, num_resamples: int, block_length: int, seed: int
+) -> Interval:
+    """The metric of one subject with its block-bootstrap percentile interval."""
+    statistic = metric.prepare(subject)
+    return _bootstrap(statistic, subject, confidence, num_resamples, block_length, seed)
+
+
+def paired_interval(
+    metric: Metric,
+    candidate: Scored,
+    reference: Scored,
+    *,
+    confidence: float,
+    num_resamples: int,
+    block_length: int,
+    seed: int,
+) -> Interval:
+    """metric(candidate) - metric(reference), both re-scored on the same resampled windows.
+
+    Raises ValueError when the two were not scored on the same steps of the same windows.
+    """
+    _require_same_windows(candidate, reference)
+    of_candidate, of_reference = metric.prepare(candidate), metric.prepare(reference)
+
+    def difference(weights: Weights) -> Floats:
+        return of_candidate(weights) - of_reference(weights)
+
+    return _bootstrap(difference, candidate, confidence, num_resamples, block_length, seed)
+
+
+def _require_same_windows(candidate: Scored, reference: Scored) -> None:
+    counts = candidate.mask > 0
+    same_steps = np.array_equal(counts, reference.mask > 0)
+    if not same_steps or not np.array_equal(candidate.targets[counts], reference.targets[counts], equal_nan=True):
+        raise ValueError("candidate and reference were scored on different windows, steps or targets")
+
+
+def _bootstrap(
+    statistic: Statistic, scored: Scored, confidence: float, num_resamples: int, block_length: int, seed: int
+) -> Interval:
+    windows, scored_windows = scored.num_windows, scored.num_scored_windows
+    value = float(statistic(np.ones((1, windows), dtype=np.int64))[0]) if windows else math.nan
+    if not math.isfinite(value) or math.ceil(scored_windows / block_length) < MIN_BLOCKS:
+        return Interval(value=value, low=math.nan, high=math.nan, n=scored_windows)
+    draws = statistic(resample_weights(windows, block_length, num_resamples, seed))
+    return _percentile_interval(value, draws, confidence, scored_windows)
+
+
+def _percentile_interval(value: float, draws: Floats, confidence: float, n: int) -> Interval:
+    defined = draws[np.isfinite(draws)]
+    num_skipped = len(draws) - len(defined)
+    if not len(defined) or num_skipped > MAX_SKIPPED_SHARE * len(draws):
+        return Interval(value=value, low=math.nan, high=math.nan, n=n, num_skipped=num_skipped)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(defined, [tail, 1 - tail])
+    return Interval(value=value, low=float(low), high=float(high), n=n, num_skipped=num_skipped)
+
+
+def ratio_interval(
+    samples_a: Floats,
+    samples_b: Floats,
+    *,
+    quantile: float = 0.5,
+    confidence: float,
+    num_resamples: int,
+    seed: int,
+) -> Interval:
+    """quantile(a) / quantile(b) of two unpaired samples [n] of repeated timings or memory peaks, all above 0."""
+    generator = np.random.default_rng(seed)
+    a, b = np.asarray(samples_a, dtype=np.float64).ravel(), np.asarray(samples_b, dtype=np.float64).ravel()
+    n = min(len(a), len(b))
+    if n == 0 or not (np.isfinite(a).all() and np.isfinite(b).all() and (a > 0).all() and (b > 0).all()):
+        return Interval(value=math.nan, low=math.nan, high=math.nan, n=n)
+
+    def draws(samples: Floats) -> Floats:
+        picked = samples[generator.integers(len(samples), size=(num_resamples, len(samples)))]
+        return np.quantile(picked, quantile, axis=1)
+
+    value = float(np.quantile(a, quantile) / np.quantile(b, quantile))
+    return _percentile_interval(value, draws(a) / draws(b), confidence, n)
