@@ -1,0 +1,337 @@
+"""The gate: a pure function from measured KPIs and a stage's thresholds to PASS, HOLD or FAIL, with reasons.
+
+A check passes when even the pessimistic end of the interval keeps the bound, fails when even the optimistic end
+breaks it, and holds in between. No evidence is never PASS.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from validation.errors import unknown_name
+from validation.kpis import KINDS, TASK_KINDS, TASK_METRIC, Kpi, KpiKind, Reference
+from validation.record import Record
+
+Stage = Literal["pilot", "training", "edge", "steady"]
+Severity = Literal["required", "warn", "dry_run"]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+WORST = "worst:"
+ANY_COLUMN = "*"
+
+
+class Outcome(StrEnum):
+    """The three answers of a gate, worst last."""
+
+    PASS = "PASS"
+    HOLD = "HOLD"
+    FAIL = "FAIL"
+
+
+_SEVERITY_OF_OUTCOME = {Outcome.PASS: 0, Outcome.HOLD: 1, Outcome.FAIL: 2}
+
+
+def worst(outcomes: Iterable[Outcome]) -> Outcome:
+    """The worst of the outcomes; HOLD when there are none, because nothing was shown."""
+    return max(outcomes, key=_SEVERITY_OF_OUTCOME.__getitem__, default=Outcome.HOLD)
+
+
+class Threshold(Record):
+    """One demand on one KPI: a bound (`at_least`, `at_most`), or a margin by which it may be worse than `versus`.
+
+    `margin` is in the KPI's unit, `relative_margin` a share of the reference's value. `slice` "worst:origin" asks it
+    of every group of that column with at least `min_group` windows; "worst:*" of every slice column that the dataset
+    declares. `warn` and `dry_run` are reported and never decide.
+    """
+
+    kpi: str
+    at_least: Finite | None = None
+    at_most: Finite | None = None
+    margin: Annotated[Finite, Field(ge=0)] | None = None
+    relative_margin: Annotated[Finite, Field(ge=0, lt=1)] | None = None
+    versus: Reference | None = None
+    slice: Annotated[str, StringConstraints(pattern=r"^(worst:.+)?$")] = ""
+    min_group: int = Field(default=1, ge=1)
+    severity: Severity = "required"
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> "Threshold":
+        for problem in _contradictions(self):
+            raise ValueError(problem)
+        return self
+
+
+def _contradictions(threshold: Threshold) -> Iterable[str]:
+    if threshold.kpi != TASK_METRIC and threshold.kpi not in KINDS:
+        yield unknown_name("KPI", threshold.kpi, [TASK_METRIC, *KINDS])
+        return
+    forms = [threshold.at_least, threshold.at_most, threshold.margin, threshold.relative_margin]
+    if sum(form is not None for form in forms) != 1:
+        yield "give exactly one of at_least, at_most, margin, relative_margin"
+    is_margin = threshold.margin is not None or threshold.relative_margin is not None
+    if is_margin != (threshold.versus is not None):
+        yield "margin and relative_margin go together with versus: dense, baseline or champion"
+    if threshold.kpi == TASK_METRIC:
+        if not is_margin:
+            yield "task_metric means another metric in each job: give it a relative_margin, not a bound"
+        return
+    yield from _impossible_bound(threshold, KINDS[threshold.kpi])
+
+
+def _impossible_bound(threshold: Threshold, kind: KpiKind) -> Iterable[str]:
+    if threshold.at_least is not None and not kind.higher_is_better:
+        yield f"{kind.name} is better when lower, so at_least contradicts it: use at_most"
+    if threshold.at_most is not None and kind.higher_is_better:
+        yield f"{kind.name} is better when higher, so at_most contradicts it: use at_least"
+    bound = threshold.at_least if threshold.at_least is not None else threshold.at_most
+    if bound is not None and not kind.lowest <= bound <= kind.highest:
+        yield f"{kind.name} lies between {kind.lowest:g} and {kind.highest:g}, so a bound of {bound:g} decides nothing"
+
+
+class StagePolicy(Record):
+    """What one stage asks, and how much evidence it needs before it answers."""
+
+    stage: Stage
+    thresholds: tuple[Threshold, ...]
+    min_windows: int = Field(ge=1)
+    min_timings: int = Field(ge=1)
+
+
+class Evidence(Record):
+    """What the KPIs must be about: digests of the candidate, of its data and of every reference that exists.
+
+    `task_metric` is the job's main metric; `slices` are the slice columns that the dataset file declares.
+    """
+
+    checkpoint: str
+    snapshot: str
+    task_metric: str
+    references: dict[Reference, str] = Field(default_factory=dict)
+    slices: tuple[str, ...] = ()
+
+    @field_validator("task_metric")
+    @classmethod
+    def _is_a_task_metric(cls, name: str) -> str:
+        known = [kind.name for kind in TASK_KINDS]
+        if name not in known:
+            raise ValueError(unknown_name("task metric", name, known))
+        return name
+
+
+class Check(Record):
+    """One threshold judged on one KPI, with the reason in words and numbers."""
+
+    kpi: str
+    slice: str
+    threshold: Threshold
+    outcome: Outcome
+    reason: str
+    measured: Kpi | None = None
+
+    @property
+    def severity(self) -> Severity:
+        return self.threshold.severity
+
+
+class Verdict(Record):
+    """The answer of one gate: the worst of its required checks."""
+
+    stage: Stage
+    outcome: Outcome
+    checks: tuple[Check, ...]
+    policy_digest: str
+    evidence: Evidence
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it did not pass: the reasons of the required checks that did not."""
+        return tuple(
+            check.reason
+            for check in self.checks
+            if check.severity == "required" and check.outcome is not Outcome.PASS
+        )
+
+
+def judge(kpis: Sequence[Kpi], stage_policy: StagePolicy, evidence: Evidence) -> Verdict:
+    """Judge the measured KPIs of one candidate by one stage's thresholds. Pure: same input, same verdict."""
+    bench = _Bench(tuple(kpis), stage_policy, evidence)
+    checks = [check for threshold in stage_policy.thresholds for check in _checks(threshold, bench)]
+    return Verdict(
+        stage=stage_policy.stage,
+        outcome=worst(check.outcome for check in checks if check.severity == "required"),
+        checks=tuple(checks),
+        policy_digest=stage_policy.digest(),
+        evidence=evidence,
+    )
+
+
+class _Bench(NamedTuple):
+    kpis: tuple[Kpi, ...]
+    policy: StagePolicy
+    evidence: Evidence
+
+
+class _Finding(NamedTuple):
+    outcome: Outcome
+    reason: str
+    measured: Kpi | None = None
+
+
+def _checks(threshold: Threshold, bench: _Bench) -> Iterable[Check]:
+    """One check per slice column asked about; none for "worst:*" on a dataset that declares no slices."""
+    name = bench.evidence.task_metric if threshold.kpi == TASK_METRIC else threshold.kpi
+    column = threshold.slice.removeprefix(WORST)
+    for asked in bench.evidence.slices if column == ANY_COLUMN else (column,):
+        finding = _judge_worst_group(name, asked, threshold, bench) if asked else _judge_all(name, threshold, bench)
+        yield Check(
+            kpi=name,
+            slice=f"{WORST}{asked}" if asked else "",
+            threshold=threshold,
+            outcome=finding.outcome,
+            reason=finding.reason,
+            measured=finding.measured,
+        )
+
+
+def _judge_all(name: str, threshold: Threshold, bench: _Bench) -> _Finding:
+    found = _find(name, threshold, bench, lambda kpi: kpi.slice == "")
+    if len(found) != 1:
+        versus = f" against {threshold.versus}" if threshold.versus else ""
+        return _Finding(Outcome.HOLD, f"{name}{versus}: HOLD because {_absence(name, threshold, bench, len(found))}")
+    return _judge_one(found[0], threshold, bench, needed=_needed(name, bench.policy))
+
+
+def _judge_worst_group(name: str, column: str, threshold: Threshold, bench: _Bench) -> _Finding:
+    """Every group that is large enough must keep the bound: the answer is that of the worst one."""
+    groups = _find(name, threshold, bench, lambda kpi: kpi.slice.startswith(f"{column}="))
+    countable = [kpi for kpi in groups if kpi.n >= threshold.min_group]
+    if not countable:
+        return _Finding(
+            Outcome.HOLD,
+            f"{name} by {column}: HOLD because none of {len(groups)} groups has {threshold.min_group} windows",
+        )
+    if len({kpi.slice for kpi in countable}) != len(countable):
+        return _Finding(Outcome.HOLD, f"{name} by {column}: HOLD because a group was measured twice")
+    findings = [_judge_one(kpi, threshold, bench, needed=threshold.min_group) for kpi in countable]
+    finding = max(findings, key=lambda finding: _badness(finding, KINDS[name]))
+    return finding._replace(reason=f"{finding.reason}; worst of {len(countable)} groups of {column}")
+
+
+def _badness(finding: _Finding, kind: KpiKind) -> tuple[int, float]:
+    assert finding.measured is not None  # _judge_one always says what it judged
+    value = finding.measured.value
+    loss = -value if kind.higher_is_better else value
+    return _SEVERITY_OF_OUTCOME[finding.outcome], math.inf if math.isnan(loss) else loss
+
+
+def _find(name: str, threshold: Threshold, bench: _Bench, wanted: Callable[[Kpi], bool]) -> list[Kpi]:
+    return [kpi for kpi in bench.kpis if kpi.name == name and kpi.versus == threshold.versus and wanted(kpi)]
+
+
+def _absence(name: str, threshold: Threshold, bench: _Bench, num_found: int) -> str:
+    if threshold.versus and threshold.versus not in bench.evidence.references:
+        return f"there is no {threshold.versus} to compare with"
+    return f"it was measured {num_found} times" if num_found else "it was not measured"
+
+
+def _needed(name: str, policy: StagePolicy) -> int:
+    return {"windows": policy.min_windows, "timings": policy.min_timings, "once": 1}[KINDS[name].counted]
+
+
+def _judge_one(kpi: Kpi, threshold: Threshold, bench: _Bench, needed: int) -> _Finding:
+    said = _said(kpi, threshold, bench)
+    gap = _gap_in_evidence(kpi, threshold, bench.evidence, needed)
+    if gap:
+        return _Finding(Outcome.HOLD, f"{said}: HOLD because {gap}", kpi)
+    bound = _bound(kpi, threshold)
+    outcome = _compare(kpi, bound, KINDS[kpi.name].higher_is_better)
+    return _Finding(outcome, f"{said}, allowed {_number(bound)}: {_explain(outcome)}", kpi)
+
+
+def _gap_in_evidence(kpi: Kpi, threshold: Threshold, evidence: Evidence, needed: int) -> str:
+    """Why this KPI proves nothing, or "" when it may be judged."""
+    if kpi.checkpoint != evidence.checkpoint:
+        return f"it was measured on checkpoint {kpi.checkpoint[:12]}, not {evidence.checkpoint[:12]}"
+    if kpi.snapshot != evidence.snapshot:
+        return f"it was measured on snapshot {kpi.snapshot[:12]}, not {evidence.snapshot[:12]}"
+    if threshold.versus and (reason := _gap_in_reference(kpi, threshold, evidence)):
+        return reason
+    if not _is_readable(kpi):
+        return "the value or its interval is not a possible number"
+    if kpi.n < needed:
+        return f"{kpi.n} {KINDS[kpi.name].counted} are too few, {needed} are needed"
+    return ""
+
+
+def _gap_in_reference(kpi: Kpi, threshold: Threshold, evidence: Evidence) -> str:
+    expected = evidence.references.get(threshold.versus) if threshold.versus else None
+    if expected is None:
+        return f"there is no {threshold.versus} to compare with"
+    if kpi.reference_checkpoint != expected:
+        return f"it was compared with {str(kpi.reference_checkpoint)[:12]}, not with {threshold.versus} {expected[:12]}"
+    if threshold.relative_margin is not None and not _is_finite(kpi.reference_value):
+        return f"the value of {threshold.versus} is not a number, so a share of it allows nothing"
+    return ""
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _is_readable(kpi: Kpi) -> bool:
+    """Possible numbers in order; infinite only where "never" is an answer (payback)."""
+    numbers, kind = (kpi.low, kpi.value, kpi.high), KINDS[kpi.name]
+    if any(math.isnan(number) for number in numbers) or not kpi.low <= kpi.high:
+        return False
+    if not kind.may_be_infinite and not all(math.isfinite(number) for number in numbers):
+        return False
+    return kpi.versus is not None or kind.lowest <= kpi.value <= kind.highest
+
+
+def _bound(kpi: Kpi, threshold: Threshold) -> float:
+    """The worst value that is still allowed, in the KPI's (or the difference's) unit."""
+    if threshold.at_least is not None:
+        return threshold.at_least
+    if threshold.at_most is not None:
+        return threshold.at_most
+    loss = threshold.margin if threshold.margin is not None else 0.0
+    if threshold.relative_margin is not None and kpi.reference_value is not None:
+        loss = threshold.relative_margin * abs(kpi.reference_value)
+    return -loss if KINDS[kpi.name].higher_is_better else loss
+
+
+def _compare(kpi: Kpi, bound: float, higher_is_better: bool) -> Outcome:
+    pessimistic, optimistic = (kpi.low, kpi.high) if higher_is_better else (-kpi.high, -kpi.low)
+    floor = bound if higher_is_better else -bound
+    if pessimistic >= floor:
+        return Outcome.PASS
+    return Outcome.FAIL if optimistic < floor else Outcome.HOLD
+
+
+def _explain(outcome: Outcome) -> str:
+    return {
+        Outcome.PASS: "PASS, even the pessimistic end of the interval keeps it",
+        Outcome.HOLD: "HOLD because the interval lies on both sides of it",
+        Outcome.FAIL: "FAIL, even the optimistic end of the interval breaks it",
+    }[outcome]
+
+
+def _said(kpi: Kpi, threshold: Threshold, bench: _Bench) -> str:
+    where = f" for {kpi.slice}" if kpi.slice else ""
+    if not threshold.versus:
+        return f"{kpi.name}{where} {_estimate(kpi)}{kpi.unit and ' ' + kpi.unit}"
+    own = [other for other in bench.kpis if (other.name, other.slice, other.versus) == (kpi.name, kpi.slice, None)]
+    subject = f" {_estimate(own[0])}" if own else ""
+    return f"{kpi.name}{where}{subject} vs {threshold.versus}: difference {_estimate(kpi)}"
+
+
+def _estimate(kpi: Kpi) -> str:
+    if kpi.low == kpi.value == kpi.high:
+        return _number(kpi.value)
+    return f"{_number(kpi.value)} [{_number(kpi.low)}, {_number(kpi.high)}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if 1e4 <= abs(value) < math.inf else f"{value:.3g}"

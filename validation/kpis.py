@@ -1,0 +1,142 @@
+"""The KPIs a gate may ask for: names, directions, units; and the record of one measured value."""
+
+import math
+from typing import Literal
+
+from pydantic import Field
+
+from validation.record import Record
+from validation.statistics import Interval
+
+Reference = Literal["dense", "baseline", "champion"]
+Counted = Literal["windows", "timings", "once"]  # what a KPI's n counts; "once": measured a single time, exact
+
+TASK_METRIC = "task_metric"  # a policy's word for the job's own main metric, whatever its task
+
+
+class KpiKind(Record):
+    """What a KPI's name means. `lowest` and `highest` bound the values that are possible at all."""
+
+    name: str
+    meaning: str
+    higher_is_better: bool
+    unit: str
+    counted: Counted
+    lowest: float = 0.0
+    highest: float = math.inf
+    may_be_infinite: bool = False
+
+
+def _task(name: str, meaning: str, higher_is_better: bool, highest: float = math.inf, unit: str = "") -> KpiKind:
+    return KpiKind(
+        name=name,
+        meaning=meaning,
+        higher_is_better=higher_is_better,
+        unit=unit,
+        counted="windows",
+        highest=highest,
+    )
+
+
+def _cost(name: str, meaning: str, unit: str, counted: Counted = "timings") -> KpiKind:
+    return KpiKind(name=name, meaning=meaning, higher_is_better=False, unit=unit, counted=counted)
+
+
+TASK_KINDS = (
+    _task("auroc", "chance that a positive step is ranked above a negative one", True, 1.0),
+    _task("average_precision", "area under precision and recall", True, 1.0),
+    _task("log_loss", "mean negative log-likelihood", False, unit="nat"),
+    _task("mse", "mean squared error of the scaled targets", False),
+    _task("mae", "mean absolute error of the scaled targets", False),
+)
+
+KINDS: dict[str, KpiKind] = {
+    kind.name: kind
+    for kind in (
+        *TASK_KINDS,
+        _cost("latency_p50_ratio", "median latency, candidate / dense", "x"),
+        _cost("latency_p99_ratio", "99th percentile of latency, candidate / dense", "x"),
+        _cost("peak_memory_ratio", "peak memory of inference, candidate / dense", "x"),
+        _cost("training_memory_ratio", "peak memory of a training step, candidate / dense", "x"),
+        _cost("latency_p99_ms", "99th percentile of latency", "ms"),
+        _cost("peak_memory_bytes", "peak memory of inference", "B"),
+        _cost("bundle_bytes", "size of the edge bundle", "B", "once"),
+        _cost("parity_max_abs_error", "largest difference of a score from the checkpoint's", "", "windows"),
+        _cost("seed_spread", "(largest - smallest) / |mean| of the task metric over seeds", "", "once"),
+        _cost("quarantined_share", "rows that failed an expectation / rows", "", "once"),
+        _cost("density", "key blocks read / key blocks there are", "", "windows"),
+        KpiKind(
+            name="selection_recall",
+            meaning="share of dense attention's mass that falls on the blocks read",
+            higher_is_better=True,
+            unit="",
+            counted="windows",
+            highest=1.0,
+        ),
+        KpiKind(
+            name="payback_days",
+            meaning="days until the measured saving has paid for the change; infinite when it never does",
+            higher_is_better=False,
+            unit="d",
+            counted="once",
+            may_be_infinite=True,
+        ),
+    )
+}
+
+
+class Kpi(Record):
+    """One measured value with its interval.
+
+    With `versus`, value and interval are the paired difference subject - reference on the same windows, and
+    `reference_value` is the reference's own metric there (a relative margin is a share of it).
+    `slice` is "" for all steps, else "column=group". n counts windows or timings (see KpiKind.counted).
+    `checkpoint`, `snapshot`, `reference_checkpoint` are the digests of what was measured.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    n: int = Field(ge=0)
+    checkpoint: str
+    snapshot: str
+    slice: str = ""
+    versus: Reference | None = None
+    reference_value: float | None = None
+    reference_checkpoint: str | None = None
+
+    @property
+    def unit(self) -> str:
+        return KINDS[self.name].unit if self.name in KINDS else ""
+
+
+def kpi(
+    name: str,
+    measured: Interval | float,
+    *,
+    checkpoint: str,
+    snapshot: str,
+    slice: str = "",
+    versus: Reference | None = None,
+    reference_value: float | None = None,
+    reference_checkpoint: str | None = None,
+) -> Kpi:
+    """A Kpi from an interval, or from a number that is exact by nature (a file's size): its interval is the number."""
+    if name not in KINDS:
+        raise KeyError(f"no KPI is called {name!r}; known: {', '.join(KINDS)}")
+    if not isinstance(measured, Interval):
+        measured = Interval(value=measured, low=measured, high=measured, n=1)
+    return Kpi(
+        name=name,
+        value=measured.value,
+        low=measured.low,
+        high=measured.high,
+        n=measured.n,
+        checkpoint=checkpoint,
+        snapshot=snapshot,
+        slice=slice,
+        versus=versus,
+        reference_value=reference_value,
+        reference_checkpoint=reference_checkpoint,
+    )
