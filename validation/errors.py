@@ -1,4 +1,4 @@
-"""The one exception that is shown to people instead of a traceback, and the words it uses for a misspelt name."""
+"""The one exception that is shown to people instead of a traceback, and its words for a misspelt name."""
 
 import difflib
 from collections.abc import Iterable

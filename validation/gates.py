@@ -1,7 +1,7 @@
 """The gate: a pure function from measured KPIs and a stage's thresholds to PASS, HOLD or FAIL, with reasons.
 
-A check passes when even the pessimistic end of the interval keeps the bound, fails when even the optimistic end
-breaks it, and holds in between. No evidence is never PASS.
+A check passes when even the pessimistic end of the interval keeps the bound, fails when even the optimistic
+end breaks it, and holds in between. No evidence is never PASS.
 """
 
 import math
@@ -39,11 +39,11 @@ def worst(outcomes: Iterable[Outcome]) -> Outcome:
 
 
 class Threshold(Record):
-    """One demand on one KPI: a bound (`at_least`, `at_most`), or a margin by which it may be worse than `versus`.
+    """One demand on one KPI: a bound (`at_least`, `at_most`), or how much worse than `versus` it may be.
 
-    `margin` is in the KPI's unit, `relative_margin` a share of the reference's value. `slice` "worst:origin" asks it
-    of every group of that column with at least `min_group` windows; "worst:*" of every slice column that the dataset
-    declares. `warn` and `dry_run` are reported and never decide.
+    `margin` is in the KPI's unit, `relative_margin` a share of the reference's value. `slice` "worst:origin"
+    asks it of every group of that column with at least `min_group` windows; "worst:*" of every slice column
+    that the dataset declares. `warn` and `dry_run` are reported and never decide.
     """
 
     kpi: str
@@ -87,7 +87,7 @@ def _impossible_bound(threshold: Threshold, kind: KpiKind) -> Iterable[str]:
         yield f"{kind.name} is better when higher, so at_most contradicts it: use at_least"
     bound = threshold.at_least if threshold.at_least is not None else threshold.at_most
     if bound is not None and not kind.lowest <= bound <= kind.highest:
-        yield f"{kind.name} lies between {kind.lowest:g} and {kind.highest:g}, so a bound of {bound:g} decides nothing"
+        yield f"{kind.name} lies in [{kind.lowest:g}, {kind.highest:g}]: a bound of {bound:g} decides nothing"
 
 
 class StagePolicy(Record):
@@ -184,7 +184,8 @@ def _checks(threshold: Threshold, bench: _Bench) -> Iterable[Check]:
     name = bench.evidence.task_metric if threshold.kpi == TASK_METRIC else threshold.kpi
     column = threshold.slice.removeprefix(WORST)
     for asked in bench.evidence.slices if column == ANY_COLUMN else (column,):
-        finding = _judge_worst_group(name, asked, threshold, bench) if asked else _judge_all(name, threshold, bench)
+        judge_steps = _judge_worst_group if asked else _judge_all
+        finding = judge_steps(name, asked, threshold, bench)
         yield Check(
             kpi=name,
             slice=f"{WORST}{asked}" if asked else "",
@@ -195,11 +196,13 @@ def _checks(threshold: Threshold, bench: _Bench) -> Iterable[Check]:
         )
 
 
-def _judge_all(name: str, threshold: Threshold, bench: _Bench) -> _Finding:
-    found = _find(name, threshold, bench, lambda kpi: kpi.slice == "")
+def _judge_all(name: str, whole: str, threshold: Threshold, bench: _Bench) -> _Finding:
+    found = _find(name, threshold, bench, lambda kpi: kpi.slice == whole)
     if len(found) != 1:
         versus = f" against {threshold.versus}" if threshold.versus else ""
-        return _Finding(Outcome.HOLD, f"{name}{versus}: HOLD because {_absence(name, threshold, bench, len(found))}")
+        return _Finding(
+            Outcome.HOLD, f"{name}{versus}: HOLD because {_absence(threshold, bench, len(found))}"
+        )
     return _judge_one(found[0], threshold, bench, needed=_needed(name, bench.policy))
 
 
@@ -208,10 +211,8 @@ def _judge_worst_group(name: str, column: str, threshold: Threshold, bench: _Ben
     groups = _find(name, threshold, bench, lambda kpi: kpi.slice.startswith(f"{column}="))
     countable = [kpi for kpi in groups if kpi.n >= threshold.min_group]
     if not countable:
-        return _Finding(
-            Outcome.HOLD,
-            f"{name} by {column}: HOLD because none of {len(groups)} groups has {threshold.min_group} windows",
-        )
+        lacking = f"none of {len(groups)} groups has {threshold.min_group} windows"
+        return _Finding(Outcome.HOLD, f"{name} by {column}: HOLD because {lacking}")
     if len({kpi.slice for kpi in countable}) != len(countable):
         return _Finding(Outcome.HOLD, f"{name} by {column}: HOLD because a group was measured twice")
     findings = [_judge_one(kpi, threshold, bench, needed=threshold.min_group) for kpi in countable]
@@ -230,7 +231,7 @@ def _find(name: str, threshold: Threshold, bench: _Bench, wanted: Callable[[Kpi]
     return [kpi for kpi in bench.kpis if kpi.name == name and kpi.versus == threshold.versus and wanted(kpi)]
 
 
-def _absence(name: str, threshold: Threshold, bench: _Bench, num_found: int) -> str:
+def _absence(threshold: Threshold, bench: _Bench, num_found: int) -> str:
     if threshold.versus and threshold.versus not in bench.evidence.references:
         return f"there is no {threshold.versus} to compare with"
     return f"it was measured {num_found} times" if num_found else "it was not measured"
@@ -270,7 +271,8 @@ def _gap_in_reference(kpi: Kpi, threshold: Threshold, evidence: Evidence) -> str
     if expected is None:
         return f"there is no {threshold.versus} to compare with"
     if kpi.reference_checkpoint != expected:
-        return f"it was compared with {str(kpi.reference_checkpoint)[:12]}, not with {threshold.versus} {expected[:12]}"
+        other = str(kpi.reference_checkpoint)[:12]
+        return f"it was compared with {other}, not with {threshold.versus} {expected[:12]}"
     if threshold.relative_margin is not None and not _is_finite(kpi.reference_value):
         return f"the value of {threshold.versus} is not a number, so a share of it allows nothing"
     return ""
@@ -322,7 +324,8 @@ def _said(kpi: Kpi, threshold: Threshold, bench: _Bench) -> str:
     where = f" for {kpi.slice}" if kpi.slice else ""
     if not threshold.versus:
         return f"{kpi.name}{where} {_estimate(kpi)}{kpi.unit and ' ' + kpi.unit}"
-    own = [other for other in bench.kpis if (other.name, other.slice, other.versus) == (kpi.name, kpi.slice, None)]
+    same = (kpi.name, kpi.slice, None)
+    own = [other for other in bench.kpis if (other.name, other.slice, other.versus) == same]
     subject = f" {_estimate(own[0])}" if own else ""
     return f"{kpi.name}{where}{subject} vs {threshold.versus}: difference {_estimate(kpi)}"
 

@@ -9,7 +9,7 @@ from validation.record import Record
 from validation.statistics import Interval
 
 Reference = Literal["dense", "baseline", "champion"]
-Counted = Literal["windows", "timings", "once"]  # what a KPI's n counts; "once": measured a single time, exact
+Counted = Literal["windows", "timings", "once"]  # what a KPI's n counts; "once": a single exact measurement
 
 TASK_METRIC = "task_metric"  # a policy's word for the job's own main metric, whatever its task
 
@@ -27,7 +27,9 @@ class KpiKind(Record):
     may_be_infinite: bool = False
 
 
-def _task(name: str, meaning: str, higher_is_better: bool, highest: float = math.inf, unit: str = "") -> KpiKind:
+def _task(
+    name: str, meaning: str, higher_is_better: bool, highest: float = math.inf, unit: str = ""
+) -> KpiKind:
     return KpiKind(
         name=name,
         meaning=meaning,
@@ -122,7 +124,7 @@ def kpi(
     reference_value: float | None = None,
     reference_checkpoint: str | None = None,
 ) -> Kpi:
-    """A Kpi from an interval, or from a number that is exact by nature (a file's size): its interval is the number."""
+    """A Kpi from an interval, or from an exact number (a file's size), which is its own interval."""
     if name not in KINDS:
         raise KeyError(f"no KPI is called {name!r}; known: {', '.join(KINDS)}")
     if not isinstance(measured, Interval):

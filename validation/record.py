@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 class Record(BaseModel):
     """A small frozen value: safe to hash, to store as JSON and to hand from task to task."""
 
-    # NaN and infinity are written as strings, so that a record read back from its JSON is the record that was written.
+    # NaN and infinity are written as strings, so that what is read back from JSON is what was written.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="strings")
 
     def digest(self) -> str:

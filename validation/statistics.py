@@ -1,8 +1,8 @@
 """Weighted metrics and block-bootstrap intervals over windows (numpy only).
 
 Shapes: W windows in time order, S scored steps per window, O outputs, R resamples, N scored elements.
-A bootstrap resample is a vector of W integer weights (how often each window was drawn), so rank metrics sort once and
-every resample costs a few cumulative sums.
+A bootstrap resample is a vector of W integer weights (how often each window was drawn), so rank metrics sort
+once and every resample costs a few cumulative sums.
 """
 
 import math
@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 Weights = NDArray[np.int64]  # [R, W]
 Statistic = Callable[[Weights], Floats]  # [R, W] -> [R]; NaN where a resample leaves the metric undefined
 
-MIN_BLOCKS = 5  # with fewer independent blocks a bootstrap interval is far too narrow: better none than a false one
+MIN_BLOCKS = 5  # with fewer independent blocks an interval is far too narrow: better none than a false one
 MAX_SKIPPED_SHARE = 0.1  # more undefined resamples than this, and the rest are a biased sample
 
 
@@ -36,8 +36,8 @@ class Interval(Record):
 class Scored:
     """What one subject said and what came true: three arrays [W, S] or [W, S, O], windows in time order.
 
-    `mask` is 1 where the step counts. Event and detect scores are probabilities or any increasing score (log_loss
-    needs probabilities); forecast scores are values in the target's unit.
+    `mask` is 1 where the step counts. Event and detect scores are probabilities or any increasing score
+    (log_loss needs probabilities); forecast scores are values in the target's unit.
     """
 
     scores: Floats
@@ -47,7 +47,9 @@ class Scored:
     def __post_init__(self) -> None:
         shapes = {self.scores.shape, self.targets.shape, self.mask.shape}
         if len(shapes) != 1 or self.scores.ndim not in (2, 3):
-            raise ValueError(f"scores, targets and mask need one shape [W, S] or [W, S, O], not {sorted(shapes)}")
+            raise ValueError(
+                f"scores, targets, mask need one shape [W, S] or [W, S, O], not {sorted(shapes)}"
+            )
 
     @property
     def num_windows(self) -> int:
@@ -59,7 +61,7 @@ class Scored:
         return int((self.mask > 0).reshape(self.num_windows, -1).any(axis=1).sum())
 
     def restrict(self, keep: NDArray[np.bool_]) -> "Scored":
-        """The same windows with only the steps where `keep` (mask's shape, or broadcastable to it) holds: a slice."""
+        """A slice: the same windows, only the steps where `keep` (broadcastable to mask's shape) holds."""
         return Scored(self.scores, self.targets, self.mask * keep)
 
 
@@ -72,7 +74,7 @@ class Metric:
     prepare: Callable[[Scored], Statistic]
 
     def __call__(self, scored: Scored) -> float:
-        """The metric on every window once; NaN when undefined (nothing scored, one class only, a score not finite)."""
+        """The metric on every window once; NaN when undefined (nothing scored, one class, NaN)."""
         return float(self.prepare(scored)(np.ones((1, scored.num_windows), dtype=np.int64))[0])
 
 
@@ -133,7 +135,7 @@ def _cross_entropy(scores: Floats, targets: Floats) -> Floats:
 
 
 def _ranked(summary: Callable[[Floats, Floats], float]) -> Callable[[Scored], Statistic]:
-    """Statistic of a rank metric: `summary(positives [G], negatives [G])` over groups of equal score, highest first."""
+    """Statistic of a rank metric: `summary(positives [G], negatives [G])`, groups of equal score, best first."""
 
     def prepare(scored: Scored) -> Statistic:
         elements = _elements(scored)
@@ -189,9 +191,9 @@ METRICS = {
 
 
 def block_length_for(num_windows: int, overlap: int = 1) -> int:
-    """Windows per bootstrap block: the cube-root rule, and at least as many as share steps with one another.
+    """Windows per bootstrap block: the cube-root rule, and at least as many as are scored on a common step.
 
-    `overlap` is how many consecutive windows one step can fall into, e.g. ceil((lookback + horizon) / stride).
+    `overlap` is how many consecutive windows score the same step: ceil(scored steps / stride).
     """
     return max(1, overlap, math.ceil(num_windows ** (1 / 3)))
 
@@ -204,7 +206,8 @@ def resample_weights(num_windows: int, block_length: int, num_resamples: int, se
     drawn = (starts + np.arange(block_length)) % num_windows
     drawn = drawn.reshape(num_resamples, -1)[:, :num_windows]
     cells = drawn + num_windows * np.arange(num_resamples)[:, None]
-    return np.bincount(cells.ravel(), minlength=num_resamples * num_windows).reshape(num_resamples, num_windows)
+    counts = np.bincount(cells.ravel(), minlength=num_resamples * num_windows)
+    return counts.reshape(num_resamples, num_windows)
 
 
 def interval(
@@ -241,7 +244,7 @@ def paired_interval(
 def _require_same_windows(candidate: Scored, reference: Scored) -> None:
     counts = candidate.mask > 0
     same_steps = np.array_equal(counts, reference.mask > 0)
-    if not same_steps or not np.array_equal(candidate.targets[counts], reference.targets[counts], equal_nan=True):
+    if not same_steps or not np.array_equal(candidate.targets[counts], reference.targets[counts]):
         raise ValueError("candidate and reference were scored on different windows, steps or targets")
 
 
@@ -275,9 +278,9 @@ def ratio_interval(
     num_resamples: int,
     seed: int,
 ) -> Interval:
-    """quantile(a) / quantile(b) of two unpaired samples [n] of repeated timings or memory peaks, all above 0."""
+    """quantile(a) / quantile(b) of two unpaired samples [n] of timings or memory peaks, all above 0."""
     generator = np.random.default_rng(seed)
-    a, b = np.asarray(samples_a, dtype=np.float64).ravel(), np.asarray(samples_b, dtype=np.float64).ravel()
+    a, b = np.asarray(samples_a, dtype=np.float64), np.asarray(samples_b, dtype=np.float64)
     n = min(len(a), len(b))
     if n == 0 or not (np.isfinite(a).all() and np.isfinite(b).all() and (a > 0).all() and (b > 0).all()):
         return Interval(value=math.nan, low=math.nan, high=math.nan, n=n)
