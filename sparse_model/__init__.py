@@ -1,0 +1,1 @@
+"""The learned sparse-attention model. Needs torch and nothing else."""

@@ -1,0 +1,137 @@
+"""Which key blocks each query block reads.
+
+Shape suffixes: B batch, S selector heads, N steps, E selector channels, Q query blocks, J key blocks,
+K selected blocks.
+
+Blocks are ranked by their single best pair of steps, not by pooled blocks: pooling a block into one
+vector loses the one step that matters.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_TILE_ROWS, _TILE_KEYS = 256, 1024  # ranking tile: small enough to be reduced while still in cache
+
+
+@dataclass(frozen=True)
+class BlockSelection:
+    """Key blocks read by each query block, for each selector head."""
+
+    indices_BSQK: Tensor
+    """int64, ascending block numbers; entries from `counts` on are padding and not read."""
+    counts_BSQ: Tensor
+    """int64, number of valid entries."""
+    block_size: int
+
+    @property
+    def num_blocks(self) -> int:
+        return self.indices_BSQK.shape[2]
+
+    def read_mask(self) -> Tensor:
+        """bool [B, S, Q, J]: which blocks are read exactly."""
+        slots = torch.arange(self.indices_BSQK.shape[-1], device=self.indices_BSQK.device)
+        used_BSQK = slots < self.counts_BSQ.unsqueeze(-1)
+        batch, heads, num_blocks, _ = self.indices_BSQK.shape
+        hits = torch.zeros(batch, heads, num_blocks, num_blocks, device=slots.device)
+        return hits.scatter_add(-1, self.indices_BSQK, used_BSQK.to(hits.dtype)) > 0
+
+
+def num_blocks_of(num_steps: int, block_size: int) -> int:
+    """Blocks needed to cover `num_steps`; the last one may be partial."""
+    return -(-num_steps // block_size)
+
+
+def permitted_blocks(num_blocks: int, block_size: int, causal: bool, lengths_B: Tensor | None) -> Tensor:
+    """bool [B or 1, 1, Q, J]: key blocks that hold a step the query block may see."""
+    device = lengths_B.device if lengths_B is not None else None
+    block = torch.arange(num_blocks, device=device)
+    permitted = torch.ones(1, 1, num_blocks, num_blocks, dtype=torch.bool, device=device)
+    if causal:
+        permitted = permitted & (block[None, :] <= block[:, None])
+    if lengths_B is not None:
+        permitted = permitted & (block * block_size < lengths_B[:, None]).view(-1, 1, 1, num_blocks)
+    return permitted
+
+
+def block_scores(
+    sq_BSNE: Tensor, sk_BSNE: Tensor, block_size: int, causal: bool = False, lengths_B: Tensor | None = None
+) -> Tensor:
+    """Importance of every key block to every query block, [B, S, Q, J].
+
+    For a row and a key block let m be the largest q'.k' / sqrt(E) over the block's permitted steps.
+    The score of a pair of blocks is the largest, over the rows of the query block, of m minus the
+    row's log-sum-exp of m over all key blocks, so that rows compare with each other. Maxima instead
+    of all steps in the normaliser: one exponential per block, not per step. Linear memory in N (tiles
+    are reduced as they are made); blocks without a permitted step get -inf.
+    """
+    num_steps = sq_BSNE.shape[2]
+    num_blocks = num_blocks_of(num_steps, block_size)
+    pad = num_blocks * block_size - num_steps
+    sq_BSNE = torch.nn.functional.pad(sq_BSNE * sq_BSNE.shape[-1] ** -0.5, (0, 0, 0, pad))
+    sk_BSEN = torch.nn.functional.pad(sk_BSNE, (0, 0, 0, pad)).transpose(-1, -2).contiguous()
+    open_BN = None  # every step exists: nothing to mask
+    if pad or lengths_B is not None:
+        open_BN = _valid_steps(num_steps, num_blocks * block_size, lengths_B, sq_BSNE.device)
+    rows = max(block_size, _TILE_ROWS // block_size * block_size)
+    parts = [
+        _score_rows(sq_BSNE, sk_BSEN, open_BN, slice(first, first + rows), block_size, causal)
+        for first in range(0, num_blocks * block_size, rows)
+    ]
+    return torch.cat(parts, dim=2)
+
+
+def _valid_steps(num_steps: int, padded: int, lengths_B: Tensor | None, device: torch.device) -> Tensor:
+    """bool [B or 1, N padded]: steps that exist."""
+    steps = torch.arange(padded, device=device)
+    valid = (steps < num_steps).unsqueeze(0)
+    return valid if lengths_B is None else valid & (steps < lengths_B[:, None])
+
+
+def _score_rows(
+    sq: Tensor, sk_BSEN: Tensor, open_BN: Tensor | None, rows: slice, block_size: int, causal: bool
+) -> Tensor:
+    """Scores of the query blocks in `rows` against all key blocks, [B, S, blocks in rows, J]."""
+    keys = max(block_size, _TILE_KEYS // block_size * block_size)
+    row_steps = torch.arange(sq.shape[2], device=sq.device)[rows]
+    maxima = []
+    for first in range(0, sk_BSEN.shape[-1], keys):
+        columns = slice(first, first + keys)
+        logits = sq[:, :, rows] @ sk_BSEN[..., columns]
+        if open_BN is not None:
+            logits = logits.masked_fill(~open_BN[:, None, None, columns], -torch.inf)
+        if causal and first + keys > rows.start:
+            steps = torch.arange(first, first + logits.shape[-1], device=sq.device)
+            logits = logits.masked_fill(steps > row_steps[:, None], -torch.inf)
+        maxima.append(logits.unflatten(-1, (-1, block_size)).amax(-1))
+    m_BSRJ = torch.cat(maxima, dim=-1)
+    relative = m_BSRJ - m_BSRJ.logsumexp(-1, keepdim=True)
+    if open_BN is not None:
+        relative = relative.masked_fill(~open_BN[:, None, rows, None], -torch.inf)
+    return relative.unflatten(2, (-1, block_size)).amax(3)
+
+
+def select_blocks(
+    scores_BSQJ: Tensor,
+    num_selected: int,
+    block_size: int,
+    causal: bool = False,
+    lengths_B: Tensor | None = None,
+) -> BlockSelection:
+    """The `num_selected` best permitted key blocks of each query block; its own block is always kept.
+
+    Raises ValueError naming the argument for a budget outside 1..J or NaN scores.
+    """
+    num_blocks = scores_BSQJ.shape[-1]
+    if not 1 <= num_selected <= num_blocks:
+        raise ValueError(f"num_selected: must lie in 1..{num_blocks} (the block count), got {num_selected}")
+    permitted = permitted_blocks(num_blocks, block_size, causal, lengths_B).to(scores_BSQJ.device)
+    own = torch.eye(num_blocks, dtype=torch.bool, device=scores_BSQJ.device)
+    ranked = scores_BSQJ.detach().masked_fill(own & permitted, torch.inf).masked_fill(~permitted, -torch.inf)
+    counts_BSQ = permitted.sum(-1).clamp_max(num_selected).expand(ranked.shape[:3])
+    indices = ranked.topk(num_selected, dim=-1).indices
+    slots = torch.arange(num_selected, device=indices.device)
+    # padding sorts behind every real block, then is clamped back into range
+    indices = indices.masked_fill(slots >= counts_BSQ.unsqueeze(-1), num_blocks).sort(-1).values
+    return BlockSelection(indices.clamp_max(num_blocks - 1), counts_BSQ, block_size)

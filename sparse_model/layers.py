@@ -1,0 +1,141 @@
+"""Encoder layers: normalisation, rotary positions, attention with a selector, gated feed-forward.
+
+Shape suffixes: B batch, N steps, W width, H heads, G key/value heads, S selector heads, D head
+channels, E selector channels.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+from sparse_model.attention import BlockSelection, attend, block_scores, select_blocks
+from sparse_model.config import Budget, ModelConfig
+from sparse_model.losses import SelectorTerms, selector_terms
+
+_FFN_ROWS = 4096  # steps of the feed-forward held at once in inference: bounds its memory
+
+
+def rotary(x_BHND: Tensor, base: float = 10_000.0) -> Tensor:
+    """Rotate channel pairs by step number (RoPE, Su et al. 2021); computed, not tabled, so any N works."""
+    num_steps, channels = x_BHND.shape[-2:]
+    half = channels // 2
+    frequency = base ** (-torch.arange(half, device=x_BHND.device, dtype=torch.float32) / half)
+    angle_ND = torch.arange(num_steps, device=x_BHND.device, dtype=torch.float32)[:, None] * frequency
+    cos, sin = angle_ND.cos().to(x_BHND.dtype), angle_ND.sin().to(x_BHND.dtype)
+    first, second = x_BHND[..., :half], x_BHND[..., half:]
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class Selector(nn.Module):
+    """Two small linear maps of the layer's input; their products rank pairs of steps."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.selector_heads
+        self.to_qk = nn.Linear(config.width, 2 * config.selector_heads * config.selector_dim, bias=False)
+
+    def forward(self, x_BNW: Tensor) -> tuple[Tensor, Tensor]:
+        """Selector queries and keys, each [B, S, N, E], rotated by position like the attention's own."""
+        qk = self.to_qk(x_BNW).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return rotary(qk[0]), rotary(qk[1])
+
+
+class Attention(nn.Module):
+    """Self-attention that is dense without a budget and block-sparse with one; the weights are shared."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        kv_width = config.num_kv_heads * config.head_dim
+        self.to_q = nn.Linear(config.width, config.width, bias=False)
+        self.to_kv = nn.Linear(config.width, 2 * kv_width, bias=False)
+        self.to_out = nn.Linear(config.width, config.width, bias=False)
+        self.selector = Selector(config)
+
+    def heads(self, x_BNW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [B, H, N, D], rotated keys and plain values [B, G, N, D]."""
+        q = self.to_q(x_BNW).unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2)
+        kv = self.to_kv(x_BNW).unflatten(-1, (2, self.config.num_kv_heads, -1)).permute(2, 0, 3, 1, 4)
+        return rotary(q), rotary(kv[0]), kv[1]
+
+    def select(
+        self, x_BNW: Tensor, budget: Budget, lengths_B: Tensor | None = None, ranking_noise: float = 0.0
+    ) -> BlockSelection:
+        """The blocks that the selector would read for this input."""
+        with torch.no_grad():
+            size = self.config.block_size
+            sq, sk = self.selector(x_BNW)
+            scores = block_scores(sq, sk, size, lengths_B=lengths_B)
+            if ranking_noise:
+                scores = scores + ranking_noise * torch.randn_like(scores)
+            return select_blocks(scores, budget.num_selected(scores.shape[-1]), size, lengths_B=lengths_B)
+
+    def forward(
+        self,
+        x_BNW: Tensor,
+        budget: Budget | None,
+        lengths_B: Tensor | None = None,
+        ranking_noise: float = 0.0,
+        probes_P: Tensor | None = None,
+    ) -> tuple[Tensor, SelectorTerms | None]:
+        """Attention output [B, N, W] and, when `probes_P` names steps, the selector's loss terms there."""
+        q, k, v = self.heads(x_BNW)
+        if budget is None:
+            out = _dense(q, k, v, lengths_B)
+        else:
+            out = attend(q, k, v, self.select(x_BNW, budget, lengths_B, ranking_noise), lengths_B=lengths_B)
+        terms = None
+        if probes_P is not None:
+            sq, sk = self.selector(x_BNW)
+            terms = selector_terms(q, k, sq, sk, probes_P, self.config.block_size, lengths_B)
+        return self.to_out(out.transpose(1, 2).flatten(2)), terms
+
+
+def _dense(q_BHND: Tensor, k_BGND: Tensor, v_BGND: Tensor, lengths_B: Tensor | None) -> Tensor:
+    mask = None
+    if lengths_B is not None:
+        steps = torch.arange(q_BHND.shape[2], device=q_BHND.device)
+        mask = (steps < lengths_B[:, None])[:, None, None, :]
+    grouped = q_BHND.shape[1] != k_BGND.shape[1]
+    return scaled_dot_product_attention(q_BHND, k_BGND, v_BGND, attn_mask=mask, enable_gqa=grouped)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020); in inference long sequences go through it in pieces."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.to_hidden = nn.Linear(config.width, 2 * config.ffn_width, bias=False)
+        self.to_out = nn.Linear(config.ffn_width, config.width, bias=False)
+
+    def forward(self, x_BNW: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x_BNW.shape[1] <= _FFN_ROWS:
+            return self._gated(x_BNW)
+        return torch.cat([self._gated(part) for part in x_BNW.split(_FFN_ROWS, dim=1)], dim=1)
+
+    def _gated(self, x_BNW: Tensor) -> Tensor:
+        gate, value = self.to_hidden(x_BNW).chunk(2, dim=-1)
+        return self.to_out(silu(gate) * value)
+
+
+class Layer(nn.Module):
+    """Pre-norm residual layer: attention, then feed-forward."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.width)
+        self.attention = Attention(config)
+        self.ffn_norm = nn.RMSNorm(config.width)
+        self.ffn = FeedForward(config)
+
+    def forward(
+        self,
+        x_BNW: Tensor,
+        budget: Budget | None,
+        lengths_B: Tensor | None = None,
+        ranking_noise: float = 0.0,
+        probes_P: Tensor | None = None,
+    ) -> tuple[Tensor, SelectorTerms | None]:
+        mixed, terms = self.attention(self.attention_norm(x_BNW), budget, lengths_B, ranking_noise, probes_P)
+        x_BNW = x_BNW + mixed
+        return x_BNW + self.ffn(self.ffn_norm(x_BNW)), terms
