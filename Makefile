@@ -1,0 +1,46 @@
+# Every target makes .venv by itself when it is missing or when the lock changed.
+PYTHON := $(firstword $(foreach name,python3.12 python3.11 python3,$(shell command -v $(name) >/dev/null 2>&1 && \
+	$(name) -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $(name))))
+TORCH := $(shell sed -n 's/.*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+PIP := .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-input
+# The stamp is named after the torch pin and the lock's content, so a change of either installs anew and a mere touch does not.
+INSTALLED := .venv/.installed-$(shell { echo '$(TORCH)'; cat requirements.lock; } | cksum | cut -d' ' -f1)
+CUDA_ONLY := cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cccl nvidia-cuda-cupti nvidia-cuda-nvrtc \
+	nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 \
+	nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx triton
+
+.PHONY: demo test check lock clean
+
+demo: $(INSTALLED)
+	.venv/bin/dankai demo
+
+test: $(INSTALLED)
+	.venv/bin/python -m pytest --cov --cov-report=term
+
+check: $(INSTALLED)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+	.venv/bin/lint-imports
+	.venv/bin/python -m pytest -q --no-header tests/repository/test_lock.py
+
+# torch goes first and by its pin alone: its build differs from machine to machine, so a hash would break one of
+# them. It brings setuptools, with which the one source distribution of the lock (pure Python) is built.
+$(INSTALLED):
+	@test -n "$(PYTHON)" || { echo "dankai needs Python 3.11 or 3.12 with venv on the PATH: install one and run make again" >&2; exit 1; }
+	@echo "Installing into .venv (once; a few minutes)"
+	@$(PYTHON) -m venv --clear .venv
+	@$(PIP) $(TORCH)
+	@$(PIP) --require-hashes --no-deps --no-build-isolation -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@.venv/bin/python -m pip check
+	@touch $@
+
+# Rewrites the lock from pyproject.toml (needs uv on the PATH; pins already in the lock are kept).
+lock:
+	uv pip compile pyproject.toml --extra all --extra dev --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-annotate --no-header --quiet \
+		$(addprefix --no-emit-package ,$(CUDA_ONLY) torch dankai) -o requirements.lock
+
+clean:
+	rm -rf .venv .dankai .coverage htmlcov .pytest_cache .ruff_cache .hypothesis
