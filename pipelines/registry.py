@@ -1,0 +1,387 @@
+"""MLflow: runs, their evidence, and model versions with aliases. The only module that imports mlflow.
+
+One client, explicit run ids and no active run, so threads and processes never write into each other's runs.
+"""
+
+import json
+import logging
+import re
+import socket
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.files import exclusive_lock, sha256_of
+from pipelines.fingerprint import ROOT, environment, process_is_alive, process_tags
+from pipelines.settings import Settings
+from validation.errors import InputError
+from validation.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion as StoredVersion
+    from mlflow.models import ModelSignature
+    from mlflow.pyfunc import PyFuncModel
+
+EXPERIMENT = "dankai"
+SAMPLE_SECONDS = 5
+BATCH = 1000  # MLflow's limit of metrics in one call
+PARAM_BATCH = 100
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+logger = logging.getLogger(__name__)
+
+
+class ModelVersion(Record):
+    """One registered model version; `checkpoint` and `snapshot` are the SHA-256 of its weights and data."""
+
+    name: str
+    version: int
+    checkpoint: str
+    snapshot: str
+    run_id: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+def registered_name(dataset: str) -> str:
+    """Name under which a dataset's models are registered."""
+    return f"dankai-{dataset}"
+
+
+class Tracker:
+    """Runs and model versions of one installation."""
+
+    def __init__(self, client: "MlflowClient", experiment_id: str, uri: str) -> None:
+        self._client = client
+        self._experiment_id = experiment_id
+        self.uri = uri
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Tracker":
+        """Connect, migrating a fresh database once whoever comes first, and close the runs of dead processes.
+
+        Raises InputError when the store cannot be reached.
+        """
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        # Processes that migrate one fresh database at the same time destroy it for each other.
+        with exclusive_lock(settings.home / "mlflow.lock"):
+            try:
+                client = MlflowClient(tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri)
+                experiment_id = _experiment_id(client, settings)
+            except MlflowException as error:
+                raise InputError(
+                    f"MLFLOW_TRACKING_URI: {_without_password(settings.tracking_uri)} does not answer "
+                    f"({_first_line(error)}); start the server or correct the address"
+                ) from error
+        tracker = cls(client, experiment_id, settings.tracking_uri)
+        tracker._fail_dead_runs()
+        return tracker
+
+    # Runs
+
+    @contextmanager
+    def run(
+        self, name: str, kind: str, tags: Mapping[str, str] | None = None, parent: str | None = None
+    ) -> Iterator[str]:
+        """A run's id for the length of the block; it ends FINISHED, or FAILED with the reason as a tag.
+
+        Environment fingerprint and the machine's load are recorded with it.
+        """
+        fingerprint = {f"env.{key}": str(value) for key, value in environment().model_dump().items()}
+        family = {"mlflow.parentRunId": parent} if parent else {}
+        all_tags = {**fingerprint, **process_tags(), **family, "kind": kind, **(tags or {})}
+        run_id = self._client.create_run(self._experiment_id, run_name=name, tags=all_tags).info.run_id
+        try:
+            with self._watched(run_id):
+                yield run_id
+        except BaseException as error:
+            self._fail(run_id, f"{type(error).__name__}: {_first_line(error)}")
+            raise
+        self._client.set_terminated(run_id, "FINISHED")
+
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Parameters; nested mappings become dotted names."""
+        from mlflow.entities import Param
+
+        for batch in _batches((Param(_safe(key), str(value)) for key, value in _flat(params)), PARAM_BATCH):
+            self._client.log_batch(run_id, params=batch)
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
+        """The values of one step."""
+        self.log_series(run_id, [(step, metrics)])
+
+    def log_series(self, run_id: str, series: Iterable[tuple[int, Mapping[str, float]]]) -> None:
+        """Values of many steps, as (step, {name: value}), in few calls."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = (
+            Metric(_safe(key), float(value), now, step) for step, row in series for key, value in row.items()
+        )
+        for batch in _batches(metrics, BATCH):
+            self._client.log_batch(run_id, metrics=batch)
+
+    def log_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            self._client.set_tag(run_id, key, value)
+
+    def log_artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
+        """A file, or a whole folder, into the run's artifact `folder`."""
+        log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        log(run_id, str(path), folder)
+
+    def log_dict(self, run_id: str, value: Mapping[str, Any], name: str) -> None:
+        """A mapping as JSON or YAML, by the ending of `name`."""
+        self._client.log_dict(run_id, dict(value), name)
+
+    def log_figure(self, run_id: str, figure: "Figure", name: str) -> None:
+        self._client.log_figure(run_id, figure, name)
+
+    def log_dataset(self, run_id: str, name: str, digest: str, source: str, context: str) -> None:
+        """The data a run used: `digest` identifies it (36 characters are kept), `context` says for what."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        data = Dataset(name=name, digest=digest[:36], source_type="local", source=source)
+        self._client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", context)])])
+
+    def get_run(self, run_id: str) -> "Run":
+        """MLflow's own record of a run: status, tags, params, last metrics, inputs."""
+        return self._client.get_run(run_id)
+
+    # Model versions
+
+    def register_version(
+        self,
+        dataset: str,
+        checkpoint: Path,
+        config: Path,
+        checkpoint_hash: str,
+        snapshot_hash: str,
+        run_id: str,
+        density: float,
+        tags: Mapping[str, str] | None = None,
+        description: str = "",
+    ) -> ModelVersion:
+        """Register weights (safetensors) and config (JSON) as a model that MLflow can serve.
+
+        `density` is the share of key blocks that it reads unless a request says otherwise; 0 is dense.
+        Asked again for the same weights of the same run, it answers with the version that exists.
+        Raises InputError when the file is not what `checkpoint_hash` says or the model does not answer.
+        """
+        if sha256_of(checkpoint) != checkpoint_hash:
+            raise InputError(f"{checkpoint}: not the judged checkpoint {checkpoint_hash[:12]}; train again")
+        name = registered_name(dataset)
+        if existing := self._find_version(name, checkpoint_hash, run_id):
+            return existing
+        with tempfile.TemporaryDirectory() as folder:
+            _save_servable(Path(folder) / "model", checkpoint, config, density)
+            self._client.log_artifacts(run_id, f"{folder}/model", "model")
+        hashes = {"checkpoint": checkpoint_hash, "snapshot": snapshot_hash}
+        stored = self._client.create_model_version(
+            name, f"runs:/{run_id}/model", run_id, tags={**(tags or {}), **hashes}, description=description
+        )
+        return _version(stored)
+
+    def download_version(self, version: ModelVersion, folder: Path) -> Path:
+        """Folder with its model.safetensors and config.json. Raises InputError if the weights were altered."""
+        model = Path(self._client.download_artifacts(version.run_id, "model", str(folder))) / "artifacts"
+        if sha256_of(model / WEIGHTS) != version.checkpoint:
+            raise InputError(f"{version.name} version {version.version}: its stored weights were altered")
+        return model
+
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        """Point `alias` at a version. Raises InputError if the registry has no such version."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.set_registered_model_alias(name, alias, str(version))
+        except MlflowException as error:
+            raise InputError(
+                f"{name}: cannot make version {version} {alias} ({_first_line(error)})"
+            ) from error
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        self._client.delete_registered_model_alias(name, alias)
+
+    def get_by_alias(self, name: str, alias: str) -> ModelVersion | None:
+        """The version that carries `alias`, None if none does."""
+        version = self.aliases(name).get(alias)
+        return None if version is None else _version(self._client.get_model_version(name, str(version)))
+
+    def aliases(self, name: str) -> dict[str, int]:
+        """Every alias of a registered model; empty where there is no such model."""
+        model = self._model(name)
+        return {alias: int(version) for alias, version in model.aliases.items()} if model else {}
+
+    # What the registry remembers of the release log, so that a log cut short is noticed
+
+    def note_release_head(self, name: str, head: str) -> None:
+        self._client.set_registered_model_tag(name, "release_head", head)
+
+    def release_heads(self) -> dict[str, str]:
+        """Hash of the last log entry that each registered model was reconciled with."""
+        models = self._client.search_registered_models(max_results=BATCH)
+        return {model.name: model.tags["release_head"] for model in models if "release_head" in model.tags}
+
+    def _model(self, name: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._client.get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+
+    def _find_version(self, name: str, checkpoint_hash: str, run_id: str) -> ModelVersion | None:
+        if self._model(name) is None:
+            self._client.create_registered_model(name)
+        versions = self._client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        return next(
+            (_version(stored) for stored in versions if stored.tags.get("checkpoint") == checkpoint_hash),
+            None,
+        )
+
+    @contextmanager
+    def _watched(self, run_id: str) -> Iterator[None]:
+        """CPU, memory, disk, network and GPU load of the machine, as metrics named system/..."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(run_id, sampling_interval=SAMPLE_SECONDS, tracking_uri=self.uri)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
+            # The thread leaves without publishing, so a run shorter than one interval would have no sample.
+            monitor.collect_metrics()
+            monitor.publish_metrics(monitor.aggregate_metrics())
+            monitor.mlflow_logger.flush()
+
+    def _fail(self, run_id: str, reason: str) -> None:
+        self._client.set_tag(run_id, "failure", reason)
+        self._client.set_terminated(run_id, "FAILED")
+
+    def _fail_dead_runs(self) -> None:
+        here = f"attributes.status = 'RUNNING' and tags.`process.host` = '{socket.gethostname()}'"
+        for run in self._client.search_runs([self._experiment_id], here, max_results=BATCH):
+            if not process_is_alive(run.data.tags):
+                self._fail(run.info.run_id, "its process died")
+                logger.warning("run %s: its process died; marked as failed", run.info.run_name)
+
+
+def _experiment_id(client: "MlflowClient", settings: Settings) -> str:
+    if experiment := client.get_experiment_by_name(EXPERIMENT):
+        return experiment.experiment_id
+    # A server keeps artifacts where it was told to; a bare database needs a folder.
+    is_server = settings.tracking_uri.startswith("http")
+    return client.create_experiment(EXPERIMENT, None if is_server else settings.artifacts.as_uri())
+
+
+def _save_servable(folder: Path, checkpoint: Path, config: Path, density: float) -> None:
+    """Write an MLflow model that is code plus safetensors (no pickle), and see that it answers."""
+    import mlflow.pyfunc
+
+    shape = json.loads(config.read_text())
+    with tempfile.TemporaryDirectory() as staging:
+        weights, described = (
+            Path(staging) / WEIGHTS,
+            Path(staging) / CONFIG,
+        )  # the names MLflow will give them
+        weights.symlink_to(checkpoint.resolve())
+        described.symlink_to(config.resolve())
+        mlflow.pyfunc.save_model(
+            str(folder),
+            python_model=str(Path(__file__).with_name("serving_model.py")),
+            artifacts={"weights": str(weights), "config": str(described)},
+            code_paths=[str(ROOT / "sparse_model")],
+            signature=_signature(shape, density),
+            pip_requirements=[
+                f"{name}=={_installed(name)}" for name in ("mlflow", "torch", "safetensors", "numpy")
+            ],
+        )
+    # MLflow only warns when an example fails, so the question is asked here.
+    _require_answer(mlflow.pyfunc.load_model(str(folder)), shape)
+
+
+def _signature(shape: Mapping[str, Any], density: float) -> "ModelSignature":
+    """Named arrays in, one array out; a caller may choose the density."""
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
+
+    single, steps = np.dtype("float32"), (-1, -1)
+    columns, codes = shape["num_numeric"], len(shape["cardinalities"])
+    inputs: list[ColSpec | TensorSpec] = [
+        TensorSpec(single, (*steps, columns), "numeric"),
+        TensorSpec(single, (*steps, columns), "known"),
+        TensorSpec(np.dtype("int64"), (*steps, codes), "categorical"),
+    ]
+    outputs = Schema([TensorSpec(single, (*steps, shape["num_outputs"]))])
+    return ModelSignature(Schema(inputs), outputs, ParamSchema([ParamSpec("density", "double", density)]))
+
+
+def _require_answer(model: "PyFuncModel", shape: Mapping[str, Any]) -> None:
+    import numpy as np
+
+    num_steps, columns, codes = 2 * shape["block_size"] + 1, shape["num_numeric"], len(shape["cardinalities"])
+    numeric = np.ones((1, num_steps, columns), np.float32)
+    question = {
+        "numeric": numeric,
+        "known": numeric,
+        "categorical": np.zeros((1, num_steps, codes), np.int64),
+    }
+    answer = model.predict(question)
+    if answer.shape != (1, num_steps, shape["num_outputs"]) or not np.isfinite(answer).all():
+        raise InputError(f"the served model answers {answer.shape}, or not with finite numbers; train again")
+
+
+def _installed(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package).split("+")[0]  # a local label like +cpu is not on the index
+
+
+def _version(stored: "StoredVersion") -> ModelVersion:
+    return ModelVersion(
+        name=stored.name,
+        version=int(stored.version),
+        checkpoint=stored.tags.get("checkpoint", ""),
+        snapshot=stored.tags.get("snapshot", ""),
+        run_id=stored.run_id or "",
+        aliases=tuple(sorted(stored.aliases)),
+    )
+
+
+def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _safe(name: str) -> str:
+    """MLflow takes letters, digits and _-./: and blanks in names."""
+    return re.sub(r"[^\w\-./: ]", "_", name)
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:500]
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"(://[^:/@]+):[^@]*@", r"\1:***@", uri)

@@ -1,0 +1,119 @@
+"""Ed25519 signatures of the release log and of edge bundles.
+
+The private key is read on demand and never put in a record, a message or a log line.
+"""
+
+import base64
+import hashlib
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from pipelines.files import replace_file, sync_folder
+from validation.errors import InputError
+
+VARIABLE = "DANKAI_SIGNING_KEY"
+
+
+def load_key(folder: Path, environ: Mapping[str, str] = os.environ) -> Ed25519PrivateKey:
+    """The key in DANKAI_SIGNING_KEY, else `folder`/signing.key, made with mode 0600 on first use.
+
+    Its public half is written beside it as `folder`/KEY_ID.pub, so that what it signed can still be
+    checked after the key is changed. Raises InputError on an unusable key or a file others can read.
+    """
+    given = environ.get(VARIABLE)
+    key = _parse(given.encode(), VARIABLE) if given else _key_file(folder / "signing.key")
+    public = folder / f"{key_id(key.public_key())}.pub"
+    if not public.exists():
+        replace_file(public, public_pem(key.public_key()))
+    return key
+
+
+def trusted_keys(folder: Path) -> dict[str, Ed25519PublicKey]:
+    """Public keys kept in `folder`, by key id. Raises InputError where a file is no such key."""
+    keys = [_parse_public(path) for path in sorted(folder.glob("*.pub"))]
+    return {key_id(key): key for key in keys}
+
+
+def sign(key: Ed25519PrivateKey, purpose: str, message: bytes) -> str:
+    """Base64 signature of `message`; one made for another `purpose` never verifies."""
+    return base64.b64encode(key.sign(_bound(purpose, message))).decode()
+
+
+def verify(key: Ed25519PublicKey, purpose: str, message: bytes, signature: str) -> bool:
+    """Whether `signature` is this key's for this purpose and message; garbage is just False."""
+    try:
+        key.verify(base64.b64decode(signature, validate=True), _bound(purpose, message))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def key_id(key: Ed25519PublicKey) -> str:
+    """Short name of a public key: the first 16 hex digits of its SHA-256."""
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
+
+
+def public_pem(key: Ed25519PublicKey) -> bytes:
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _bound(purpose: str, message: bytes) -> bytes:
+    # A NUL cannot be part of a purpose, so no (purpose, message) pair reads as another.
+    return f"dankai {purpose}".encode() + b"\0" + message
+
+
+def _key_file(path: Path) -> Ed25519PrivateKey:
+    if not path.exists():
+        _create(path)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise InputError(
+            f"{path}: others can reach this private key (mode {mode:04o}); run: chmod 600 {path}"
+        )
+    return _parse(path.read_bytes(), str(path))
+
+
+def _create(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    pem = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    replace_file(draft, pem, mode=0o600)
+    try:
+        # Unlike a rename, a link never overwrites: of two processes at first use, one key wins.
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+    sync_folder(path.parent)
+
+
+def _parse(text: bytes, place: str) -> Ed25519PrivateKey:
+    try:
+        if b"-----BEGIN" in text:
+            key = serialization.load_pem_private_key(text.replace(b"\\n", b"\n"), password=None)
+        else:
+            key = Ed25519PrivateKey.from_private_bytes(base64.b64decode(text.strip(), validate=True))
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise InputError(f"{place}: not an Ed25519 private key; give PEM or base64 of the 32 raw bytes")
+    return key
+
+
+def _parse_public(path: Path) -> Ed25519PublicKey:
+    try:
+        key = serialization.load_pem_public_key(path.read_bytes())
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise InputError(f"{path}: not an Ed25519 public key in PEM; restore or remove it")
+    return key

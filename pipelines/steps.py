@@ -1,0 +1,93 @@
+"""Steps that are done once: the same command, run again after a crash, goes on where it stopped."""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
+
+from pipelines.files import replace_file
+from pipelines.fingerprint import code_digest, lock_digest
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+def once(
+    folder: Path, name: str, inputs: Mapping[str, Any], record_type: type[T], compute: Callable[[], T]
+) -> T:
+    """The result of `compute()`, remembered in `folder` under the content of its inputs.
+
+    `inputs` holds everything the result depends on: JSON values, Records, frozen dataclasses, hashes.
+    The product's own source and its lock file count as inputs
+    too, so changed code is run afresh. `record_type` is a
+    Record class or `list[...]` of one. A stored record whose `artifact_paths()` are gone is computed
+    again. Where `compute` raises, nothing is stored.
+    """
+    key = step_key(name, inputs)
+    path = folder / f"{re.sub(r'[^A-Za-z0-9_.=-]', '-', name)}-{key[:16]}.json"
+    adapter = TypeAdapter(record_type)
+    stored = _load(path, key, adapter)
+    if stored is not None and _artifacts_exist(stored, path):
+        return stored
+    result = compute()
+    replace_file(path, _encode(name, key, adapter.dump_python(result, mode="json")))
+    return result
+
+
+def step_key(name: str, inputs: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of the step's name, its inputs, the product's source code and its lock file."""
+    content = {
+        "name": name,
+        "inputs": to_jsonable_python(inputs),
+        "code": code_digest(),
+        "lock": lock_digest(),
+    }
+    return hashlib.sha256(_canonical(content)).hexdigest()
+
+
+def _load(path: Path, key: str, adapter: TypeAdapter[T]) -> T | None:
+    if not path.exists():
+        return None
+    try:
+        envelope = json.loads(path.read_bytes())
+        if envelope["key"] != key or envelope["sha256"] != _sha256(envelope["record"]):
+            raise ValueError("key or checksum does not fit")
+        return adapter.validate_python(envelope["record"])
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        logger.warning(
+            "%s: not a whole record of this step (%s); computing it again", path, type(error).__name__
+        )
+        return None
+
+
+def _artifacts_exist(stored: Any, path: Path) -> bool:
+    records = stored if isinstance(stored, list) else [stored]
+    named = [
+        Path(file)
+        for record in records
+        if hasattr(record, "artifact_paths")
+        for file in record.artifact_paths()
+    ]
+    missing = [file for file in named if not file.exists()]
+    if missing:
+        logger.warning("%s: %s is gone; computing the step again", path, missing[0])
+    return not missing
+
+
+def _encode(name: str, key: str, record: Any) -> bytes:
+    envelope = {"step": name, "key": key, "sha256": _sha256(record), "record": record}
+    return json.dumps(envelope, indent=1).encode() + b"\n"
+
+
+def _sha256(record: Any) -> str:
+    return hashlib.sha256(_canonical(record)).hexdigest()
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
