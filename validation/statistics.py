@@ -135,7 +135,7 @@ def _cross_entropy(scores: Floats, targets: Floats) -> Floats:
 
 
 def _ranked(summary: Callable[[Floats, Floats], float]) -> Callable[[Scored], Statistic]:
-    """Statistic of a rank metric: `summary(positives [G], negatives [G])`, groups of equal score, best first."""
+    """Statistic of a rank metric: `summary(positives [G], negatives [G])`, tied scores in one group."""
 
     def prepare(scored: Scored) -> Statistic:
         elements = _elements(scored)

@@ -1,0 +1,266 @@
+"""What a table must look like, and the check of it: refuse a broken table, set bad rows aside, report.
+
+Faults of the whole table (a column that is not there, times out of order) raise InputError before anything is
+written. Faults of single rows are found by a Great Expectations checkpoint and quarantined with their reason.
+"""
+
+# Great Expectations does not declare its public expectations as exports.
+# pyright: reportPrivateImportUsage=false
+
+import os
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from validation.data_docs import make_offline
+from validation.gates import Outcome
+from validation.record import Record
+from validation.structure import refuse_broken
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROW = "quarantined_row"  # position in the validated table, from 0
+REASON = "quarantine_reason"
+
+
+class Column(Record):
+    """One column: its type, whether a value may be missing, and which values are allowed (bounds in)."""
+
+    name: str
+    type: Literal["number", "text", "boolean", "time"]
+    nullable: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    allowed: tuple[str | bool | int | float, ...] = ()
+
+
+class Contract(Record):
+    """What a table promises. `source` is the file to name when it does not keep the promise.
+
+    `key` columns are unique together; `time` does not decrease within an `entity`, and moves by
+    `step_seconds` where that is given; `targets` are finite; `positive_label` is a 0/1 column
+    with at least one 1.
+    """
+
+    name: str
+    source: str
+    columns: tuple[Column, ...] = Field(min_length=1)
+    key: tuple[str, ...] = ()
+    time: str | None = None
+    entity: str | None = None
+    step_seconds: float | None = Field(default=None, gt=0)
+    targets: tuple[str, ...] = ()
+    positive_label: str | None = None
+
+
+class Failure(Record):
+    """One expectation that some rows did not meet, or that could not be evaluated (`num_rows` 0)."""
+
+    expectation: str
+    column: str | None
+    num_rows: int
+    examples: tuple[str, ...] = ()
+
+
+class DataReport(Record):
+    """What was expected of one table, and what came of it. The URIs are paths of files on this machine."""
+
+    suite: str
+    num_expectations: int
+    num_rows: int
+    failures: tuple[Failure, ...]
+    num_quarantined: int
+    quarantine_uri: str | None
+    docs_uri: str
+    outcome: Outcome
+    reason: str
+
+    @property
+    def quarantined_share(self) -> float:
+        return self.num_quarantined / self.num_rows
+
+
+def validate(
+    frame: "pd.DataFrame",
+    contract: Contract,
+    docs_folder: Path,
+    quarantine_folder: Path,
+    *,
+    max_quarantined_share: float,
+) -> DataReport:
+    """Check a table against its contract; write Data Docs and, where rows failed, a file of those rows.
+
+    `<quarantine_folder>/<name>.parquet` holds the failing rows with their position (ROW) and reason (REASON);
+    the table itself is left as it is. Raises InputError for a fault of the whole table, with nothing written.
+    """
+    refuse_broken(frame, contract)
+    expectations = _expectations(contract)
+    results = _run_checkpoint(frame, contract.name, expectations, docs_folder)
+    failures = tuple(_failure(result) for result in results if not result["success"])
+    reasons = _reasons_by_row(results)
+    outcome, reason = _decide(
+        len(results), len(expectations), failures, len(reasons) / len(frame), max_quarantined_share
+    )
+    return DataReport(
+        suite=contract.name,
+        num_expectations=len(results),
+        num_rows=len(frame),
+        failures=failures,
+        num_quarantined=len(reasons),
+        quarantine_uri=_quarantine(frame, reasons, quarantine_folder / f"{contract.name}.parquet"),
+        docs_uri=str(docs_folder / "index.html"),
+        outcome=outcome,
+        reason=reason,
+    )
+
+
+def _expectations(contract: Contract) -> list[Any]:
+    """The suite: one expectation per promise."""
+    import great_expectations.expectations as gxe
+
+    suite: list[Any] = [gxe.ExpectTableRowCountToBeBetween(min_value=1)]
+    if len(contract.key) > 1:
+        suite.append(gxe.ExpectCompoundColumnsToBeUnique(column_list=list(contract.key)))
+    if len(contract.key) == 1:
+        suite.append(gxe.ExpectColumnValuesToBeUnique(column=contract.key[0]))
+    for column in contract.columns:
+        suite.append(gxe.ExpectColumnToExist(column=column.name))
+        suite.extend(_row_expectations(column))
+    return suite
+
+
+def _row_expectations(column: Column) -> list[Any]:
+    import great_expectations.expectations as gxe
+
+    suite: list[Any] = []
+    if not column.nullable:
+        suite.append(gxe.ExpectColumnValuesToNotBeNull(column=column.name))
+    if column.type == "number":  # without bounds of its own, a number still has to be finite
+        lowest = -sys.float_info.max if column.minimum is None else column.minimum
+        highest = sys.float_info.max if column.maximum is None else column.maximum
+        suite.append(
+            gxe.ExpectColumnValuesToBeBetween(column=column.name, min_value=lowest, max_value=highest)
+        )
+    if column.allowed:
+        suite.append(gxe.ExpectColumnValuesToBeInSet(column=column.name, value_set=list(column.allowed)))
+    return suite
+
+
+def _run_checkpoint(
+    frame: "pd.DataFrame", name: str, expectations: list[Any], docs_folder: Path
+) -> list[dict[str, Any]]:
+    """The result of every expectation, with Data Docs in `docs_folder`.
+
+    The context is ephemeral because several processes on one file context corrupt it.
+    """
+    import great_expectations as gx
+    from great_expectations.checkpoint.actions import UpdateDataDocsAction
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    unfinished = docs_folder.with_name(f"{docs_folder.name}.unfinished-{os.getpid()}")
+    context.add_data_docs_site(name, _site(unfinished))
+    batch = (
+        context.data_sources.add_pandas(name)
+        .add_dataframe_asset(name)
+        .add_batch_definition_whole_dataframe(name)
+    )
+    suite = context.suites.add(gx.ExpectationSuite(name, expectations=expectations))
+    definition = gx.ValidationDefinition(name=name, data=batch, suite=suite)
+    checkpoint = gx.Checkpoint(
+        name=name,
+        validation_definitions=[context.validation_definitions.add(definition)],
+        actions=[UpdateDataDocsAction(name=name, site_names=[name])],
+        result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [ROW]},
+    )
+    numbered = frame.assign(**{ROW: range(len(frame))})
+    outcome = context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": numbered})
+    _publish(unfinished, docs_folder)
+    (validation,) = outcome.run_results.values()
+    return [_plain(result) for result in validation.results]
+
+
+def _site(folder: Path) -> Any:
+    return {
+        "class_name": "SiteBuilder",
+        "store_backend": {
+            "class_name": "TupleFilesystemStoreBackend",
+            "base_directory": str(folder.resolve()),
+        },
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+    }
+
+
+def _publish(unfinished: Path, docs_folder: Path) -> None:
+    """Swap the finished pages in, so that nobody opens half of them."""
+    make_offline(unfinished)
+    if docs_folder.exists():
+        shutil.rmtree(docs_folder)
+    os.replace(unfinished, docs_folder)
+
+
+def _plain(result: Any) -> dict[str, Any]:
+    """What is needed of one result; its own JSON methods would copy every unexpected value."""
+    found = result.result or {}
+    return {
+        "success": bool(result.success),
+        "expectation": result.expectation_config.type,
+        "column": result.expectation_config.kwargs.get("column"),
+        "rows": [entry[ROW] for entry in found.get("unexpected_index_list") or ()],
+        "examples": tuple(str(value) for value in (found.get("partial_unexpected_list") or ())[:3]),
+    }
+
+
+def _failure(result: dict[str, Any]) -> Failure:
+    return Failure(
+        expectation=result["expectation"],
+        column=result["column"],
+        num_rows=len(result["rows"]),
+        examples=result["examples"],
+    )
+
+
+def _reasons_by_row(results: Sequence[dict[str, Any]]) -> dict[int, str]:
+    """Position of each row that failed -> the expectations that it failed, in words."""
+    reasons: dict[int, list[str]] = defaultdict(list)
+    for result in results:
+        words = result["expectation"].removeprefix("expect_column_values_to_").replace("_", " ")
+        for row in result["rows"]:
+            reasons[int(row)].append(f"{result['column']}: expected to {words}")
+    return {row: "; ".join(reasons[row]) for row in sorted(reasons)}
+
+
+def _decide(
+    num_evaluated: int, num_expected: int, failures: Sequence[Failure], share: float, allowed: float
+) -> tuple[Outcome, str]:
+    """A suite that did not run proves nothing: Great Expectations calls an empty one a success."""
+    if num_evaluated != num_expected:
+        return Outcome.HOLD, f"{num_evaluated} of {num_expected} expectations were evaluated"
+    unexplained = [failure.expectation for failure in failures if failure.num_rows == 0]
+    if unexplained:
+        return Outcome.HOLD, f"{', '.join(unexplained)} failed without naming rows"
+    said = f"{share:.2%} of rows quarantined, {allowed:.2%} allowed, {num_evaluated} expectations"
+    return (Outcome.PASS if share <= allowed else Outcome.FAIL), said
+
+
+def _quarantine(frame: "pd.DataFrame", reasons: dict[int, str], path: Path) -> str | None:
+    """Write the failing rows with position and reason; None, and no stale file, where there are none."""
+    if not reasons:
+        path.unlink(missing_ok=True)
+        return None
+    rows = frame.iloc[list(reasons)].assign(**{ROW: list(reasons), REASON: list(reasons.values())})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.unfinished-{os.getpid()}")
+    with unfinished.open("wb") as file:
+        rows.to_parquet(file, index=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+    return str(path)

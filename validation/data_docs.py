@@ -1,0 +1,57 @@
+"""Great Expectations' Data Docs, made to open from disk with no network.
+
+The pages link style sheets, scripts and a logo from content-delivery networks, and a browser without network
+waits for them; the index is drawn by those scripts alone. Scripts, styles and remote parts go, one short style
+comes, and the index becomes a list of links.
+"""
+
+import html
+import re
+from pathlib import Path
+
+_SCRIPTS_AND_STYLES = re.compile(r"<(script|style)\b.*?</\1>", re.DOTALL | re.IGNORECASE)
+_REMOTE_TAGS = re.compile(r"<(?:link|img|iframe)\b[^>]*(?:src|href)=\"?https?://[^>]*>", re.IGNORECASE)
+_HANDLERS = re.compile(r"\son[a-z]+=\"[^\"]*\"", re.IGNORECASE)
+
+_STYLE = """<style>
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
+table { border-collapse: collapse; margin: .5rem 0 1rem; width: 100%; }
+th, td { border: 1px solid #8886; padding: .3rem .6rem; text-align: left; vertical-align: top; }
+.alert { background: #8881; border-left: 4px solid #888; margin: 1rem 0 .5rem; padding: .5rem 1rem; }
+.btn-group, .modal, footer { display: none; }
+.fa-check-circle::before { color: #17803d; content: "\\2713 passed "; }
+.fa-times::before { color: #b3261e; content: "\\2717 failed "; }
+.fa-exclamation-triangle::before { color: #8a5a00; content: "! error "; }
+@media (prefers-color-scheme: dark) { body { background: #16181c; color: #e8e8e8; } a { color: #8ab4f8; } }
+</style>
+"""
+
+
+def make_offline(folder: Path) -> None:
+    """Rewrite every page under `folder`, and drop the how-to animations that only the scripts showed."""
+    for page in folder.rglob("*.html"):
+        page.write_text(_offline(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for animation in folder.rglob("*.gif"):
+        animation.unlink()
+    (folder / "index.html").write_text(_index(folder), encoding="utf-8")
+
+
+def _offline(page: str) -> str:
+    for remote in (_SCRIPTS_AND_STYLES, _REMOTE_TAGS, _HANDLERS):
+        page = remote.sub("", page)
+    return page.replace("</head>", f"{_STYLE}</head>", 1)
+
+
+def _index(folder: Path) -> str:
+    sections = {"validations": "What was checked, and the result", "expectations": "What is expected"}
+    lists = "".join(f"<h2>{title}</h2>{_links(folder, name)}" for name, title in sections.items())
+    head = f'<meta charset="utf-8"><title>Data Docs</title>{_STYLE}'
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body><h1>Data Docs</h1>{lists}</body></html>\n'
+    )
+
+
+def _links(folder: Path, name: str) -> str:
+    pages = sorted(page.relative_to(folder).as_posix() for page in (folder / name).rglob("*.html"))
+    items = (f'<li><a href="{html.escape(page)}">{html.escape(Path(page).stem)}</a></li>' for page in pages)
+    return f"<ul>{''.join(items)}</ul>"
