@@ -1,0 +1,194 @@
+"""What inference costs: latency and memory of dense and sparse side by side, and what that saves.
+
+Both models live in fresh, warmed processes that take turns, so that a machine that speeds up or slows
+down does so for both.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.fingerprint import ROOT
+from validation.errors import InputError
+from validation.policy import CostPolicy
+from validation.record import Record
+from validation.statistics import Interval, ratio_interval
+
+_TURN = 5  # inferences in a row before the other side's turn
+
+
+class Subject(Record):
+    """One side of a comparison: a model folder, and the share of blocks it reads (None: dense)."""
+
+    name: str
+    folder: str
+    density: float | None = None
+
+
+class Timings(Record):
+    """Measurements of one subject at one length; one entry per inference, batch size 1."""
+
+    subject: str
+    num_steps: int
+    density: float | None
+    latency_ms: tuple[float, ...]
+    memory_bytes: tuple[float, ...]
+    device: str
+    threads: int
+
+    def latency_quantile(self, share: float) -> float:
+        return float(np.quantile(self.latency_ms, share))
+
+
+class CostComparison(Record):
+    """Candidate against dense at one length: ratios below 1 favour the candidate."""
+
+    num_steps: int
+    candidate: Timings
+    dense: Timings
+    latency_p50_ratio: Interval
+    latency_p99_ratio: Interval
+    peak_memory_ratio: Interval
+
+
+def compare_cost(
+    candidate: Subject,
+    dense: Subject,
+    num_steps: int,
+    *,
+    repeats: int,
+    threads: int,
+    confidence: float,
+    num_resamples: int,
+    device: str = "cpu",
+) -> CostComparison:
+    """Measure both sides at `num_steps` steps with `repeats` inferences each, taking turns."""
+    ours, theirs = measure_turns([candidate, dense], num_steps, repeats, threads, device)
+
+    def ratio(field: str, quantile: float) -> Interval:
+        a, b = (np.array(getattr(timings, field), dtype=np.float64) for timings in (ours, theirs))
+        return ratio_interval(
+            a, b, quantile=quantile, confidence=confidence, num_resamples=num_resamples, seed=0
+        )
+
+    return CostComparison(
+        num_steps=num_steps,
+        candidate=ours,
+        dense=theirs,
+        latency_p50_ratio=ratio("latency_ms", 0.5),
+        latency_p99_ratio=ratio("latency_ms", 0.99),
+        peak_memory_ratio=ratio("memory_bytes", 1.0),
+    )
+
+
+def measure_turns(
+    subjects: Sequence[Subject], num_steps: int, repeats: int, threads: int, device: str = "cpu"
+) -> list[Timings]:
+    """Time the subjects in turns of a few inferences, each in its own fresh process."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(_Probe(subject, num_steps, threads, device)) for subject in subjects]
+        samples: list[dict[str, list[float]]] = [{"latency_ms": [], "memory_bytes": []} for _ in subjects]
+        for done in range(0, repeats, _TURN):
+            for probe, sample in zip(probes, samples, strict=True):
+                for field, values in probe.ask(min(_TURN, repeats - done)).items():
+                    sample[field].extend(values)
+    return [
+        Timings(
+            subject=subject.name,
+            num_steps=num_steps,
+            density=subject.density,
+            latency_ms=tuple(sample["latency_ms"]),
+            memory_bytes=tuple(sample["memory_bytes"]),
+            device=device,
+            threads=threads,
+        )
+        for subject, sample in zip(subjects, samples, strict=True)
+    ]
+
+
+class _Probe:
+    """A process running pipelines.cost_probe."""
+
+    def __init__(self, subject: Subject, num_steps: int, threads: int, device: str) -> None:
+        request = {
+            "folder": subject.folder,
+            "density": subject.density,
+            "num_steps": num_steps,
+            "threads": threads,
+            "device": device,
+        }
+        self.name = subject.name
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cost_probe", json.dumps(request)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+
+    def __enter__(self) -> "_Probe":
+        self._read()
+        return self
+
+    def ask(self, repeats: int) -> dict[str, list[float]]:
+        """Run some inferences in the process; their times and memory peaks."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{repeats}\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, list[float]]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            _, error = self.process.communicate()
+            last = error.strip().splitlines()[-1] if error.strip() else "no message"
+            raise InputError(f"{self.name}: its timing process died ({last}); see that it fits into memory")
+        return json.loads(line)
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+class Payback(Record):
+    """When the measured saving has paid for the change. Money in `currency`."""
+
+    saved_seconds_per_request: float
+    saved_per_day: float
+    days: float
+    """Infinite when nothing is saved."""
+    low: float
+    high: float
+    currency: str
+
+
+def payback(comparison: CostComparison, prices: CostPolicy) -> Payback:
+    """Days until the saved compute has paid the engineering cost, with the interval of the latency ratio."""
+    per_hour = prices.price_per_gpu_hour if comparison.dense.device == "cuda" else prices.price_per_cpu_hour
+    units = 1 if comparison.dense.device == "cuda" else comparison.dense.threads
+    dense_seconds = float(np.median(comparison.dense.latency_ms)) / 1e3
+
+    def saved_per_day(ratio: float) -> float:
+        return (1 - ratio) * dense_seconds * units / 3600 * per_hour * prices.requests_per_day
+
+    def days(ratio: float) -> float:
+        saved = saved_per_day(ratio)
+        return prices.engineering_cost / saved if saved > 0 else math.inf
+
+    ratio = comparison.latency_p50_ratio
+    return Payback(
+        saved_seconds_per_request=(1 - ratio.value) * dense_seconds,
+        saved_per_day=saved_per_day(ratio.value),
+        days=days(ratio.value),
+        low=days(ratio.low),
+        high=days(ratio.high),
+        currency=prices.currency,
+    )

@@ -1,0 +1,91 @@
+"""A fresh process that holds one model and times it on request (started by pipelines.cost).
+
+First argument: JSON with folder (weights and config), density (null: dense), num_steps, threads, device.
+Protocol: prints {"ready": true} once warm; for every line "N" on standard input runs N inferences and
+prints {"latency_ms": [...], "memory_bytes": [...]}. Memory is the peak above what the process held with
+the model and its input loaded, so it is what inference itself needs.
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparse_model.config import Budget, ModelConfig
+from sparse_model.model import SparseEncoder
+
+
+def main() -> None:
+    """Serve timing requests until standard input closes."""
+    request = json.loads(sys.argv[1])
+    torch.set_num_threads(request["threads"])
+    device = torch.device(request["device"])
+    model, inputs = _load(Path(request["folder"]), request["num_steps"], device)
+    budget = Budget(request["density"]) if request["density"] is not None else None
+    base = _held_bytes(device)
+    with torch.inference_mode():
+        for _ in range(2):
+            model(*inputs, budget)
+        print(json.dumps({"ready": True}), flush=True)
+        for line in sys.stdin:
+            print(json.dumps(_measure(model, inputs, budget, int(line), base, device)), flush=True)
+
+
+def _load(folder: Path, num_steps: int, device: torch.device) -> tuple[SparseEncoder, list[torch.Tensor]]:
+    """The model and random inputs of its shape: neither path's time depends on the values."""
+    from safetensors.torch import load_file
+
+    config = ModelConfig.from_dict(json.loads((folder / "config.json").read_text()))
+    model = SparseEncoder(config)
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    torch.manual_seed(0)
+    numeric = torch.randn(1, num_steps, config.num_numeric)
+    columns = [torch.randint(size, (1, num_steps)) for size in config.cardinalities]
+    categorical = torch.stack(columns, -1) if columns else torch.zeros(1, num_steps, 0, dtype=torch.long)
+    return model.to(device).eval(), [t.to(device) for t in (numeric, torch.ones_like(numeric), categorical)]
+
+
+def _measure(
+    model: SparseEncoder, inputs: list[torch.Tensor], budget: Budget | None, repeats: int, base: int, device: Any
+) -> dict[str, list[float]]:
+    latency, memory = [], []
+    for _ in range(repeats):
+        _reset_peak(device)
+        started = time.perf_counter()
+        model(*inputs, budget)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        latency.append((time.perf_counter() - started) * 1e3)
+        memory.append(max(1, _peak_bytes(device) - base))
+    return {"latency_ms": latency, "memory_bytes": memory}
+
+
+def _held_bytes(device: torch.device) -> int:
+    return torch.cuda.memory_allocated() if device.type == "cuda" else _status("VmRSS")
+
+
+def _peak_bytes(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _status("VmHWM")
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")  # makes the kernel forget the resident peak
+
+
+def _status(field: str) -> int:
+    """A memory figure of this process in bytes; away from Linux the lifetime peak stands in for all."""
+    if sys.platform != "linux":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""How a model is trained: everything that, with data and code, decides the weights. No heavy imports."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from validation.record import Record
+
+Mode = Literal["dense", "sparse", "selector"]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class TrainingPlan(Record):
+    """Schedule and weights of the losses. The defaults suit a small CPU job."""
+
+    num_steps: Positive = 240
+    """Optimiser steps of a full training."""
+    selector_steps: Positive = 60
+    """Optimiser steps of the pilot, which fits the selector alone."""
+    tokens_per_step: Positive = 12_288
+    """Steps of all windows in one batch: long windows come in small batches."""
+    curriculum: tuple[tuple[Share, Share], ...] = ((0.25, 0.8), (1.0, 0.2))
+    """(share of the lookback, share of the training) in order: from short windows to full length."""
+    densities: tuple[Share, ...] = (0.0625, 0.125, 0.25, 0.5)
+    """Budgets drawn at random, one a step, so that one set of weights serves them all."""
+    target_density: Share = 0.125
+    """Budget on which the model is selected and judged."""
+    peak_learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    warmup_steps: Positive = 30
+    selector_weight: Annotated[float, Field(ge=0)] = 0.3
+    """Weight of the divergence between selector and attention."""
+    sparsity_weight: Annotated[float, Field(ge=0)] = 0.01
+    """Weight of the entropy of the selector's block masses: pressure towards few blocks."""
+    ranking_noise: Annotated[float, Field(ge=0)] = 0.5
+    """Noise on block scores during the first third of the training."""
+    num_probes: Positive = 64
+    """Steps of a window on which selector and attention are compared."""
+    steps_per_epoch: Positive = 30
+    """Steps between validations; a checkpoint to resume from is kept after each."""
+    patience: Positive = 4
+    """Validations without a better loss before the training stops early."""
+    validation_windows: Positive = 32
+    devices: Positive = 1
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+
+    @model_validator(mode="after")
+    def _curriculum_adds_up(self) -> "TrainingPlan":
+        if abs(sum(share for _, share in self.curriculum) - 1.0) > 1e-6:
+            raise ValueError("curriculum: the shares of the training must add up to 1")
+        return self
+
+    def steps_of(self, mode: Mode) -> int:
+        """Optimiser steps planned for a mode."""
+        return self.selector_steps if mode == "selector" else self.num_steps
+
+    def length_share(self, step: int, mode: Mode) -> float:
+        """Share of the lookback that step number `step` trains on; the pilot is fitted at full length."""
+        if mode == "selector":
+            return 1.0
+        done, progress = 0.0, step / self.num_steps
+        for length, share in self.curriculum:
+            done += share
+            if progress < done - 1e-9:
+                return length
+        return self.curriculum[-1][0]
