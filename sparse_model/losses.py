@@ -52,9 +52,9 @@ def selector_terms(
         valid_BN = torch.arange(k_BGND.shape[2], device=k_BGND.device) < lengths_B[:, None]
     with torch.no_grad():
         keys = k_BGND.repeat_interleave(heads // groups, dim=1)
-        mass_BHPJ = _log_block_mass(q_BHND[:, :, probes_P], keys, block_size, valid_BN).exp()
+        mass_BHPJ = log_block_mass(q_BHND[:, :, probes_P], keys, block_size, valid_BN).exp()
         teacher = mass_BHPJ.unflatten(1, (rankings, -1)).mean(2)
-    student = _log_block_mass(sq_BSNE[:, :, probes_P], sk_BSNE, block_size, valid_BN)
+    student = log_block_mass(sq_BSNE[:, :, probes_P], sk_BSNE, block_size, valid_BN)
     divergence_BSP = (torch.xlogy(teacher, teacher) - teacher * student).sum(-1)
     entropy_BSP = -(student.exp() * student).sum(-1)
     if lengths_B is None:
@@ -64,7 +64,7 @@ def selector_terms(
     return SelectorTerms((divergence_BSP * real).sum() / total, (entropy_BSP * real).sum() / total)
 
 
-def _log_block_mass(q: Tensor, k: Tensor, block_size: int, valid_BN: Tensor | None) -> Tensor:
+def log_block_mass(q: Tensor, k: Tensor, block_size: int, valid_BN: Tensor | None) -> Tensor:
     """Log of the softmax mass of every key block for the given rows, [B, heads, P, J]."""
     logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     floor = torch.finfo(logits.dtype).min / 2  # finite: keeps 0 * log(0) out of the gradient

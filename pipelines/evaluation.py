@@ -1,0 +1,166 @@
+"""From scores and measurements to the KPIs that gates judge. Every subject is scored on the same windows."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from pipelines.checkpoint import Checkpoint, load_model
+from pipelines.cost import CostComparison, Payback
+from pipelines.data.spec import DatasetSpec
+from pipelines.data.windows import Windows
+from pipelines.scoring import Scores, load_scored, load_slices
+from pipelines.training import to_tensors
+from validation.gates import Evidence, Stage, Verdict, judge
+from validation.kpis import Kpi, Reference, kpi
+from validation.policy import Policy
+from validation.record import Record
+from validation.statistics import METRICS, Interval, Scored, block_length_for, interval, paired_interval
+
+TASK_METRICS: dict[str, tuple[str, ...]] = {
+    "event": ("auroc", "average_precision", "log_loss"),
+    "forecast": ("mse", "mae"),
+    "detect": ("auroc", "average_precision"),
+}
+"""The metrics of each task; the first is the one that gates call task_metric. AUROC stands before average
+precision because a 2% margin can be decided with it on two months of windows, and with the other it cannot."""
+_AUDITED_WINDOWS = 32
+_PROBES = 64
+
+
+class Evaluation(Record):
+    """Everything measured about one candidate at one stage, and the gate's answer."""
+
+    stage: Stage
+    subject: str
+    kpis: tuple[Kpi, ...]
+    verdict: Verdict
+
+
+def evaluate(
+    stage: Stage,
+    spec: DatasetSpec,
+    policy: Policy,
+    candidate: Scores,
+    references: Mapping[Reference, Scores],
+    measured: Iterable[Kpi] = (),
+) -> Evaluation:
+    """Score the candidate against its references, add what was measured elsewhere, and ask the gate."""
+    kpis = (*task_kpis(candidate, references, spec, policy), *measured)
+    evidence = Evidence(
+        checkpoint=candidate.digest,
+        snapshot=candidate.snapshot,
+        task_metric=TASK_METRICS[spec.task][0],
+        references={name: scores.digest for name, scores in references.items()},
+        slices=tuple(spec.slices),
+    )
+    verdict = judge(kpis, policy.stage(stage), evidence)
+    return Evaluation(stage=stage, subject=candidate.subject, kpis=kpis, verdict=verdict)
+
+
+def task_kpis(
+    candidate: Scores, references: Mapping[Reference, Scores], spec: DatasetSpec, policy: Policy
+) -> list[Kpi]:
+    """Task metrics of the candidate, overall and by slice, alone and paired with each reference."""
+    ours = load_scored(candidate)
+    theirs = {name: load_scored(scores) for name, scores in references.items()}
+    groups = {"": None, **_groups(candidate)}
+    kpis = []
+    for label, keep in groups.items():
+        names = TASK_METRICS[spec.task] if not label else TASK_METRICS[spec.task][:1]
+        subject = ours if keep is None else ours.restrict(keep)
+        others = {name: ref if keep is None else ref.restrict(keep) for name, ref in theirs.items()}
+        for name in names:
+            kpis += _metric_kpis(name, label, subject, others, candidate, references, spec, policy)
+    return kpis
+
+
+def _groups(scores: Scores) -> dict[str, np.ndarray]:
+    """Mask [W, S, 1] of every group of every slice column: "origin=JFK" and so on."""
+    return {
+        f"{column}={group}": (values == group)[..., None]
+        for column, values in load_slices(scores).items()
+        for group in np.unique(values)
+    }
+
+
+def _metric_kpis(
+    name: str,
+    label: str,
+    subject: Scored,
+    others: Mapping[Reference, Scored],
+    candidate: Scores,
+    references: Mapping[Reference, Scores],
+    spec: DatasetSpec,
+    policy: Policy,
+) -> list[Kpi]:
+    metric = METRICS[name]
+    overlap = math.ceil(max(1, spec.horizon) / spec.stride)
+    how = {
+        "confidence": policy.confidence,
+        "num_resamples": policy.num_resamples,
+        "block_length": block_length_for(subject.num_windows, overlap),
+        "seed": 0,
+    }
+    about = {"checkpoint": candidate.digest, "snapshot": candidate.snapshot, "slice": label}
+    kpis = [kpi(name, interval(metric, subject, **how), **about)]
+    for versus, reference in others.items():
+        difference = paired_interval(metric, subject, reference, **how)
+        kpis.append(
+            kpi(
+                name,
+                difference,
+                **about,
+                versus=versus,
+                reference_value=metric(reference),
+                reference_checkpoint=references[versus].digest,
+            )
+        )
+    return kpis
+
+
+def cost_kpis(cost: CostComparison, repaid: Payback, checkpoint: str, snapshot: str) -> list[Kpi]:
+    """Latency and memory ratios at the configured length, and the payback."""
+    about = {"checkpoint": checkpoint, "snapshot": snapshot}
+    days = Interval(value=repaid.days, low=repaid.low, high=repaid.high, n=1)
+    return [
+        kpi("latency_p50_ratio", cost.latency_p50_ratio, **about),
+        kpi("latency_p99_ratio", cost.latency_p99_ratio, **about),
+        kpi("peak_memory_ratio", cost.peak_memory_ratio, **about),
+        kpi("payback_days", days, **about),
+    ]
+
+
+def recall_kpi(checkpoint: Checkpoint, windows: Windows, part: str, density: float) -> Kpi:
+    """Share of dense attention's mass on the blocks read, over some evaluation windows of `part`."""
+    import torch
+
+    from sparse_model.config import Budget
+    from sparse_model.explanation import selection_recall
+
+    model = load_model(checkpoint)
+    cutoffs = windows.cutoffs(part)
+    picked = cutoffs[np.linspace(0, len(cutoffs) - 1, min(_AUDITED_WINDOWS, len(cutoffs))).astype(int)]
+    probes = torch.linspace(0, windows.lookback + windows.horizon - 1, _PROBES).long()
+    shares = []
+    for cutoff in picked:
+        numeric, known, categorical, *_ = to_tensors(windows.batch(np.array([cutoff]), None))
+        share = selection_recall(model, numeric, known, categorical, Budget(density), probes)
+        shares.append(float(share.mean()))
+    about = {"checkpoint": checkpoint.sha256, "snapshot": windows.snapshot.content_hash}
+    return kpi("selection_recall", _mean_interval(np.array(shares)), **about)
+
+
+def _mean_interval(values: np.ndarray) -> Interval:
+    """Mean with a 95% normal interval."""
+    mean = float(values.mean())
+    half = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Interval(value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half), n=len(values))
+
+
+def seed_spread_kpi(scores: list[Scores], spec: DatasetSpec) -> Kpi:
+    """(largest - smallest) / |mean| of the task metric over trainings that differ in their seed alone."""
+    metric = METRICS[TASK_METRICS[spec.task][0]]
+    values = [metric(load_scored(each)) for each in scores]
+    spread = (max(values) - min(values)) / abs(sum(values) / len(values)) if len(values) > 1 else math.nan
+    return kpi("seed_spread", spread, checkpoint=scores[0].digest, snapshot=scores[0].snapshot)

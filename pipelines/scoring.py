@@ -1,0 +1,161 @@
+"""What a subject says about a set of windows, kept as one file of arrays."""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.checkpoint import Checkpoint, load_model
+from pipelines.data.windows import WindowBatch, Windows
+from pipelines.files import replace_file, sha256_of
+from validation.errors import InputError
+from validation.record import Record
+from validation.statistics import Scored
+
+Array = NDArray[np.float32]
+Report = Callable[[str, int, int], None]
+_TOKENS = 16_384  # steps scored at once
+
+
+class Scores(Record):
+    """One subject's scores of the windows of one part, with what came true."""
+
+    path: str
+    sha256: str
+    subject: str
+    digest: str
+    """What was scored: the checkpoint's SHA-256, or the digest of a baseline's recipe and data."""
+    part: str
+    snapshot: str
+    num_windows: int
+    density: float | None = None
+
+    def artifact_paths(self) -> tuple[str, ...]:
+        return (self.path,)
+
+
+def load_scored(scores: Scores) -> Scored:
+    """Scores, targets and mask, [W, S, O] each. Refuses a file that changed since."""
+    arrays = _arrays(scores)
+    return Scored(arrays["scores"], arrays["targets"], arrays["mask"])
+
+
+def load_slices(scores: Scores) -> dict[str, NDArray[np.str_]]:
+    """Group of every scored step, [W, S], for each slice column."""
+    return {
+        name.removeprefix("slice."): values
+        for name, values in _arrays(scores).items()
+        if name.startswith("slice.")
+    }
+
+
+def _arrays(scores: Scores) -> dict[str, NDArray]:
+    path = Path(scores.path)
+    if not path.is_file() or sha256_of(path) != scores.sha256:
+        raise InputError(f"{path}: not the scores that were recorded; remove it and run the command again")
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def score_model(
+    checkpoint: Checkpoint,
+    windows: Windows,
+    part: str,
+    density: float | None,
+    subject: str,
+    folder: Path,
+    report: Report,
+) -> Scores:
+    """Score every evaluation window of `part` with a checkpoint; `density` None is the dense model."""
+    import torch
+
+    from sparse_model.config import Budget
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_model(checkpoint).to(device)
+    budget = Budget(density) if density is not None else None
+
+    def score(batch: WindowBatch) -> Array:
+        with torch.inference_mode():
+            return _model_scores(model, batch, budget, device)
+
+    return collect_scores(windows, part, score, subject, checkpoint.sha256, folder, report, density)
+
+
+def _model_scores(model, batch: WindowBatch, budget, device) -> Array:  # noqa: ANN001 - torch stays out of import
+    """[W, N, O]: probabilities, predicted values, or reconstruction errors per step."""
+    import torch
+
+    from sparse_model.detection import NUM_FOLDS, fold_of
+
+    numeric, known, categorical = (
+        torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        for array in (batch.numeric, batch.known, batch.categorical)
+    )
+    task = model.config.task
+    if task == "event":
+        return model(numeric, known, categorical, budget).sigmoid().cpu().numpy()
+    if task == "forecast":
+        return model(numeric, known, categorical, budget).cpu().numpy()
+    target = torch.from_numpy(np.ascontiguousarray(batch.target)).to(device)
+    error = torch.zeros(*target.shape[:2], 1, device=device)
+    for fold in range(NUM_FOLDS):
+        hidden = fold_of(target.shape[1], fold).to(device)[None, :, None]
+        filled = model(numeric, known * ~hidden, categorical, budget)
+        error = error + ((filled - target).square().mean(-1, keepdim=True)) * hidden
+    return error.cpu().numpy()
+
+
+def collect_scores(
+    windows: Windows,
+    part: str,
+    score: Callable[[WindowBatch], Array],
+    subject: str,
+    digest: str,
+    folder: Path,
+    report: Report,
+    density: float | None = None,
+) -> Scores:
+    """Run `score` over the evaluation windows of `part` and keep the scored steps in one file."""
+    cutoffs = windows.cutoffs(part)
+    columns: dict[str, list[NDArray]] = {}
+    done = 0
+    for group in _groups(cutoffs, windows.lookback + windows.horizon):
+        batch = windows.batch(group, None)
+        for name, values in _scored_steps(windows, batch, score(batch)).items():
+            columns.setdefault(name, []).append(values)
+        done += len(group)
+        report(f"scoring {part} with {subject}", done, len(cutoffs))
+    arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
+    path = folder / f"{subject}-{part.replace(':', '_')}-{digest[:12]}-{density or 'dense'}.npz"
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    replace_file(path, buffer.getvalue())
+    return Scores(
+        path=str(path),
+        sha256=sha256_of(path),
+        subject=subject,
+        digest=digest,
+        part=part,
+        snapshot=windows.snapshot.content_hash,
+        num_windows=len(cutoffs),
+        density=density,
+    )
+
+
+def _groups(cutoffs: NDArray[np.int64], steps: int) -> Iterator[NDArray[np.int64]]:
+    size = max(1, _TOKENS // steps)
+    return (cutoffs[first : first + size] for first in range(0, len(cutoffs), size))
+
+
+def _scored_steps(windows: Windows, batch: WindowBatch, scores: Array) -> dict[str, NDArray]:
+    """Only the steps that are judged: the horizon, or every step of a detection window."""
+    first = windows.lookback if windows.horizon else 0
+    targets, mask = batch.target, batch.target_mask
+    if batch.label is not None:  # detection is trained without labels and judged by them
+        targets, mask = batch.label[..., None], np.ones_like(batch.label)[..., None]
+    arrays = {"scores": scores, "targets": targets, "mask": mask}
+    arrays |= {f"slice.{name}": values for name, values in batch.slices.items()}
+    return {name: values[:, first:] for name, values in arrays.items()}
