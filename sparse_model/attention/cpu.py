@@ -77,7 +77,7 @@ def _read(
 def _summaries(k_BGJRD: Tensor, v_BGJRD: Tensor, valid_BJR: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean key and mean value of every block [B, G, J, D] over its valid steps, and their number [B, J]."""
     count_BJ = valid_BJR.sum(-1)
-    weight = (valid_BJR / count_BJ.clamp_min(1).unsqueeze(-1)).to(k_BGJRD.dtype)[:, None, :, :, None]
+    weight = (valid_BJR.to(k_BGJRD.dtype) / count_BJ.clamp_min(1).unsqueeze(-1))[:, None, :, :, None]
     return (k_BGJRD * weight).sum(3), (v_BGJRD * weight).sum(3), count_BJ
 
 

@@ -126,6 +126,8 @@ def select_blocks(
     num_blocks = scores_BSQJ.shape[-1]
     if not 1 <= num_selected <= num_blocks:
         raise ValueError(f"num_selected: must lie in 1..{num_blocks} (the block count), got {num_selected}")
+    if not torch.compiler.is_compiling() and bool(scores_BSQJ.isnan().any()):
+        raise ValueError("scores: hold NaN, so no block can be ranked")
     permitted = permitted_blocks(num_blocks, block_size, causal, lengths_B).to(scores_BSQJ.device)
     own = torch.eye(num_blocks, dtype=torch.bool, device=scores_BSQJ.device)
     ranked = scores_BSQJ.detach().masked_fill(own & permitted, torch.inf).masked_fill(~permitted, -torch.inf)

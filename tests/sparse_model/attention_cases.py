@@ -1,0 +1,53 @@
+"""Random attention problems, shared by the CPU and GPU tests."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sparse_model.attention import BlockSelection, select_blocks
+from sparse_model.attention.selection import num_blocks_of
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One attention problem; `lengths` is None when every step of every sequence exists."""
+
+    batch: int
+    heads: int
+    groups: int
+    rankings: int
+    steps: int
+    channels: int
+    block_size: int
+    selected: int
+    causal: bool = False
+    lengths: tuple[int, ...] | None = None
+    seed: int = 0
+
+
+def tensors_of(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    """Random q, k, v of a problem; drawn in float64 on the CPU so that every dtype and device sees the same."""
+    generator = torch.Generator().manual_seed(shape.seed)
+
+    def draw(heads: int) -> Tensor:
+        size = (shape.batch, heads, shape.steps, shape.channels)
+        return torch.randn(size, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    return draw(shape.heads), draw(shape.groups), draw(shape.groups)
+
+
+def lengths_of(shape: Shape, device: str = "cpu") -> Tensor | None:
+    return None if shape.lengths is None else torch.tensor(shape.lengths, device=device)
+
+
+def selection_of(shape: Shape, device: str = "cpu") -> BlockSelection:
+    """Random blocks with a different number of them for every query block."""
+    generator = torch.Generator().manual_seed(shape.seed + 1)
+    blocks = num_blocks_of(shape.steps, shape.block_size)
+    scores = torch.rand(shape.batch, shape.rankings, blocks, blocks, generator=generator)
+    lengths = lengths_of(shape)
+    chosen = select_blocks(scores, min(shape.selected, blocks), shape.block_size, shape.causal, lengths)
+    fewer = torch.randint(0, shape.selected + 1, chosen.counts_BSQ.shape, generator=generator)
+    counts = torch.minimum(chosen.counts_BSQ, fewer)
+    return BlockSelection(chosen.indices_BSQK.to(device), counts.to(device), shape.block_size)
