@@ -1,8 +1,8 @@
 """Great Expectations' Data Docs, made to open from disk with no network.
 
 The pages link style sheets, scripts and a logo from content-delivery networks, and a browser without network
-waits for them; the index is drawn by those scripts alone. Scripts, styles and remote parts go, one short style
-comes, and the index becomes a list of links.
+waits for them; the index is drawn by those scripts alone. Scripts, styles and remote parts go, one short
+style comes, and the index becomes a list of links.
 """
 
 import html

@@ -97,6 +97,7 @@ class StagePolicy(Record):
     thresholds: tuple[Threshold, ...]
     min_windows: int = Field(ge=1)
     min_timings: int = Field(ge=1)
+    min_processes: int = Field(ge=1)
 
 
 class Evidence(Record):
@@ -238,7 +239,13 @@ def _absence(threshold: Threshold, bench: _Bench, num_found: int) -> str:
 
 
 def _needed(name: str, policy: StagePolicy) -> int:
-    return {"windows": policy.min_windows, "timings": policy.min_timings, "once": 1}[KINDS[name].counted]
+    needed = {
+        "windows": policy.min_windows,
+        "timings": policy.min_timings,
+        "processes": policy.min_processes,
+        "once": 1,
+    }
+    return needed[KINDS[name].counted]
 
 
 def _judge_one(kpi: Kpi, threshold: Threshold, bench: _Bench, needed: int) -> _Finding:

@@ -9,7 +9,8 @@ from validation.record import Record
 from validation.statistics import Interval
 
 Reference = Literal["dense", "baseline", "champion"]
-Counted = Literal["windows", "timings", "once"]  # what a KPI's n counts; "once": a single exact measurement
+# What a KPI's n counts. Peak memory needs a fresh process per value; "once" is a single exact measurement.
+Counted = Literal["windows", "timings", "processes", "once"]
 
 TASK_METRIC = "task_metric"  # a policy's word for the job's own main metric, whatever its task
 
@@ -58,10 +59,10 @@ KINDS: dict[str, KpiKind] = {
         *TASK_KINDS,
         _cost("latency_p50_ratio", "median latency, candidate / dense", "x"),
         _cost("latency_p99_ratio", "99th percentile of latency, candidate / dense", "x"),
-        _cost("peak_memory_ratio", "peak memory of inference, candidate / dense", "x"),
-        _cost("training_memory_ratio", "peak memory of a training step, candidate / dense", "x"),
+        _cost("peak_memory_ratio", "peak memory of inference, candidate / dense", "x", "processes"),
+        _cost("training_memory_ratio", "peak memory of a training step, candidate / dense", "x", "processes"),
         _cost("latency_p99_ms", "99th percentile of latency", "ms"),
-        _cost("peak_memory_bytes", "peak memory of inference", "B"),
+        _cost("peak_memory_bytes", "peak memory of inference", "B", "processes"),
         _cost("bundle_bytes", "size of the edge bundle", "B", "once"),
         _cost("parity_max_abs_error", "largest difference of a score from the checkpoint's", "", "windows"),
         _cost("seed_spread", "(largest - smallest) / |mean| of the task metric over seeds", "", "once"),
@@ -92,7 +93,7 @@ class Kpi(Record):
 
     With `versus`, value and interval are the paired difference subject - reference on the same windows, and
     `reference_value` is the reference's own metric there (a relative margin is a share of it).
-    `slice` is "" for all steps, else "column=group". n counts windows or timings (see KpiKind.counted).
+    `slice` is "" for all steps, else "column=group". n counts what KpiKind.counted says.
     `checkpoint`, `snapshot`, `reference_checkpoint` are the digests of what was measured.
     """
 

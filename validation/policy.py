@@ -68,6 +68,7 @@ class Policy(Record):
     num_resamples: Annotated[int, Field(ge=100)]
     min_windows: Annotated[int, Field(ge=1)]
     min_timings: Annotated[int, Field(ge=1)]
+    min_processes: Annotated[int, Field(ge=1)]
     stages: StageThresholds
     drift: DriftPolicy
     data: DataPolicy
@@ -80,6 +81,7 @@ class Policy(Record):
             thresholds=getattr(self.stages, stage),
             min_windows=self.min_windows,
             min_timings=self.min_timings,
+            min_processes=self.min_processes,
         )
 
 

@@ -41,6 +41,8 @@ def _read(path: Path) -> tuple[Any, Lines]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InputError(f"{path}:{line}: not readable as YAML: {error.problem}") from None
+    except InputError:
+        raise
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     finally:
@@ -72,7 +74,9 @@ def _plain_mapping(
 
 
 def _first_problem(path: Path, error: ValidationError, lines: Lines, model: type[Record]) -> str:
-    problem = error.errors(include_url=False)[0]
+    problems = error.errors(include_url=False)
+    misspelt = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+    problem = (misspelt or problems)[0]  # a misspelt key is also a missing one: say what was written
     place: Place = problem["loc"]
     known = place
     while known not in lines:
