@@ -13,6 +13,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -101,7 +102,12 @@ def validate(
     """
     refuse_broken(frame, contract)
     expectations = _expectations(contract)
-    results = _run_checkpoint(frame, contract.name, expectations, docs_folder)
+    docs_folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{docs_folder.name}-", dir=docs_folder.parent) as scratch:
+        unfinished = Path(scratch) / "docs"
+        results = _run_checkpoint(frame, contract.name, expectations, unfinished)
+        make_offline(unfinished)
+        _publish(unfinished, docs_folder)
     failures = tuple(_failure(result) for result in results if not result["success"])
     reasons = _reasons_by_row(results)
     outcome, reason = _decide(
@@ -153,9 +159,9 @@ def _row_expectations(column: Column) -> list[Any]:
 
 
 def _run_checkpoint(
-    frame: "pd.DataFrame", name: str, expectations: list[Any], docs_folder: Path
+    frame: "pd.DataFrame", name: str, expectations: list[Any], unfinished: Path
 ) -> list[dict[str, Any]]:
-    """The result of every expectation, with Data Docs in `docs_folder`.
+    """The result of every expectation, with Data Docs in the folder `unfinished`.
 
     The context is ephemeral because several processes on one file context corrupt it.
     """
@@ -165,7 +171,6 @@ def _run_checkpoint(
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    unfinished = docs_folder.with_name(f"{docs_folder.name}.unfinished-{os.getpid()}")
     context.add_data_docs_site(name, _site(unfinished))
     batch = (
         context.data_sources.add_pandas(name)
@@ -182,7 +187,6 @@ def _run_checkpoint(
     )
     numbered = frame.assign(**{ROW: range(len(frame))})
     outcome = context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": numbered})
-    _publish(unfinished, docs_folder)
     (validation,) = outcome.run_results.values()
     return [_plain(result) for result in validation.results]
 
@@ -200,7 +204,6 @@ def _site(folder: Path) -> Any:
 
 def _publish(unfinished: Path, docs_folder: Path) -> None:
     """Swap the finished pages in, so that nobody opens half of them."""
-    make_offline(unfinished)
     if docs_folder.exists():
         shutil.rmtree(docs_folder)
     os.replace(unfinished, docs_folder)

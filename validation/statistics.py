@@ -241,6 +241,29 @@ def paired_interval(
     return _bootstrap(difference, candidate, confidence, num_resamples, block_length, seed)
 
 
+def unpaired_interval(
+    metric: Metric,
+    later: Scored,
+    earlier: Scored,
+    *,
+    confidence: float,
+    num_resamples: int,
+    block_length: int,
+    seed: int,
+) -> Interval:
+    """metric(later) - metric(earlier) of two separate spans of windows, each resampled on its own."""
+    spans = [
+        _draws(metric.prepare(span), span, num_resamples, block_length, seed + index)
+        for index, span in enumerate((later, earlier))
+    ]
+    value, draws = metric(later) - metric(earlier), spans[0] - spans[1]
+    return _interval_of(value, draws, min(later, earlier, key=_num_scored), confidence, block_length)
+
+
+def _num_scored(scored: Scored) -> int:
+    return scored.num_scored_windows
+
+
 def _require_same_windows(candidate: Scored, reference: Scored) -> None:
     counts = candidate.mask > 0
     same_steps = np.array_equal(counts, reference.mask > 0)
@@ -251,17 +274,30 @@ def _require_same_windows(candidate: Scored, reference: Scored) -> None:
 def _bootstrap(
     statistic: Statistic, scored: Scored, confidence: float, num_resamples: int, block_length: int, seed: int
 ) -> Interval:
-    windows, scored_windows = scored.num_windows, scored.num_scored_windows
-    value = float(statistic(np.ones((1, windows), dtype=np.int64))[0]) if windows else math.nan
-    if not math.isfinite(value) or math.ceil(scored_windows / block_length) < MIN_BLOCKS:
-        return Interval(value=value, low=math.nan, high=math.nan, n=scored_windows)
-    draws = statistic(resample_weights(windows, block_length, num_resamples, seed))
-    num_blocks = math.ceil(scored_windows / block_length)
-    return _percentile_interval(value, draws, _tail(confidence, num_blocks), scored_windows)
+    value = float(statistic(np.ones((1, scored.num_windows), dtype=np.int64))[0])
+    draws = _draws(statistic, scored, num_resamples, block_length, seed)
+    return _interval_of(value, draws, scored, confidence, block_length)
+
+
+def _draws(statistic: Statistic, scored: Scored, num_resamples: int, block_length: int, seed: int) -> Floats:
+    """The statistic on every resample [R]; none where there are too few blocks to resample."""
+    if math.ceil(scored.num_scored_windows / block_length) < MIN_BLOCKS:
+        return np.full(num_resamples, math.nan)
+    return statistic(resample_weights(scored.num_windows, block_length, num_resamples, seed))
+
+
+def _interval_of(
+    value: float, draws: Floats, scored: Scored, confidence: float, block_length: int
+) -> Interval:
+    n = scored.num_scored_windows
+    num_blocks = math.ceil(n / block_length)
+    if not math.isfinite(value) or num_blocks < MIN_BLOCKS:
+        return Interval(value=value, low=math.nan, high=math.nan, n=n)
+    return _percentile_interval(value, draws, _tail(confidence, num_blocks), n)
 
 
 def _tail(confidence: float, num_independent: int) -> float:
-    """Share of draws to cut off at each end, less than (1 - confidence) / 2 as Student's t is wider than normal.
+    """Share of draws to cut off at each end: a little less than (1 - confidence) / 2.
 
     A plain percentile interval of few independent pieces is too narrow; this is Hesterberg's expanded one
     (What Teachers Should Know About the Bootstrap, 2015).

@@ -17,6 +17,7 @@ from validation.statistics import (
     paired_interval,
     ratio_interval,
     resample_weights,
+    unpaired_interval,
 )
 
 SKLEARN = {
@@ -148,6 +149,18 @@ def test_paired_difference_is_tighter_than_two_separate_intervals() -> None:
     assert paired.value == pytest.approx(METRICS["auroc"](better) - METRICS["auroc"](reference))
     assert paired.high - paired.low < (alone.high - alone.low) / 3
     assert paired.low > 0
+
+
+def test_two_spans_are_compared_without_pairing() -> None:
+    easy, hard = windows(80, 20, seed=1, noise=0.5), windows(60, 20, seed=2, noise=2.0)
+    worse = unpaired_interval(METRICS["auroc"], hard, easy, **BOOTSTRAP)
+    assert worse.value == pytest.approx(METRICS["auroc"](hard) - METRICS["auroc"](easy))
+    assert worse.low < worse.value < worse.high < 0
+    assert worse.n == 60
+    alike = unpaired_interval(METRICS["auroc"], windows(80, 20, seed=3), windows(60, 20, seed=4), **BOOTSTRAP)
+    assert alike.low < 0 < alike.high
+    too_few = unpaired_interval(METRICS["auroc"], windows(80, 20, 1), windows(4, 20, 2), **BOOTSTRAP)
+    assert math.isnan(too_few.low)
 
 
 def test_a_model_against_itself_differs_by_exactly_nothing() -> None:
