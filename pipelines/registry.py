@@ -6,9 +6,11 @@ One client, explicit run ids and no active run, so threads and processes never w
 import json
 import logging
 import re
-import socket
+import shutil
+import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -22,18 +24,19 @@ from validation.errors import InputError
 from validation.record import Record
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion as StoredVersion
     from mlflow.models import ModelSignature
-    from mlflow.pyfunc import PyFuncModel
 
 EXPERIMENT = "dankai"
 SAMPLE_SECONDS = 5
 BATCH = 1000  # MLflow's limit of metrics in one call
 PARAM_BATCH = 100
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+SERVING_PACKAGES = ("mlflow", "torch", "safetensors", "numpy")
 logger = logging.getLogger(__name__)
 
 
@@ -190,7 +193,7 @@ class Tracker:
         return _version(stored)
 
     def download_version(self, version: ModelVersion, folder: Path) -> Path:
-        """Folder with its model.safetensors and config.json. Raises InputError if the weights were altered."""
+        """Folder with its model.safetensors and config.json. Raises InputError if they were altered."""
         model = Path(self._client.download_artifacts(version.run_id, "model", str(folder))) / "artifacts"
         if sha256_of(model / WEIGHTS) != version.checkpoint:
             raise InputError(f"{version.name} version {version.version}: its stored weights were altered")
@@ -270,7 +273,8 @@ class Tracker:
         self._client.set_terminated(run_id, "FAILED")
 
     def _fail_dead_runs(self) -> None:
-        here = f"attributes.status = 'RUNNING' and tags.`process.host` = '{socket.gethostname()}'"
+        host = process_tags()["process.host"]
+        here = f"attributes.status = 'RUNNING' and tags.`process.host` = '{host}'"
         for run in self._client.search_runs([self._experiment_id], here, max_results=BATCH):
             if not process_is_alive(run.data.tags):
                 self._fail(run.info.run_id, "its process died")
@@ -280,35 +284,49 @@ class Tracker:
 def _experiment_id(client: "MlflowClient", settings: Settings) -> str:
     if experiment := client.get_experiment_by_name(EXPERIMENT):
         return experiment.experiment_id
-    # A server keeps artifacts where it was told to; a bare database needs a folder.
-    is_server = settings.tracking_uri.startswith("http")
+    is_server = settings.tracking_uri.startswith("http")  # it knows where its artifacts go
     return client.create_experiment(EXPERIMENT, None if is_server else settings.artifacts.as_uri())
 
 
 def _save_servable(folder: Path, checkpoint: Path, config: Path, density: float) -> None:
     """Write an MLflow model that is code plus safetensors (no pickle), and see that it answers."""
     import mlflow.pyfunc
+    import numpy as np
 
     shape = json.loads(config.read_text())
     with tempfile.TemporaryDirectory() as staging:
-        weights, described = (
-            Path(staging) / WEIGHTS,
-            Path(staging) / CONFIG,
-        )  # the names MLflow will give them
-        weights.symlink_to(checkpoint.resolve())
-        described.symlink_to(config.resolve())
-        mlflow.pyfunc.save_model(
-            str(folder),
-            python_model=str(Path(__file__).with_name("serving_model.py")),
-            artifacts={"weights": str(weights), "config": str(described)},
-            code_paths=[str(ROOT / "sparse_model")],
-            signature=_signature(shape, density),
-            pip_requirements=[
-                f"{name}=={_installed(name)}" for name in ("mlflow", "torch", "safetensors", "numpy")
-            ],
-        )
-    # MLflow only warns when an example fails, so the question is asked here.
-    _require_answer(mlflow.pyfunc.load_model(str(folder)), shape)
+        artifacts = {"weights": f"{staging}/{WEIGHTS}", "config": f"{staging}/{CONFIG}"}
+        shutil.copyfile(checkpoint, artifacts["weights"])  # MLflow follows no links
+        shutil.copyfile(config, artifacts["config"])
+        with _own_modules():
+            mlflow.pyfunc.save_model(
+                str(folder),
+                python_model=str(Path(__file__).with_name("serving_model.py")),
+                artifacts=artifacts,
+                code_paths=[str(ROOT / "sparse_model")],
+                signature=_signature(shape, density),
+                input_example=_question(shape),
+                pip_requirements=[f"{name}=={_installed(name)}" for name in SERVING_PACKAGES],
+            )
+            # MLflow only warns when its example fails, so the answer is looked at here.
+            answer = mlflow.pyfunc.load_model(str(folder)).predict(_question(shape))
+    expected = (1, 2 * shape["block_size"] + 1, shape["num_outputs"])
+    if answer.shape != expected or not np.isfinite(answer).all():
+        raise InputError(f"{checkpoint}: served, it answers {answer.shape} or no finite numbers; train again")
+
+
+@contextmanager
+def _own_modules() -> Iterator[None]:
+    """Loading a model leaves its copy of sparse_model first on sys.path: use ours and put the path back."""
+    import sparse_model.model  # noqa: F401  (what is imported already is not looked for again)
+
+    path = sys.path
+    try:
+        # MLflow insists on a hint about type hints, which it would then read as a schema.
+        with warnings.catch_warnings(record=True):
+            yield
+    finally:
+        sys.path = path
 
 
 def _signature(shape: Mapping[str, Any], density: float) -> "ModelSignature":
@@ -328,19 +346,13 @@ def _signature(shape: Mapping[str, Any], density: float) -> "ModelSignature":
     return ModelSignature(Schema(inputs), outputs, ParamSchema([ParamSpec("density", "double", density)]))
 
 
-def _require_answer(model: "PyFuncModel", shape: Mapping[str, Any]) -> None:
+def _question(shape: Mapping[str, Any]) -> dict[str, "np.ndarray"]:
+    """One short sequence: two whole blocks and a part of one."""
     import numpy as np
 
-    num_steps, columns, codes = 2 * shape["block_size"] + 1, shape["num_numeric"], len(shape["cardinalities"])
-    numeric = np.ones((1, num_steps, columns), np.float32)
-    question = {
-        "numeric": numeric,
-        "known": numeric,
-        "categorical": np.zeros((1, num_steps, codes), np.int64),
-    }
-    answer = model.predict(question)
-    if answer.shape != (1, num_steps, shape["num_outputs"]) or not np.isfinite(answer).all():
-        raise InputError(f"the served model answers {answer.shape}, or not with finite numbers; train again")
+    num_steps, codes = 2 * shape["block_size"] + 1, len(shape["cardinalities"])
+    numeric = np.ones((1, num_steps, shape["num_numeric"]), np.float32)
+    return {"numeric": numeric, "known": numeric, "categorical": np.zeros((1, num_steps, codes), np.int64)}
 
 
 def _installed(package: str) -> str:

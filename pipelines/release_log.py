@@ -113,12 +113,12 @@ class ReleaseLog:
         return log
 
     def entries(self) -> list[ReleaseEntry]:
-        """Every entry, oldest first. Raises InputError naming the line where the chain does not hold."""
+        """Every whole entry, oldest first. Raises InputError naming the line where the chain does not hold."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
-            return self._verified(file.read())
+            return self._verified(_whole_lines(file.read()))
 
     def append(self, decision: Decision, expected_head: str) -> ReleaseEntry:
         """Add one signed entry; on disk for good when this returns.
@@ -230,9 +230,9 @@ def _append_whole(file: int, line: bytes) -> None:
 
 
 def _set_torn_line_aside(path: Path, file: int) -> bytes:
-    """The log's whole lines; a last one cut short (or zeroed) by a power cut moves to a file of its own."""
+    """The log's whole lines; a last one cut short by a power cut moves to a file of its own."""
     content = _read_all(file)
-    whole = content[: content.rfind(b"\n", 0, _torn_from(content)) + 1]
+    whole = _whole_lines(content)
     if torn := content[len(whole) :]:
         aside = path.with_name(f"{path.name}.torn-{hashlib.sha256(torn).hexdigest()[:12]}")
         replace_file(aside, torn)
@@ -242,11 +242,11 @@ def _set_torn_line_aside(path: Path, file: int) -> bytes:
     return whole
 
 
-def _torn_from(content: bytes) -> int:
-    # File systems may leave zeros where the last blocks never reached the disk; no entry holds a NUL.
+def _whole_lines(content: bytes) -> bytes:
+    """Everything before a torn last line: one without its newline, or zeroed where blocks never hit the disk."""
     last_line = content.rstrip(b"\n").rfind(b"\n") + 1
-    zero = content.find(b"\0", last_line)
-    return zero if zero >= 0 else len(content)
+    zero = content.find(b"\0", last_line)  # no entry holds a NUL
+    return content[: content.rfind(b"\n", 0, zero if zero >= 0 else len(content)) + 1]
 
 
 def _canonical(value: object) -> bytes:

@@ -242,7 +242,7 @@ def demote(log: ReleaseLog, state: RolloutState, to_stage: Stage, actor: str, re
 
 
 def rollback(log: ReleaseLog, state: RolloutState, actor: str, reason: str) -> RolloutState:
-    """Put the last green release back live, in the stage it had reached. Needs neither registry nor analysis."""
+    """Put the last green release back live, in the stage it had reached. Needs the log alone."""
     back = state.last_green or _nothing_live(state)
     return _record(log, state, _about_release(state, back, Action.ROLLBACK, back.stage, actor, reason))
 

@@ -27,9 +27,8 @@ class ServedEncoder(PythonModel):
         self.model.load_state_dict(load_file(context.artifacts["weights"]))
         self.model.eval()
 
-    def predict(
-        self, context: Any, model_input: dict[str, np.ndarray], params: dict[str, Any] | None = None
-    ) -> Any:
+    # No type on model_input: MLflow would take it for a schema and warn that it cannot read it.
+    def predict(self, context: Any, model_input, params: dict[str, Any] | None = None) -> Any:
         """`model_input`: numeric and known float32 [B, N, F], categorical int64 [B, N, C].
 
         params: `density`, the share of key blocks to read in (0, 1]; 0 is dense attention.
