@@ -113,7 +113,7 @@ class ReleaseLog:
         return log
 
     def entries(self) -> list[ReleaseEntry]:
-        """Every whole entry, oldest first. Raises InputError naming the line where the chain does not hold."""
+        """Every whole entry, oldest first. Raises InputError naming the line where the chain breaks."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
@@ -243,7 +243,7 @@ def _set_torn_line_aside(path: Path, file: int) -> bytes:
 
 
 def _whole_lines(content: bytes) -> bytes:
-    """Everything before a torn last line: one without its newline, or zeroed where blocks never hit the disk."""
+    """Everything before a torn last line: one without newline, or zeroed where blocks never hit the disk."""
     last_line = content.rstrip(b"\n").rfind(b"\n") + 1
     zero = content.find(b"\0", last_line)  # no entry holds a NUL
     return content[: content.rfind(b"\n", 0, zero if zero >= 0 else len(content)) + 1]
