@@ -48,10 +48,10 @@ def evaluate(
     """Score the candidate against its references, add what was measured elsewhere, and ask the gate."""
     kpis = (*task_kpis(candidate, references, spec, policy), *measured)
     evidence = Evidence(
-        checkpoint=candidate.digest,
+        checkpoint=candidate.scored,
         snapshot=candidate.snapshot,
         task_metric=TASK_METRICS[spec.task][0],
-        references={name: scores.digest for name, scores in references.items()},
+        references={name: scores.scored for name, scores in references.items()},
         slices=tuple(spec.slices),
     )
     verdict = judge(kpis, policy.stage(stage), evidence)
@@ -102,7 +102,7 @@ def _metric_kpis(
         "block_length": block_length_for(subject.num_windows, overlap),
         "seed": 0,
     }
-    about = {"checkpoint": candidate.digest, "snapshot": candidate.snapshot, "slice": label}
+    about = {"checkpoint": candidate.scored, "snapshot": candidate.snapshot, "slice": label}
     kpis = [kpi(name, interval(metric, subject, **how), **about)]
     for versus, reference in others.items():
         difference = paired_interval(metric, subject, reference, **how)
@@ -113,7 +113,7 @@ def _metric_kpis(
                 **about,
                 versus=versus,
                 reference_value=metric(reference),
-                reference_checkpoint=references[versus].digest,
+                reference_checkpoint=references[versus].scored,
             )
         )
     return kpis
@@ -163,4 +163,4 @@ def seed_spread_kpi(scores: list[Scores], spec: DatasetSpec) -> Kpi:
     metric = METRICS[TASK_METRICS[spec.task][0]]
     values = [metric(load_scored(each)) for each in scores]
     spread = (max(values) - min(values)) / abs(sum(values) / len(values)) if len(values) > 1 else math.nan
-    return kpi("seed_spread", spread, checkpoint=scores[0].digest, snapshot=scores[0].snapshot)
+    return kpi("seed_spread", spread, checkpoint=scores[0].scored, snapshot=scores[0].snapshot)

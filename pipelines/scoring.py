@@ -25,7 +25,7 @@ class Scores(Record):
     path: str
     sha256: str
     subject: str
-    digest: str
+    scored: str
     """What was scored: the checkpoint's SHA-256, or the digest of a baseline's recipe and data."""
     part: str
     snapshot: str
@@ -137,7 +137,7 @@ def collect_scores(
         path=str(path),
         sha256=sha256_of(path),
         subject=subject,
-        digest=digest,
+        scored=digest,
         part=part,
         snapshot=windows.snapshot.content_hash,
         num_windows=len(cutoffs),
@@ -154,8 +154,10 @@ def _scored_steps(windows: Windows, batch: WindowBatch, scores: Array) -> dict[s
     """Only the steps that are judged: the horizon, or every step of a detection window."""
     first = windows.lookback if windows.horizon else 0
     targets, mask = batch.target, batch.target_mask
-    if batch.label is not None:  # detection is trained without labels and judged by them
-        targets, mask = batch.label[..., None], np.ones_like(batch.label)[..., None]
-    arrays = {"scores": scores, "targets": targets, "mask": mask}
-    arrays |= {f"slice.{name}": values for name, values in batch.slices.items()}
+    if windows.spec.label:  # detection is trained without labels and judged by them
+        targets = windows.column(windows.spec.label)[batch.rows][..., None].astype(np.float32)
+        mask = mask.max(-1, keepdims=True)
+    arrays = {"scores": scores, "targets": targets, "mask": mask, "rows": batch.rows}
+    for name in windows.spec.slices:
+        arrays[f"slice.{name}"] = windows.column(name).astype(str)[batch.rows]
     return {name: values[:, first:] for name, values in arrays.items()}

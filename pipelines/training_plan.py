@@ -18,6 +18,10 @@ class TrainingPlan(Record):
     """Optimiser steps of a full training."""
     selector_steps: Positive = 60
     """Optimiser steps of the pilot, which fits the selector alone."""
+    tuning_steps: Positive = 60
+    """Optimiser steps of a retraining, which starts from the champion's weights at full length."""
+    tuning_rate: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Peak learning rate of a retraining, as a share of a full training's."""
     tokens_per_step: Positive = 12_288
     """Steps of all windows in one batch: long windows come in small batches."""
     curriculum: tuple[tuple[Share, Share], ...] = ((0.25, 0.8), (1.0, 0.2))
@@ -55,6 +59,18 @@ class TrainingPlan(Record):
         """Optimiser steps planned for a mode."""
         return self.selector_steps if mode == "selector" else self.num_steps
 
+    def for_tuning(self) -> "TrainingPlan":
+        """The plan of a retraining: short, gentle, at full length from the first step."""
+        return self.model_copy(
+            update={
+                "num_steps": self.tuning_steps,
+                "curriculum": ((1.0, 1.0),),
+                "peak_learning_rate": self.peak_learning_rate * self.tuning_rate,
+                "warmup_steps": min(self.warmup_steps, max(1, self.tuning_steps // 4)),
+                "ranking_noise": 0.0,
+            }
+        )
+
     def length_share(self, step: int, mode: Mode) -> float:
         """Share of the lookback that step number `step` trains on; the pilot is fitted at full length."""
         if mode == "selector":
@@ -65,3 +81,4 @@ class TrainingPlan(Record):
             if progress < done - 1e-9:
                 return length
         return self.curriculum[-1][0]
+

@@ -1,0 +1,75 @@
+"""One dataset's rollout on this installation: what every step of it needs at hand."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipelines.data.spec import DatasetSpec, load_spec
+from pipelines.data.preprocessing import Preprocessing
+from pipelines.data.snapshot import Snapshot
+from pipelines.data.windows import Windows
+from pipelines.registry import Tracker
+from pipelines.release_log import ReleaseLog
+from pipelines.rollout import reconcile
+from pipelines.settings import Settings
+from pipelines.steps import once
+from pipelines.training_plan import TrainingPlan
+from validation.data import DataReport
+from validation.policy import Policy, load_policy
+from validation.record import Record
+
+T = TypeVar("T")
+Report = Callable[[str, int, int], None]
+
+
+class Prepared(Record):
+    """Data that passed validation, and the statistics fitted on its training part."""
+
+    snapshot: Snapshot
+    report: DataReport
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
+class Job:
+    """Settings, dataset and policy of a rollout, and the doors to its stores."""
+
+    settings: Settings
+    spec: DatasetSpec
+    policy: Policy
+    tracker: Tracker
+    log: ReleaseLog
+    report: Report
+    parent_run: str | None = None
+    _windows: dict[str, Windows] = field(default_factory=dict, repr=False)
+
+    @property
+    def plan(self) -> TrainingPlan:
+        return self.spec.training
+
+    @property
+    def folder(self) -> Path:
+        """Checkpoints, scores and bundles of this dataset."""
+        return self.settings.home / "datasets" / self.spec.name
+
+    def once(self, name: str, inputs: Mapping[str, Any], kind: type[T], compute: Callable[[], T]) -> T:
+        """Run a step unless its result is already there (see pipelines.steps)."""
+        return once(self.settings.steps, f"{self.spec.name}-{name}", inputs, kind, compute)
+
+    def windows(self, prepared: Prepared, spec: DatasetSpec | None = None) -> Windows:
+        """Windows over the snapshot, built once per process and split."""
+        spec = spec or self.spec
+        key = f"{prepared.digest()}-{spec.digest()}"
+        if key not in self._windows:
+            self._windows[key] = Windows(prepared.snapshot, spec, prepared.preprocessing)
+        return self._windows[key]
+
+
+def open_job(dataset: Path, policy: Path, settings: Settings, report: Report) -> Job:
+    """Read every file first, so that a mistake in one costs nothing; then open and reconcile the stores."""
+    spec, rules = load_spec(dataset), load_policy(policy)
+    log = ReleaseLog.open(settings)
+    tracker = Tracker.open(settings)
+    reconcile(log, tracker)
+    return Job(settings, spec, rules, tracker, log, report)
