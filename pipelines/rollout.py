@@ -156,7 +156,7 @@ def _rollback(state: RolloutState, decision: Decision) -> RolloutState:
     _require(back is not None, decision, "there is no earlier release to go back to")
     fits = back is not None and (back.champion, back.stage) == (decision.version, decision.to_stage)
     _require(fits, decision, "a rollback leads to the last green release")
-    return _with_releases(state, state.releases[:-1])
+    return _without_challenger(_with_releases(state, state.releases[:-1]), decision.version)
 
 
 _MOVES: dict[Action, Callable[[RolloutState, Decision], RolloutState]] = {
