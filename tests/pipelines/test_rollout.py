@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pipelines.registry import ModelVersion, registered_name
 from pipelines.release_log import Action, Decision, ReleaseLog, Stage, StaleDecision
@@ -281,18 +281,31 @@ class Rollouts(RuleBasedStateMachine):
         )
         self.decide(chosen)
 
-    @precondition(lambda self: self.live)
-    @rule(number=st.integers(1, 4), climbs=st.booleans())
-    def promote(self, number: int, climbs: bool) -> None:
-        stage = self.live[-1][0]
+    # Blind moves are mostly illegal; these are likely ones, so that long rollouts are reached.
+
+    @initialize(number=st.integers(1, 4))
+    def bootstrap(self, number: int) -> None:
+        self.try_anything(Action.BOOTSTRAP, None, Stage.PILOT, number, None)
+
+    @rule(number=st.none() | st.integers(1, 4), climbs=st.booleans())
+    def promote(self, number: int | None, climbs: bool) -> None:
+        stage, champion = self.live[-1]
         higher = STAGES[min(STAGES.index(stage) + climbs, len(STAGES) - 1)]
-        self.try_anything(Action.PROMOTE, stage, higher, number, Outcome.PASS)
+        self.try_anything(Action.PROMOTE, stage, higher, number or champion, Outcome.PASS)
+
+    @rule(number=st.integers(1, 4))
+    def retrain(self, number: int) -> None:
+        self.try_anything(Action.RETRAIN, None, self.live[-1][0], number, None)
+
+    @rule(to_stage=st.sampled_from(STAGES))
+    def demote(self, to_stage: Stage) -> None:
+        self.try_anything(Action.DEMOTE, None, to_stage, self.live[-1][1], None)
 
     @precondition(lambda self: len(self.live) > 1)
-    @rule()
-    def roll_back(self) -> None:
+    @rule(to_stage=st.none() | st.sampled_from(STAGES))
+    def roll_back(self, to_stage: Stage | None) -> None:
         stage, number = self.live[-2]
-        self.try_anything(Action.ROLLBACK, None, stage, number, None)
+        self.try_anything(Action.ROLLBACK, None, to_stage or stage, number, None)
 
     def decide(self, chosen: Decision) -> None:
         expected = self.expected(chosen)
@@ -349,4 +362,4 @@ class Rollouts(RuleBasedStateMachine):
 
 
 TestRollouts = Rollouts.TestCase
-TestRollouts.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestRollouts.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
