@@ -16,7 +16,7 @@ import numpy as np
 
 from pipelines.fingerprint import ROOT
 from validation.errors import InputError
-from validation.policy import CostPolicy
+from validation.policy import CostPolicy, Policy
 from validation.record import Record
 from validation.statistics import Interval, ratio_interval
 
@@ -32,7 +32,7 @@ class Subject(Record):
 
 
 class Timings(Record):
-    """Measurements of one subject at one length; one entry per inference, batch size 1."""
+    """Measurements of one subject at one length, batch size 1: a latency per inference, a memory peak per process."""
 
     subject: str
     num_steps: int
@@ -63,19 +63,18 @@ def compare_cost(
     num_steps: int,
     *,
     repeats: int,
+    processes: int,
     threads: int,
-    confidence: float,
-    num_resamples: int,
+    policy: Policy,
     device: str = "cpu",
 ) -> CostComparison:
-    """Measure both sides at `num_steps` steps with `repeats` inferences each, taking turns."""
-    ours, theirs = measure_turns([candidate, dense], num_steps, repeats, threads, device)
+    """Measure both sides at `num_steps` steps: `repeats` inferences in each of `processes` pairs of processes."""
+    ours, theirs = measure_turns([candidate, dense], num_steps, repeats, processes, threads, device)
 
     def ratio(field: str, quantile: float) -> Interval:
         a, b = (np.array(getattr(timings, field), dtype=np.float64) for timings in (ours, theirs))
-        return ratio_interval(
-            a, b, quantile=quantile, confidence=confidence, num_resamples=num_resamples, seed=0
-        )
+        how = {"confidence": policy.confidence, "num_resamples": policy.num_resamples, "seed": 0}
+        return ratio_interval(a, b, quantile=quantile, **how)
 
     return CostComparison(
         num_steps=num_steps,
@@ -83,33 +82,43 @@ def compare_cost(
         dense=theirs,
         latency_p50_ratio=ratio("latency_ms", 0.5),
         latency_p99_ratio=ratio("latency_ms", 0.99),
-        peak_memory_ratio=ratio("memory_bytes", 1.0),
+        peak_memory_ratio=ratio("memory_bytes", 0.5),
     )
 
 
 def measure_turns(
-    subjects: Sequence[Subject], num_steps: int, repeats: int, threads: int, device: str = "cpu"
+    subjects: Sequence[Subject], num_steps: int, repeats: int, processes: int, threads: int, device: str = "cpu"
 ) -> list[Timings]:
-    """Time the subjects in turns of a few inferences, each in its own fresh process."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(_Probe(subject, num_steps, threads, device)) for subject in subjects]
-        samples: list[dict[str, list[float]]] = [{"latency_ms": [], "memory_bytes": []} for _ in subjects]
-        for done in range(0, repeats, _TURN):
-            for probe, sample in zip(probes, samples, strict=True):
-                for field, values in probe.ask(min(_TURN, repeats - done)).items():
-                    sample[field].extend(values)
+    """Time the subjects in turns of a few inferences, each in its own fresh process, several times over."""
+    rounds = [_measure_round(subjects, num_steps, repeats, threads, device) for _ in range(processes)]
     return [
         Timings(
             subject=subject.name,
             num_steps=num_steps,
             density=subject.density,
-            latency_ms=tuple(sample["latency_ms"]),
-            memory_bytes=tuple(sample["memory_bytes"]),
+            latency_ms=tuple(value for round_ in rounds for value in round_[index]["latency_ms"]),
+            memory_bytes=tuple(max(round_[index]["memory_bytes"]) for round_ in rounds),
             device=device,
             threads=threads,
         )
-        for subject, sample in zip(subjects, samples, strict=True)
+        for index, subject in enumerate(subjects)
     ]
+
+
+def _measure_round(
+    subjects: Sequence[Subject], num_steps: int, repeats: int, threads: int, device: str
+) -> list[dict[str, list[float]]]:
+    with ExitStack() as stack:
+        # All are started before the first is waited for: they load side by side, and are timed in turns.
+        probes = [stack.enter_context(_Probe(subject, num_steps, threads, device)) for subject in subjects]
+        samples: list[dict[str, list[float]]] = [{"latency_ms": [], "memory_bytes": []} for _ in subjects]
+        for probe in probes:
+            probe.wait_until_warm()
+        for done in range(0, repeats, _TURN):
+            for probe, sample in zip(probes, samples, strict=True):
+                for field, values in probe.ask(min(_TURN, repeats - done)).items():
+                    sample[field].extend(values)
+    return samples
 
 
 class _Probe:
@@ -134,8 +143,10 @@ class _Probe:
         )
 
     def __enter__(self) -> "_Probe":
-        self._read()
         return self
+
+    def wait_until_warm(self) -> None:
+        self._read()
 
     def ask(self, repeats: int) -> dict[str, list[float]]:
         """Run some inferences in the process; their times and memory peaks."""
