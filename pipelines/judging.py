@@ -156,7 +156,6 @@ def training_kpis(
     job: Job,
     prepared: Prepared,
     candidate: Checkpoint,
-    dense: Checkpoint,
     costs: Sequence[CostComparison],
     scores_by_seed: list[Scores],
 ) -> list[Kpi]:

@@ -14,13 +14,14 @@ QUIET = {
     "GX_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_WORKER_QUERY_SECONDS": "2",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
 }
-"""Telemetry off, chatter down, and MLflow refusing to unpickle."""
+"""Telemetry off, chatter down, a first start given time on a slow disk, and MLflow refusing to unpickle."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,125 @@
+"""The `dankai` command. Heavy packages are imported by the commands that use them."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from pipelines.summary import RolloutSummary
+
+ROOT = Path(__file__).resolve().parents[1]
+POLICY = ROOT / "infra" / "rollout.yaml"
+DEMO = ROOT / "infra" / "datasets" / "flights.yaml"
+
+policy_option = click.option(
+    "--policy",
+    type=click.Path(path_type=Path),
+    default=POLICY,
+    show_default="infra/rollout.yaml",
+    help="What each stage asks.",
+)
+quiet_option = click.option("--quiet", is_flag=True, help="No progress display.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def dankai() -> None:
+    """Take a sparse-attention model from inference pilot through training to edge, as far as its KPIs allow.
+
+    \b
+    Examples:
+      dankai demo                                   the whole rollout on built-in flight data
+      dankai rollout run infra/datasets/etth1.yaml  the same on another dataset
+      dankai ui                                     look at every run in MLflow
+    """
+
+
+@dankai.command()
+@policy_option
+@quiet_option
+def demo(policy: Path, quiet: bool) -> None:
+    """Run the whole rollout on the flights of 2013 that come with the package."""
+    _run(DEMO, policy, quiet)
+
+
+@dankai.group()
+def rollout() -> None:
+    """Take a dataset's model up the stages."""
+
+
+@rollout.command("run")
+@click.argument("dataset", type=click.Path(path_type=Path))
+@policy_option
+@quiet_option
+def run(dataset: Path, policy: Path, quiet: bool) -> None:
+    """Run the staged rollout that DATASET (a YAML file) describes; run again to go on after a stop.
+
+    \b
+    Example:
+      dankai rollout run infra/datasets/server_machines.yaml
+    """
+    _run(dataset, policy, quiet)
+
+
+@dankai.command()
+@click.option("--port", default=5000, show_default=True, help="Port on this machine.")
+def ui(port: int) -> None:
+    """Open the MLflow UI on everything that was tracked here (http://127.0.0.1:5000)."""
+    import os
+
+    settings = _settings()
+    command = ["mlflow", "server", "--backend-store-uri", settings.tracking_uri, "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", "1", "--artifacts-destination", str(settings.artifacts)]
+    click.echo(f"MLflow UI: http://127.0.0.1:{port}  (Ctrl-C stops it)", err=True)
+    os.execvp(str(Path(sys.executable).with_name("mlflow")), command)
+
+
+def _run(dataset: Path, policy: Path, quiet: bool) -> None:
+    settings = _settings()
+    _check_files(dataset, policy)
+    from flows.rollout import rollout as rollout_flow
+    from flows.tables import print_summary
+
+    summary: RolloutSummary = rollout_flow(str(dataset), str(policy), quiet)
+    print_summary(summary, settings)
+
+
+def _check_files(dataset: Path, policy: Path) -> None:
+    """Read both files before anything heavy is loaded: a mistake in them is answered at once."""
+    from pipelines.data.spec import load_spec
+    from validation.policy import load_policy
+
+    load_spec(dataset)
+    load_policy(policy)
+
+
+def _settings():  # noqa: ANN202 - its module stays out of `--help`
+    from pipelines.settings import load_settings, quiet_environment
+
+    settings = load_settings()
+    quiet_environment(settings)
+    return settings
+
+
+def main() -> None:
+    """Entry point: exit 0 when the job was done whatever the verdicts, 2 for input that cannot be used."""
+    sys.exit(_answer(dankai))
+
+
+def _answer(command: Callable[..., object]) -> int:
+    from validation.errors import InputError
+
+    try:
+        command(standalone_mode=False)
+    except InputError as error:
+        click.echo(f"dankai: {error}", err=True)
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("dankai: stopped; run the same command again to go on from here", err=True)
+        return 130
+    return 0

@@ -1,0 +1,157 @@
+"""The whole climb: data -> dense incumbent -> pilot -> training -> edge -> months of operation."""
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from prefect import flow
+
+from flows import tasks
+from flows.progress import progress
+from pipelines.checkpoint import Checkpoint
+from pipelines.cost import CostComparison
+from pipelines.edge.bundle import Bundle
+from pipelines.evaluation import Evaluation
+from pipelines.fingerprint import environment
+from pipelines.job import Job, Prepared, open_job
+from pipelines.judging import LENGTHS, BudgetSweep, edge_kpis
+from pipelines.replay import Month, replay_parts
+from pipelines.rollout import current_state
+from pipelines.scoring import Scores
+from pipelines.settings import load_settings
+from pipelines.summary import RolloutSummary, now, sentence_of, write_summary
+from validation.gates import Outcome
+
+
+@dataclass
+class Climb:
+    """What a rollout has gathered so far."""
+
+    job: Job
+    prepared: Prepared
+    dense: Checkpoint
+    dense_scores: Scores
+    baselines: dict[str, Scores]
+    evaluations: list[Evaluation] = field(default_factory=list)
+    costs: list[CostComparison] = field(default_factory=list)
+    sweep: BudgetSweep | None = None
+    bundle: Bundle | None = None
+    months: list[Month] = field(default_factory=list)
+
+    @property
+    def references(self) -> dict[str, Scores]:
+        """What every candidate is compared with on the test windows."""
+        return {"dense": self.dense_scores, "baseline": self.baselines["test"]}
+
+
+@flow(name="rollout", validate_parameters=False)
+def rollout(dataset: str, policy: str, quiet: bool = False) -> RolloutSummary:
+    """Take a dataset's model as far up the stages as its gates allow; leaves summary.json and a bundle."""
+    started = time.monotonic()
+    with progress(quiet) as report:
+        job = open_job(Path(dataset), Path(policy), load_settings(), report)
+        with job.tracker.run(f"{job.spec.name} rollout", "rollout", {"dataset": job.spec.name}) as run_id:
+            climb = begin(replace(job, parent_run=run_id))
+            passed = pilot(climb)
+            trained = full_training(climb) if passed else None
+            if trained is not None and edge(climb, trained):
+                operate(climb, trained)
+            summary = summarize(climb, time.monotonic() - started)
+            path = write_summary(summary, job.settings.home)
+            job.tracker.log_artifact(run_id, path)
+            job.tracker.log_tags(run_id, {"stage": summary.state.stage, "sentence": summary.sentence})
+    return summary
+
+
+def begin(job: Job) -> Climb:
+    """Data that may be trained on, the dense incumbent, and the simple baseline beside it."""
+    snapshot = tasks.snapshot_data(job)
+    report = tasks.validate_snapshot(job, snapshot)
+    prepared = tasks.prepare(job, snapshot, report)
+    dense = tasks.train_candidate(job, prepared, "dense")
+    baselines = {scores.part: scores for scores in tasks.score_baselines(job, prepared)}
+    tasks.start_pilot(job, dense)
+    dense_scores = tasks.score(job, prepared, dense, "test", None, "dense")
+    return Climb(job, prepared, dense, dense_scores, baselines)
+
+
+def pilot(climb: Climb) -> bool:
+    """Fit a selector to the frozen incumbent, let sparse inference answer in shadow, ask the gate."""
+    job, prepared = climb.job, climb.prepared
+    fitted = tasks.train_candidate(job, prepared, "selector", warm_start=climb.dense)
+    shadow = tasks.score(job, prepared, fitted, "test", job.plan.target_density, "pilot")
+    climb.costs = tasks.measure_costs(job, fitted, climb.dense, LENGTHS)
+    measured = tasks.pilot_kpis(job, prepared, fitted, climb.costs)
+    return judge(climb, "pilot", fitted, shadow, measured)
+
+
+def full_training(climb: Climb) -> Checkpoint | None:
+    """Train the sparse model end to end, twice, sweep its budgets and ask the gate; None if it may not go on."""
+    job, prepared = climb.job, climb.prepared
+    trained = [tasks.train_candidate(job, prepared, "sparse", seed) for seed in (0, 1)]
+    scores = [
+        tasks.score(job, prepared, each, "test", job.plan.target_density, f"sparse-seed{seed}")
+        for seed, each in enumerate(trained)
+    ]
+    dense = tasks.score(job, prepared, climb.dense, "validation", None, "dense")
+    climb.sweep = tasks.sweep_budgets(job, prepared, trained[0], dense)
+    costs = tasks.measure_costs(job, trained[0], climb.dense, (1,))
+    measured = tasks.training_kpis(job, prepared, trained[0], costs, scores)
+    return trained[0] if judge(climb, "training", trained[0], scores[0], measured) else None
+
+
+def edge(climb: Climb, trained: Checkpoint) -> bool:
+    """Export, sign, load and answer in the runtime that devices use, and ask the gate."""
+    job, prepared = climb.job, climb.prepared
+    verdict = climb.evaluations[-1].verdict.digest()
+    climb.bundle = tasks.build_edge(job, prepared, trained, climb.sweep, verdict)
+    answers = tasks.score_on_edge(job, prepared, climb.bundle, "test")
+    timings = tasks.measure_edge(job, climb.bundle)
+    measured = edge_kpis(prepared, climb.bundle, timings, job.policy.confidence)
+    return judge(climb, "edge", trained, answers, measured)
+
+
+def operate(climb: Climb, champion: Checkpoint) -> None:
+    """The months after the release, in order; drift that matters sends a challenger against the champion."""
+    job, prepared = climb.job, climb.prepared
+    released = tasks.score(job, prepared, champion, "test", job.plan.target_density, "champion")
+    challenger = None
+    for month in replay_parts(job.windows(prepared)):
+        report, champion, challenger = tasks.replay_month(
+            job, prepared, month, champion, challenger, released, climb.baselines[month]
+        )
+        climb.months.append(report)
+        if report.evaluation is not None:
+            climb.evaluations.append(report.evaluation)
+
+
+def judge(climb: Climb, stage: str, candidate: Checkpoint, scores: Scores, measured: list) -> bool:
+    """Ask the gate, record its verdict in the release log; True when the climb may go on."""
+    job = climb.job
+    evaluation = tasks.judge_stage(job, climb.prepared, stage, scores, climb.references, measured)
+    climb.evaluations.append(evaluation)
+    tasks.decide(job, candidate, evaluation.verdict, job.plan.target_density)
+    return evaluation.verdict.outcome is Outcome.PASS
+
+
+def summarize(climb: Climb, seconds: float) -> RolloutSummary:
+    """Everything measured and decided, in one record."""
+    job = climb.job
+    state = current_state(job.log, job.spec.name)
+    evaluations = tuple(climb.evaluations)
+    return RolloutSummary(
+        dataset=job.spec.name,
+        description=job.spec.description,
+        finished_at=now(),
+        seconds=seconds,
+        environment=environment(),
+        policy=job.policy.digest(),
+        prepared=climb.prepared,
+        evaluations=evaluations,
+        costs=tuple(climb.costs),
+        sweep=climb.sweep,
+        bundle=climb.bundle,
+        months=tuple(climb.months),
+        state=state,
+        sentence=sentence_of(evaluations, state),
+    )

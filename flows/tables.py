@@ -1,0 +1,80 @@
+"""Tables on the terminal."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipelines.settings import Settings
+    from pipelines.summary import RolloutSummary
+
+_COLORS = {"PASS": "green", "HOLD": "yellow", "FAIL": "red"}
+
+
+def print_summary(summary: "RolloutSummary", settings: "Settings") -> None:
+    """The verdicts, the cost at each length, the months, and where everything lies."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    _verdicts(console, summary)
+    _costs(console, summary)
+    _months(console, summary)
+    console.print(f"\n[bold]{summary.sentence}[/bold]")
+    console.print(f"{summary.seconds:.0f} s. Everything: {settings.home}/summary.json", highlight=False)
+    console.print(f"Data Docs: {summary.prepared.report.docs_uri}", highlight=False)
+    if summary.bundle:
+        console.print(f"Bundle: {summary.bundle.folder}", highlight=False)
+    console.print("Runs: dankai ui", highlight=False)
+
+
+def _verdicts(console: "Console", summary: "RolloutSummary") -> None:
+    from rich.table import Table
+
+    table = Table(title=summary.description, title_justify="left")
+    for name in ("stage", "KPI", "value [interval]", "threshold", "verdict"):
+        table.add_column(name, overflow="fold")
+    previous = ""
+    for row in summary.rows():
+        if row.stage != previous and previous:
+            table.add_section()
+        color = _COLORS[row.verdict.split()[0]]
+        stage = row.stage if row.stage != previous else ""
+        table.add_row(stage, row.kpi, row.value, row.threshold, f"[{color}]{row.verdict}[/{color}]")
+        previous = row.stage
+    console.print(table)
+
+
+def _costs(console: "Console", summary: "RolloutSummary") -> None:
+    from rich.table import Table
+
+    table = Table(title="Inference, sparse against dense, in fresh processes", title_justify="left")
+    for name in ("steps", "sparse p50", "dense p50", "ratio [interval]", "memory ratio", "inferences"):
+        table.add_column(name, justify="right")
+    for cost in summary.costs:
+        ratio = cost.latency_p50_ratio
+        table.add_row(
+            f"{cost.num_steps:,}",
+            f"{cost.candidate.latency_quantile(0.5):,.1f} ms",
+            f"{cost.dense.latency_quantile(0.5):,.1f} ms",
+            f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
+            f"{cost.peak_memory_ratio.value:.2f}",
+            str(len(cost.candidate.latency_ms)),
+        )
+    console.print(table)
+
+
+def _months(console: "Console", summary: "RolloutSummary") -> None:
+    from rich.table import Table
+
+    if not summary.months:
+        return
+    table = Table(title="Operation, month by month", title_justify="left")
+    for name in ("month", "champion", "metric [interval]", "drift", "then"):
+        table.add_column(name, overflow="fold")
+    for month in summary.months:
+        value = f"{month.metric} {month.value.value:.3f} [{month.value.low:.3f}, {month.value.high:.3f}]"
+        met = f"challenger met: {month.evaluation.verdict.outcome}; " if month.evaluation else ""
+        then = f"{met}{'retrained' if month.retrained else 'nothing to do'}"
+        drift = f"{month.drift.decision}: {'; '.join(month.drift.reasons)}"
+        table.add_row(month.month, month.champion[:8], value, drift, then)
+    console.print(table)

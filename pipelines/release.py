@@ -1,0 +1,56 @@
+"""Letting a model in: versions in the registry, decisions in the release log, one after the other."""
+
+import getpass
+
+from pipelines.candidates import register
+from pipelines.checkpoint import Checkpoint
+from pipelines.job import Job
+from pipelines.release_log import Stage
+from pipelines.rollout import CLIMB, RolloutState, apply_verdict, bootstrap, challenge, current_state, reconcile
+from validation.gates import Outcome, Verdict
+
+
+def start_pilot(job: Job, incumbent: Checkpoint) -> RolloutState:
+    """Put the dense incumbent live, once: the explicit decision with which a rollout starts."""
+    state = current_state(job.log, job.spec.name)
+    if state.live is None:
+        version = register(job, incumbent, "incumbent", None)
+        reason = "dense incumbent: what sparse inference has to match"
+        state = bootstrap(job.log, state, version, getpass.getuser(), reason)
+        reconcile(job.log, job.tracker)
+    return state
+
+
+def decide(job: Job, candidate: Checkpoint, verdict: Verdict, density: float) -> RolloutState:
+    """Record the verdict and move what it moves. A decision that was made before is not made again."""
+    state = current_state(job.log, job.spec.name)
+    if _is_decided(job, state, verdict):
+        return state
+    version = register(job, candidate, verdict.stage, density)
+    state = apply_verdict(job.log, state, version, verdict, getpass.getuser())
+    reconcile(job.log, job.tracker)
+    return state
+
+
+def enter_challenger(job: Job, challenger: Checkpoint, reason: str, density: float) -> RolloutState:
+    """Register a retrained model as the one that will meet the champion."""
+    state = current_state(job.log, job.spec.name)
+    version = register(job, challenger, "challenger", density)
+    if version.version in (state.challenger, state.champion) or _was_judged(job, challenger):
+        return state
+    state = challenge(job.log, state, version, getpass.getuser(), reason)
+    reconcile(job.log, job.tracker)
+    return state
+
+
+def _is_decided(job: Job, state: RolloutState, verdict: Verdict) -> bool:
+    """Recorded already, or about a stage that the rollout has left behind."""
+    recorded = {entry.decision.verdict for entry in job.log.entries()}
+    return verdict.digest() in recorded or CLIMB.index(Stage(verdict.stage)) < CLIMB.index(state.stage)
+
+
+def _was_judged(job: Job, challenger: Checkpoint) -> bool:
+    return any(
+        entry.decision.checkpoint == challenger.sha256 and entry.decision.outcome in (Outcome.FAIL, Outcome.PASS)
+        for entry in job.log.entries()
+    )

@@ -1,0 +1,171 @@
+"""The months after the release, in order: each is validated, scored and checked for drift.
+
+Drift that matters starts a retraining; its challenger meets the champion on the next month, which
+neither has seen, and replaces it only if the steady gate passes.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import numpy as np
+
+from pipelines.candidates import train_candidate
+from pipelines.checkpoint import Checkpoint
+from pipelines.data.contract import contract_of
+from pipelines.data.snapshot import read_snapshot
+from pipelines.data.spec import DatasetSpec, Split
+from pipelines.data.windows import Windows
+from pipelines.evaluation import TASK_METRICS, Evaluation
+from pipelines.job import Job, Prepared
+from pipelines.judging import judge_stage, score
+from pipelines.release import decide, enter_challenger
+from pipelines.scoring import Scores, load_scored
+from validation.data import DataReport, validate
+from validation.drift import DriftReport, PerformanceChange, detect_drift
+from validation.gates import Outcome
+from validation.kpis import KINDS
+from validation.record import Record
+from validation.statistics import METRICS, Interval, block_length_for, interval, unpaired_interval
+
+_VALIDATION_DAYS = 7  # held back at the end of a retraining's data for early stopping
+
+
+class Month(Record):
+    """What happened in one month of operation."""
+
+    month: str
+    champion: str
+    """SHA-256 of the weights that were live."""
+    data: DataReport
+    metric: str
+    value: Interval
+    drift: DriftReport
+    evaluation: Evaluation | None = None
+    """The challenger's meeting with the champion, where there was one."""
+    retrained: str | None = None
+    """SHA-256 of the challenger trained at the end of the month."""
+
+
+def replay_month(
+    job: Job,
+    prepared: Prepared,
+    month: str,
+    champion: Checkpoint,
+    challenger: Checkpoint | None,
+    released: Scores,
+    baseline: Scores,
+) -> tuple[Month, Checkpoint, Checkpoint | None]:
+    """One month: the report, who is champion after it, and who challenges in the next."""
+    density, live = job.plan.target_density, champion
+    data = _validate_month(job, prepared, month)
+    scores = score(job, prepared, champion, month, density, "champion")
+    evaluation = None
+    if challenger is not None:
+        evaluation = _meet(job, prepared, month, challenger, scores, baseline)
+        if evaluation.verdict.outcome is Outcome.PASS:
+            champion = challenger
+    drift = _drift(job, prepared, month, scores, released)
+    following = None
+    if drift.decision == "retrain" and data.outcome is Outcome.PASS:
+        following = _retrain(job, prepared, month, champion, drift)
+    report = Month(
+        month=month,
+        champion=live.sha256,
+        data=data,
+        metric=TASK_METRICS[job.spec.task][0],
+        value=_value(job, scores),
+        drift=drift,
+        evaluation=evaluation,
+        retrained=following.sha256 if following else None,
+    )
+    return report, champion, following
+
+
+def _validate_month(job: Job, prepared: Prepared, month: str) -> DataReport:
+    windows = job.windows(prepared)
+    contract = contract_of(job.spec, f"{job.spec.name}-{month}")
+    share = job.policy.data.max_quarantined_share
+
+    def compute() -> DataReport:
+        rows = read_snapshot(prepared.snapshot).filter(windows.parts == windows.part_names.index(month))
+        folder = prepared.snapshot.content_hash[:12]
+        docs, aside = job.folder / "data_docs" / f"{folder}-{month}", job.folder / "quarantine" / folder
+        return validate(rows.to_pandas(), contract, docs, aside, max_quarantined_share=share)
+
+    inputs = {"prepared": prepared, "month": month, "contract": contract, "share": share}
+    return job.once(f"validate-{month}", inputs, DataReport, compute)
+
+
+def _meet(
+    job: Job, prepared: Prepared, month: str, challenger: Checkpoint, champion: Scores, baseline: Scores
+) -> Evaluation:
+    """Challenger and champion on the same windows of a month that neither was trained on."""
+    scores = score(job, prepared, challenger, month, job.plan.target_density, "challenger")
+    evaluation = judge_stage(job, prepared, "steady", scores, {"champion": champion, "baseline": baseline}, [])
+    decide(job, challenger, evaluation.verdict, job.plan.target_density)
+    return evaluation
+
+
+def _value(job: Job, scores: Scores) -> Interval:
+    return interval(METRICS[TASK_METRICS[job.spec.task][0]], load_scored(scores), **_how(job, scores))
+
+
+def _how(job: Job, scores: Scores) -> dict[str, float | int]:
+    overlap = -(-max(1, job.spec.horizon) // job.spec.stride)
+    return {
+        "confidence": job.policy.confidence,
+        "num_resamples": job.policy.num_resamples,
+        "block_length": block_length_for(scores.num_windows, overlap),
+        "seed": 0,
+    }
+
+
+def _drift(job: Job, prepared: Prepared, month: str, scores: Scores, released: Scores) -> DriftReport:
+    """The month against the training part: columns, predictions, and performance against the release's."""
+    windows = job.windows(prepared)
+    name = TASK_METRICS[job.spec.task][0]
+    now, then = load_scored(scores), load_scored(released)
+    how = _how(job, scores)
+    change = PerformanceChange(
+        metric=name,
+        higher_is_better=KINDS[name].higher_is_better,
+        reference_value=METRICS[name](then),
+        change=unpaired_interval(METRICS[name], now, then, **how),
+    )
+    return detect_drift(
+        _columns(windows, "train"),
+        _columns(windows, month),
+        job.policy.drift,
+        categorical=windows.spec.categorical,
+        predictions=(then.scores[then.mask > 0], now.scores[now.mask > 0]),
+        performance=change,
+    )
+
+
+def _columns(windows: Windows, part: str) -> dict[str, np.ndarray]:
+    rows = windows.parts == windows.part_names.index(part)
+    names = (*windows.spec.numeric, *windows.spec.categorical)
+    return {name: windows.column(name)[rows] for name in names}
+
+
+def _retrain(job: Job, prepared: Prepared, month: str, champion: Checkpoint, drift: DriftReport) -> Checkpoint:
+    """Go on training the champion on everything up to the end of the month; it becomes the challenger."""
+    spec = _until_end_of(job.spec, month)
+    plan = job.plan.for_tuning()
+    challenger = train_candidate(job, prepared, "sparse", warm_start=champion, plan=plan, spec=spec)
+    reason = f"drift in {month}: {'; '.join(drift.reasons)}"
+    enter_challenger(job, challenger, reason, job.plan.target_density)
+    return challenger
+
+
+def _until_end_of(spec: DatasetSpec, month: str) -> DatasetSpec:
+    """The dataset with the split moved: training up to the last week of the month, validation on that week."""
+    year, number = (int(part) for part in month.split("-"))
+    end = datetime(year + number // 12, number % 12 + 1, 1)
+    split = Split(validation=end - timedelta(days=_VALIDATION_DAYS), test=end)
+    return spec.model_copy(update={"split": split})
+
+
+def replay_parts(windows: Windows) -> Sequence[str]:
+    """The months of a dataset's replay; none where the split names no replay."""
+    return [part for part in windows.part_names if part not in ("train", "validation", "test")]
