@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, PlainValidator, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from validation.errors import InputError, unknown_name
 from validation.record import Record
@@ -39,7 +39,7 @@ def _boundary(value: Any) -> datetime | float:
     raise ValueError("give a date such as 2013-07-01, or a share of the rows such as 0.8")
 
 
-Boundary = Annotated[datetime | float, PlainValidator(_boundary)]
+Boundary = Annotated[datetime | float, BeforeValidator(_boundary)]
 
 
 class Source(Record):
@@ -178,7 +178,7 @@ class DatasetSpec(Record):
             _among(self.target, "numeric column as target", self.numeric)
             for name in set(self.target) & set(self.known_future):
                 raise ValueError(f"target {name!r} is what has to be predicted: remove it from known_future")
-        elif len(self.target) > 1 or self.target[0] in (*self.numeric, *self.categorical):
+        elif len(self.target) > 1 or {*self.target} & {*self.numeric, *self.categorical}:
             raise ValueError("target: an event has one 0/1 column, which is not listed as a feature too")
         if (self.horizon == 0) != (self.task == "detect"):
             raise ValueError(
