@@ -1,0 +1,174 @@
+"""Is the exported graph the checkpoint's function? Tolerances come from float64, not from taste.
+
+Selection is discrete: where two blocks rank equally up to rounding, two correct programs may read different
+ones, and then differ visibly. So arithmetic and selection are judged apart. The checkpoint is run on the
+very blocks that the graph read, and blocks that it would not have read itself have to be such ties.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.edge.rows import Inputs
+from pipelines.edge.runtime import num_selected, open_session, run_graph
+from validation.record import Record
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sparse_model.attention import BlockSelection
+    from sparse_model.layers import Attention
+    from sparse_model.model import SparseEncoder
+
+FACTOR = 8.0
+"""Allowed error, in units of the checkpoint's own: eager float32 against float64 on the same blocks. Both
+round about as often, but in other orders; the largest of many differences varies by a small factor."""
+
+
+class ParityReport(Record):
+    """Graph against checkpoint, over windows; outputs before any sigmoid."""
+
+    num_windows: int
+    density: float
+    max_abs_error: float
+    """Each reading the blocks it ranks best: what a user sees, ties included."""
+    window_errors: tuple[float, ...]
+    """The same, window by window."""
+    same_blocks_error: float
+    """Both reading the graph's blocks."""
+    tolerance: float
+    selection_equal: float
+    """Share of the blocks read that the checkpoint would have read too, given the same layer input."""
+    tie_gap: float
+    """Largest lead, by the checkpoint's ranking, of a block that the graph passed over."""
+    tie_tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """NaN fails."""
+        return self.same_blocks_error <= self.tolerance and self.tie_gap <= self.tie_tolerance
+
+
+def parity(graph: Path, model: "SparseEncoder", windows: Sequence[Inputs], density: float) -> ParityReport:
+    """Compare the ONNX file with the checkpoint it was made from. Raises ValueError without windows."""
+    import torch
+
+    from sparse_model.config import Budget
+
+    if not windows:
+        raise ValueError("parity: needs at least one window")
+    session = open_session(graph.read_bytes(), threads=torch.get_num_threads())
+    free, results = [], []
+    for window in windows:
+        blocks = num_selected(density, window.num_steps, model.config.block_size)
+        outputs, selected = run_graph(session, window, blocks)
+        with torch.inference_mode():
+            free.append(_error(outputs, model(*_tensors(window, torch.float32), Budget(density))))
+        results.append(_on_same_blocks(model, window, outputs, torch.from_numpy(selected)))
+    return ParityReport(
+        num_windows=len(windows),
+        density=density,
+        max_abs_error=_worst(free),
+        window_errors=tuple(free),
+        same_blocks_error=_worst([result.error for result in results]),
+        tolerance=FACTOR * _worst([result.eager_error for result in results]),
+        selection_equal=float(np.mean([result.equal for result in results])),
+        tie_gap=_worst([result.tie_gap for result in results]),
+        tie_tolerance=FACTOR * _worst([result.score_error for result in results]),
+    )
+
+
+class _SameBlocks(NamedTuple):
+    error: float
+    eager_error: float
+    equal: float
+    tie_gap: float
+    score_error: float
+
+
+def _on_same_blocks(
+    model: "SparseEncoder", window: Inputs, outputs: NDArray, selected_LSJK: "Tensor"
+) -> _SameBlocks:
+    import torch
+
+    eager, scores = _follow(model, window, selected_LSJK, torch.float32)
+    exact, exact_scores = _follow(model, window, selected_LSJK, torch.float64)
+    choices = [
+        _compare_choice(layer_scores, indices, model.config.block_size)
+        for layer_scores, indices in zip(scores, selected_LSJK, strict=True)
+    ]
+    return _SameBlocks(
+        error=_error(outputs, eager),
+        eager_error=_error(eager.numpy(), exact),
+        equal=float(np.mean([equal for equal, _ in choices])),
+        tie_gap=_worst([gap for _, gap in choices]),
+        score_error=_worst([_error(a.numpy(), b) for a, b in zip(scores, exact_scores, strict=True)]),
+    )
+
+
+def _follow(
+    model: "SparseEncoder", window: Inputs, selected_LSJK: "Tensor", dtype: "torch.dtype"
+) -> tuple["Tensor", list["Tensor"]]:
+    """The checkpoint's outputs on the given blocks, and its own block scores [1, S, J, J] of every layer."""
+    import torch
+
+    from sparse_model.config import Budget
+    from sparse_model.layers import Layer
+
+    follower = deepcopy(model).to(dtype)
+    scores: list[Tensor] = []
+    for layer, indices_SJK in zip(follower.layers, selected_LSJK, strict=True):
+        assert isinstance(layer, Layer)
+        setattr(layer.attention, "select", _reading(layer.attention, indices_SJK, scores))  # noqa: B010
+    with torch.inference_mode():
+        return follower(*_tensors(window, dtype), Budget()), scores
+
+
+def _reading(
+    attention: "Attention", indices_SJK: "Tensor", scores: list["Tensor"]
+) -> Callable[..., "BlockSelection"]:
+    from sparse_model.attention import BlockSelection, block_scores
+
+    def select(x_BNW: "Tensor", *_: object) -> "BlockSelection":
+        size = attention.config.block_size
+        queries, keys = attention.selector(x_BNW)
+        scores.append(block_scores(queries, keys, size))
+        counts_SJ = indices_SJK.new_full(indices_SJK.shape[:2], indices_SJK.shape[2])
+        return BlockSelection(indices_SJK.sort(-1).values[None], counts_SJ[None], size)
+
+    return select
+
+
+def _compare_choice(scores_BSJJ: "Tensor", indices_SJK: "Tensor", block_size: int) -> tuple[float, float]:
+    """Share of equal choices, and the largest score by which a passed-over block leads one that was read."""
+    import torch
+
+    from sparse_model.attention import BlockSelection, select_blocks
+
+    choice = select_blocks(scores_BSJJ, indices_SJK.shape[2], block_size)
+    own = choice.read_mask()
+    read = BlockSelection(indices_SJK[None], choice.counts_BSQ, block_size).read_mask()
+    passed_over = scores_BSJJ.masked_fill(~(own & ~read), -torch.inf).amax(-1)
+    taken = scores_BSJJ.masked_fill(~(read & ~own), torch.inf).amin(-1)
+    gap = float((passed_over - taken).clamp_min(0.0).max())
+    return float((own & read).sum() / own.sum()), gap
+
+
+def _tensors(window: Inputs, dtype: "torch.dtype") -> tuple["Tensor", "Tensor", "Tensor"]:
+    import torch
+
+    numeric, known, categorical = (torch.from_numpy(array)[None] for array in window)
+    return numeric.to(dtype), known.to(dtype), categorical
+
+
+def _error(ours: NDArray, theirs: "Tensor") -> float:
+    return float(np.abs(ours - theirs.numpy()).max())
+
+
+def _worst(values: Sequence[float]) -> float:
+    return float(np.max(values))  # unlike max(), carries NaN
