@@ -30,7 +30,7 @@ from sparse_model.model import SparseEncoder
 from validation.record import Record
 
 OPSET = 20
-_CHUNK_STEPS = 256  # rows ranked and read at once: enough to feed two threads, few enough for the cache
+_CHUNK_STEPS = 128  # rows ranked and read at once: against long sequences more of them leave the cache
 _INF = float("inf")
 _Op = onnxscript.OpBuilder
 
