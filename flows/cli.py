@@ -77,8 +77,12 @@ def ui(port: int) -> None:
 
 
 def _run(dataset: Path, policy: Path, quiet: bool) -> None:
+    import os
+
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # what fails is said once, by this command
     settings = _settings()
     _check_files(dataset, policy)
+    settings.home.mkdir(parents=True, exist_ok=True)  # Prefect makes its own folder, but not the ones above
     from flows.rollout import rollout as rollout_flow
     from flows.tables import print_summary
 

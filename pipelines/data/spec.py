@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
+from pipelines.training_plan import TrainingPlan
 from validation.errors import InputError, unknown_name
 from validation.record import Record
 from validation.strict_yaml import load_record
@@ -136,8 +137,8 @@ class DatasetSpec(Record):
     """Lowest and highest plausible value; what lies outside is quarantined and counts as unknown."""
     allowed: dict[str, tuple[str | int, ...]] = Field(default_factory=dict)
     model: ModelSection = ModelSection()
-    training: dict[str, Any] = Field(default_factory=dict)
-    """Overrides of the training plan; pipelines.training_plan.load_plan reads them."""
+    training: TrainingPlan = TrainingPlan()
+    """How its models are trained; what is not given keeps its default."""
     file: str = ""
     """The file it was read from, for messages; set by load_spec."""
 
