@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.addresses import require_answer, unreachable
 from pipelines.files import exclusive_lock, sha256_of
 from pipelines.fingerprint import ROOT, environment, process_is_alive, process_tags
 from pipelines.settings import Settings
@@ -72,18 +73,18 @@ class Tracker:
         """
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
+        uri = settings.tracking_uri
         # Processes that migrate one fresh database at the same time destroy it for each other.
         with exclusive_lock(settings.home / "mlflow.lock"):
+            require_answer(uri)
             try:
-                client = MlflowClient(tracking_uri=settings.tracking_uri, registry_uri=settings.tracking_uri)
+                client = MlflowClient(tracking_uri=uri, registry_uri=uri)
                 experiment_id = _experiment_id(client, settings)
-            except MlflowException as error:
-                raise InputError(
-                    f"MLFLOW_TRACKING_URI: {_without_password(settings.tracking_uri)} does not answer "
-                    f"({_first_line(error)}); start the server or correct the address"
-                ) from error
-        tracker = cls(client, experiment_id, settings.tracking_uri)
+            except (MlflowException, SQLAlchemyError) as error:
+                raise unreachable(uri, error) from error
+        tracker = cls(client, experiment_id, uri)
         tracker._fail_dead_runs()
         return tracker
 
@@ -228,10 +229,10 @@ class Tracker:
     def note_release_head(self, name: str, head: str) -> None:
         self._client.set_registered_model_tag(name, "release_head", head)
 
-    def release_heads(self) -> dict[str, str]:
-        """Hash of the last log entry that each registered model was reconciled with."""
-        models = self._client.search_registered_models(max_results=BATCH)
-        return {model.name: model.tags["release_head"] for model in models if "release_head" in model.tags}
+    def release_head(self, name: str) -> str | None:
+        """Hash of the last log entry that the model was reconciled with; None before the first time."""
+        model = self._model(name)
+        return model.tags.get("release_head") if model else None
 
     def _model(self, name: str) -> Any:
         from mlflow.exceptions import MlflowException
@@ -393,7 +394,3 @@ def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0][:500]
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"(://[^:/@]+):[^@]*@", r"\1:***@", uri)

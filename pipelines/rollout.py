@@ -4,7 +4,7 @@ The release log is the truth. A state is what replaying it gives; every change i
 decision; MLflow's aliases are made to agree with it by `reconcile`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 
 from pipelines.files import exclusive_lock
@@ -323,35 +323,30 @@ def reconcile(log: ReleaseLog, tracker: Tracker) -> list[AliasChange]:
     # Under one lock, and reading the log inside it, the last to run has always seen the newest entry.
     with exclusive_lock(log.path.with_name(f"{log.path.name}.reconcile.lock")):
         entries = log.entries()
-        _refuse_shortened(entries, tracker)
         datasets = sorted({entry.decision.dataset for entry in entries})
-        return [
-            change for dataset in datasets for change in _reconcile_one(replay(entries, dataset), tracker)
-        ]
+        return [change for dataset in datasets for change in _reconcile_one(entries, dataset, tracker)]
 
 
-def _refuse_shortened(entries: list[ReleaseEntry], tracker: Tracker) -> None:
-    known = {entry.hash for entry in entries}
-    for model, seen in tracker.release_heads().items():
-        if seen not in known:
-            raise InputError(
-                f"{model}: the registry has seen release {seen[:12]}, which the release log has not; "
-                "restore the log from a backup"
-            )
-
-
-def _reconcile_one(state: RolloutState, tracker: Tracker) -> list[AliasChange]:
-    model, wanted = registered_name(state.dataset), state.aliases()
-    present = tracker.aliases(model)
-    changes = [
-        AliasChange(model=model, alias=alias, was=present.get(alias), now=wanted.get(alias))
-        for alias in ALIASES
-        if present.get(alias) != wanted.get(alias)
-    ]
+def _reconcile_one(entries: list[ReleaseEntry], dataset: str, tracker: Tracker) -> list[AliasChange]:
+    model, state = registered_name(dataset), replay(entries, dataset)
+    seen = tracker.release_head(model)
+    if seen and all(entry.hash != seen for entry in entries):
+        lost = f"the registry has seen release {seen[:12]}, which the release log has not"
+        raise InputError(f"{model}: {lost}; restore the log from a backup")
+    changes = _differences(model, tracker.aliases(model), state.aliases())
     for change in changes:
         if change.now is None:
             tracker.delete_alias(model, change.alias)
         else:
             tracker.set_alias(model, change.alias, change.now)
-    tracker.note_release_head(model, state.head)
+    if seen != state.head:
+        tracker.note_release_head(model, state.head)
     return changes
+
+
+def _differences(model: str, present: Mapping[str, int], wanted: Mapping[str, int]) -> list[AliasChange]:
+    return [
+        AliasChange(model=model, alias=alias, was=present.get(alias), now=wanted.get(alias))
+        for alias in ALIASES
+        if present.get(alias) != wanted.get(alias)
+    ]

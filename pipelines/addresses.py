@@ -1,0 +1,52 @@
+"""Whether a tracking address answers at all, asked before MLflow, which goes on asking for minutes."""
+
+import re
+import socket
+import sqlite3
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from validation.errors import InputError
+
+PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+TIMEOUT_S = 5.0
+
+
+def require_answer(uri: str) -> None:
+    """Raises InputError if no server listens at `uri`, or its SQLite file cannot be opened."""
+    try:
+        if uri.startswith("sqlite:"):
+            _open_file(Path(uri.split("///", 1)[-1]))
+        else:
+            _connect(uri)
+    except (OSError, ValueError, sqlite3.Error) as error:
+        raise unreachable(uri, error) from error
+
+
+def unreachable(uri: str, error: BaseException) -> InputError:
+    """The one line that says so, without the password that `uri` or `error` may hold."""
+    reason = without_password((str(error).splitlines() or [type(error).__name__])[0])
+    return InputError(
+        f"MLFLOW_TRACKING_URI: {without_password(uri)} does not answer ({reason}); "
+        "start the server or correct the address"
+    )
+
+
+def without_password(text: str) -> str:
+    return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+
+
+def _open_file(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, timeout=TIMEOUT_S)
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master")
+    finally:
+        connection.close()
+
+
+def _connect(uri: str) -> None:
+    parts = urlsplit(uri)
+    port = parts.port or PORTS[parts.scheme.split("+")[0]]
+    if parts.hostname:  # without one the database driver uses a local socket, which fails at once by itself
+        socket.create_connection((parts.hostname, port), TIMEOUT_S).close()
