@@ -136,6 +136,10 @@ class Windows:
         """A column of the table, to be read at `WindowBatch.rows`: a slice, a label, `entity`."""
         return self.table[name].to_numpy()
 
+    def rows_of(self, part: str) -> "pl.DataFrame":
+        """The rows of one part: a month to be validated, a batch to be compared for drift."""
+        return self.table.filter(self.parts == self._part_number(part))
+
     @property
     def _lead(self) -> int:
         return self.numeric_names.index(LEAD)

@@ -184,6 +184,12 @@ def test_a_part_keeps_its_horizons_to_itself(flight_windows: Windows) -> None:
             assert set(np.diff(cutoffs)) == {flight_windows.spec.stride}
 
 
+def test_the_rows_of_a_replayed_month_are_that_month(flight_windows: Windows) -> None:
+    assert flight_windows.rows_of("2013-11")["time"].dt.month().unique().to_list() == [11]
+    parts = [flight_windows.rows_of(part) for part in flight_windows.part_names]
+    assert sum(map(len, parts)) == len(flight_windows.table)
+
+
 def test_a_shorter_lookback_is_the_end_of_the_longer_one(flight_windows: Windows) -> None:
     cutoffs = flight_windows.cutoffs("validation")[:3]
     long, short = flight_windows.batch(cutoffs), flight_windows.batch(cutoffs, 100)
