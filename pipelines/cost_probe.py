@@ -2,8 +2,8 @@
 
 First argument: JSON with folder (weights and config), density (null: dense), num_steps, threads, device.
 Protocol: prints {"ready": true} once warm; for every line "N" on standard input runs N inferences and
-prints {"latency_ms": [...], "memory_bytes": [...]}. Memory is the peak above what the process held with
-the model and its input loaded, so it is what inference itself needs.
+prints {"latency_ms": [...], "memory_bytes": [peak]}. Memory is what a machine must have: the peak of the whole
+process, interpreter, libraries and model included.
 """
 
 import json
@@ -11,7 +11,6 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,13 +25,11 @@ def main() -> None:
     device = torch.device(request["device"])
     model, inputs = _load(Path(request["folder"]), request["num_steps"], device)
     budget = Budget(request["density"]) if request["density"] is not None else None
-    base = _held_bytes(device)
     with torch.inference_mode():
-        for _ in range(2):
-            model(*inputs, budget)
+        model(*inputs, budget)
         print(json.dumps({"ready": True}), flush=True)
         for line in sys.stdin:
-            print(json.dumps(_measure(model, inputs, budget, int(line), base, device)), flush=True)
+            print(json.dumps(_measure(model, inputs, budget, int(line), device)), flush=True)
 
 
 def _load(folder: Path, num_steps: int, device: torch.device) -> tuple[SparseEncoder, list[torch.Tensor]]:
@@ -50,41 +47,27 @@ def _load(folder: Path, num_steps: int, device: torch.device) -> tuple[SparseEnc
 
 
 def _measure(
-    model: SparseEncoder, inputs: list[torch.Tensor], budget: Budget | None, repeats: int, base: int, device: Any
+    model: SparseEncoder, inputs: list[torch.Tensor], budget: Budget | None, repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    latency, memory = [], []
+    latency = []
     for _ in range(repeats):
-        _reset_peak(device)
         started = time.perf_counter()
         model(*inputs, budget)
         if device.type == "cuda":
             torch.cuda.synchronize()
         latency.append((time.perf_counter() - started) * 1e3)
-        memory.append(max(1, _peak_bytes(device) - base))
-    return {"latency_ms": latency, "memory_bytes": memory}
-
-
-def _held_bytes(device: torch.device) -> int:
-    return torch.cuda.memory_allocated() if device.type == "cuda" else _status("VmRSS")
+    return {"latency_ms": latency, "memory_bytes": [_peak_bytes(device)]}
 
 
 def _peak_bytes(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _status("VmHWM")
-
-
-def _reset_peak(device: torch.device) -> None:
+    """Largest memory so far: of the whole process on a CPU, allocated on the device on a GPU."""
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    elif sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")  # makes the kernel forget the resident peak
-
-
-def _status(field: str) -> int:
-    """A memory figure of this process in bytes; away from Linux the lifetime peak stands in for all."""
-    if sys.platform != "linux":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "linux":
+        # Not ru_maxrss: a child's starts at what its parent held when it was forked.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from sparse_model.attention import BlockSelection, attend, block_scores, select_
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.losses import SelectorTerms, selector_terms
 
-_FFN_ROWS = 4096  # steps of the feed-forward held at once in inference: bounds its memory
+_FFN_ROWS = 1024  # steps of the feed-forward held at once in inference: bounds its memory
 
 
 def rotary(x_BHND: Tensor, base: float = 10_000.0) -> Tensor:
@@ -88,6 +88,7 @@ class Attention(nn.Module):
         if probes_P is not None:
             sq, sk = self.selector(x_BNW)
             terms = selector_terms(q, k, sq, sk, probes_P, self.config.block_size, lengths_B)
+        del q, k, v  # before the output is copied: dense and sparse both peak lower
         return self.to_out(out.transpose(1, 2).flatten(2)), terms
 
 
