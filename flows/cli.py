@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from pipelines.settings import Settings
     from pipelines.summary import RolloutSummary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,7 +100,7 @@ def _check_files(dataset: Path, policy: Path) -> None:
     load_policy(policy)
 
 
-def _settings():  # noqa: ANN202 - its module stays out of `--help`
+def _settings() -> "Settings":
     from pipelines.settings import load_settings, quiet_environment
 
     settings = load_settings()

@@ -86,7 +86,7 @@ def pilot(climb: Climb) -> bool:
 
 
 def full_training(climb: Climb) -> Checkpoint | None:
-    """Train the sparse model end to end, twice, sweep its budgets and ask the gate; None if it may not go on."""
+    """Train the sparse model end to end, twice, sweep its budgets, ask the gate; None if it may not go on."""
     job, prepared = climb.job, climb.prepared
     trained = [tasks.train_candidate(job, prepared, "sparse", seed) for seed in (0, 1)]
     scores = [
@@ -104,10 +104,10 @@ def edge(climb: Climb, trained: Checkpoint) -> bool:
     """Export, sign, load and answer in the runtime that devices use, and ask the gate."""
     job, prepared = climb.job, climb.prepared
     verdict = climb.evaluations[-1].verdict.digest()
-    climb.bundle = tasks.build_edge(job, prepared, trained, climb.sweep, verdict)
-    answers = tasks.score_on_edge(job, prepared, climb.bundle, "test")
-    timings = tasks.measure_edge(job, climb.bundle)
-    measured = edge_kpis(prepared, climb.bundle, timings, job.policy.confidence)
+    climb.bundle = bundle = tasks.build_edge(job, prepared, trained, climb.sweep, verdict)
+    answers = tasks.score_on_edge(job, prepared, bundle, "test")
+    timings = tasks.measure_edge(job, bundle)
+    measured = edge_kpis(prepared, bundle, timings, job.policy.confidence)
     return judge(climb, "edge", trained, answers, measured)
 
 

@@ -10,8 +10,8 @@ from pipelines import candidates, judging, preparation, release, replay
 
 
 def _task(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Finished steps are remembered by content hash (pipelines.steps), so that a kill -9 loses at most one."""
-    return task(function, name=name, cache_policy=NO_CACHE, persist_result=False)
+    """Finished steps are remembered by content hash (pipelines.steps): a kill -9 loses at most one."""
+    return task(name=name, cache_policy=NO_CACHE, persist_result=False)(function)
 
 
 snapshot_data = _task(preparation.snapshot_data, "snapshot")

@@ -58,7 +58,11 @@ def _fit_event(windows: Windows, random: np.random.Generator) -> Scorer:
     features, categorical = _event_features(windows, batch)
     asked = batch.target_mask[:, windows.lookback :, 0] > 0
     model = HistGradientBoostingClassifier(
-        learning_rate=0.06, max_iter=120, l2_regularization=1.0, categorical_features=categorical, random_state=0
+        learning_rate=0.06,
+        max_iter=120,
+        l2_regularization=1.0,
+        categorical_features=categorical,  # pyright: ignore[reportArgumentType] - its stub knows one form of three
+        random_state=0,
     )
     model.fit(features[asked], batch.target[:, windows.lookback :, 0][asked])
 
@@ -96,7 +100,9 @@ def _known_categories(windows: Windows) -> list[int]:
 def _rate(outcome: np.ndarray, recent: np.ndarray) -> np.ndarray:
     """Mean recent outcome of each window, [B, 1]; NaN where none is known."""
     count = recent.sum(1, keepdims=True)
-    return np.divide((outcome * recent).sum(1, keepdims=True), count, out=np.full(count.shape, np.nan), where=count > 0)
+    return np.divide(
+        (outcome * recent).sum(1, keepdims=True), count, out=np.full(count.shape, np.nan), where=count > 0
+    )
 
 
 def _rate_by_group(
@@ -120,7 +126,7 @@ def _at_horizon(windows: Windows, values: np.ndarray) -> Array:
 
 
 def _fit_forecast(windows: Windows, random: np.random.Generator) -> Scorer:
-    """One linear map from a column's last values to its future, shared by all columns (NLinear, Zeng 2023)."""
+    """One linear map from a column's past to its future, shared by all columns (NLinear, Zeng 2023)."""
     from sklearn.linear_model import Ridge
 
     past, future = _paths(windows, _sample(windows, random))
@@ -155,7 +161,9 @@ def _fit_detect(windows: Windows, random: np.random.Generator) -> Scorer:
 
     entity = windows.column("entity").astype(str)
     trained = np.isin(np.arange(len(entity)), np.nonzero(windows.parts == 0)[0])
-    models = {name: PCA(0.9).fit(windows.targets[trained & (entity == name)]) for name in np.unique(entity[trained])}
+    models = {
+        name: PCA(0.9).fit(windows.targets[trained & (entity == name)]) for name in np.unique(entity[trained])
+    }
 
     def score(batch: WindowBatch) -> Array:
         errors = np.empty((*batch.rows.shape, 1), np.float32)

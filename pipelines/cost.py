@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 
@@ -32,7 +31,7 @@ class Subject(Record):
 
 
 class Timings(Record):
-    """Measurements of one subject at one length, batch size 1: a latency per inference, a memory peak per process."""
+    """One subject at one length, batch size 1: a latency per inference, a memory peak per process."""
 
     subject: str
     num_steps: int
@@ -68,7 +67,7 @@ def compare_cost(
     policy: Policy,
     device: str = "cpu",
 ) -> CostComparison:
-    """Measure both sides at `num_steps` steps: `repeats` inferences in each of `processes` pairs of processes."""
+    """Measure both sides at `num_steps` steps: `repeats` inferences in each of `processes` pairs."""
     ours, theirs = measure_turns([candidate, dense], num_steps, repeats, processes, threads, device)
 
     def ratio(field: str, quantile: float) -> Interval:
@@ -87,7 +86,12 @@ def compare_cost(
 
 
 def measure_turns(
-    subjects: Sequence[Subject], num_steps: int, repeats: int, processes: int, threads: int, device: str = "cpu"
+    subjects: Sequence[Subject],
+    num_steps: int,
+    repeats: int,
+    processes: int,
+    threads: int,
+    device: str = "cpu",
 ) -> list[Timings]:
     """Time the subjects in turns of a few inferences, each in its own fresh process, several times over."""
     rounds = [_measure_round(subjects, num_steps, repeats, threads, device) for _ in range(processes)]

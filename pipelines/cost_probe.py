@@ -2,8 +2,8 @@
 
 First argument: JSON with folder (weights and config), density (null: dense), num_steps, threads, device.
 Protocol: prints {"ready": true} once warm; for every line "N" on standard input runs N inferences and
-prints {"latency_ms": [...], "memory_bytes": [peak]}. Memory is what a machine must have: the peak of the whole
-process, interpreter, libraries and model included.
+prints {"latency_ms": [...], "memory_bytes": [peak]}. Memory is what a machine must have: the peak of the
+whole process, interpreter, libraries and model included.
 """
 
 import json
@@ -47,7 +47,11 @@ def _load(folder: Path, num_steps: int, device: torch.device) -> tuple[SparseEnc
 
 
 def _measure(
-    model: SparseEncoder, inputs: list[torch.Tensor], budget: Budget | None, repeats: int, device: torch.device
+    model: SparseEncoder,
+    inputs: list[torch.Tensor],
+    budget: Budget | None,
+    repeats: int,
+    device: torch.device,
 ) -> dict[str, list[float]]:
     latency = []
     for _ in range(repeats):

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import TypedDict
 
 import numpy as np
 
@@ -22,8 +24,8 @@ TASK_METRICS: dict[str, tuple[str, ...]] = {
     "forecast": ("mse", "mae"),
     "detect": ("auroc", "average_precision"),
 }
-"""The metrics of each task; the first is the one that gates call task_metric. AUROC stands before average
-precision because a 2% margin can be decided with it on two months of windows, and with the other it cannot."""
+"""The metrics of each task; the first is the one that gates call task_metric. AUROC stands before
+average precision because a 2% margin can be decided with it on two months of windows, with the other not."""
 _AUDITED_WINDOWS = 32
 _PROBES = 64
 
@@ -63,13 +65,15 @@ def task_kpis(
 ) -> list[Kpi]:
     """Task metrics of the candidate, overall and by slice, alone and paired with each reference."""
     ours = load_scored(candidate)
-    theirs = {name: load_scored(scores) for name, scores in references.items()}
+    theirs: dict[Reference, Scored] = {name: load_scored(scores) for name, scores in references.items()}
     groups = {"": None, **_groups(candidate)}
     kpis = []
     for label, keep in groups.items():
         names = TASK_METRICS[spec.task] if not label else TASK_METRICS[spec.task][:1]
         subject = ours if keep is None else ours.restrict(keep)
-        others = {name: ref if keep is None else ref.restrict(keep) for name, ref in theirs.items()}
+        others: dict[Reference, Scored] = {
+            name: ref if keep is None else ref.restrict(keep) for name, ref in theirs.items()
+        }
         for name in names:
             kpis += _metric_kpis(name, label, subject, others, candidate, references, spec, policy)
     return kpis
@@ -94,23 +98,14 @@ def _metric_kpis(
     spec: DatasetSpec,
     policy: Policy,
 ) -> list[Kpi]:
-    metric = METRICS[name]
-    overlap = math.ceil(max(1, spec.horizon) / spec.stride)
-    how = {
-        "confidence": policy.confidence,
-        "num_resamples": policy.num_resamples,
-        "block_length": block_length_for(subject.num_windows, overlap),
-        "seed": 0,
-    }
-    about = {"checkpoint": candidate.scored, "snapshot": candidate.snapshot, "slice": label}
-    kpis = [kpi(name, interval(metric, subject, **how), **about)]
+    metric, how = METRICS[name], resampling(policy, spec, subject.num_windows)
+    measured = partial(kpi, name, checkpoint=candidate.scored, snapshot=candidate.snapshot, slice=label)
+    kpis = [measured(interval(metric, subject, **how))]
     for versus, reference in others.items():
         difference = paired_interval(metric, subject, reference, **how)
         kpis.append(
-            kpi(
-                name,
+            measured(
                 difference,
-                **about,
                 versus=versus,
                 reference_value=metric(reference),
                 reference_checkpoint=references[versus].scored,
@@ -119,15 +114,35 @@ def _metric_kpis(
     return kpis
 
 
+class Resampling(TypedDict):
+    """How a bootstrap over windows is done."""
+
+    confidence: float
+    num_resamples: int
+    block_length: int
+    seed: int
+
+
+def resampling(policy: Policy, spec: DatasetSpec, num_windows: int) -> Resampling:
+    """Blocks long enough for windows that share steps of their horizons."""
+    overlap = math.ceil(max(1, spec.horizon) / spec.stride)
+    return {
+        "confidence": policy.confidence,
+        "num_resamples": policy.num_resamples,
+        "block_length": block_length_for(num_windows, overlap),
+        "seed": 0,
+    }
+
+
 def cost_kpis(cost: CostComparison, repaid: Payback, checkpoint: str, snapshot: str) -> list[Kpi]:
     """Latency and memory ratios at the configured length, and the payback."""
-    about = {"checkpoint": checkpoint, "snapshot": snapshot}
+    measured = partial(kpi, checkpoint=checkpoint, snapshot=snapshot)
     days = Interval(value=repaid.days, low=repaid.low, high=repaid.high, n=1)
     return [
-        kpi("latency_p50_ratio", cost.latency_p50_ratio, **about),
-        kpi("latency_p99_ratio", cost.latency_p99_ratio, **about),
-        kpi("peak_memory_ratio", cost.peak_memory_ratio, **about),
-        kpi("payback_days", days, **about),
+        measured("latency_p50_ratio", cost.latency_p50_ratio),
+        measured("latency_p99_ratio", cost.latency_p99_ratio),
+        measured("peak_memory_ratio", cost.peak_memory_ratio),
+        measured("payback_days", days),
     ]
 
 
@@ -147,8 +162,9 @@ def recall_kpi(checkpoint: Checkpoint, windows: Windows, part: str, density: flo
         numeric, known, categorical, *_ = to_tensors(windows.batch(np.array([cutoff]), None))
         share = selection_recall(model, numeric, known, categorical, Budget(density), probes)
         shares.append(float(share.mean()))
-    about = {"checkpoint": checkpoint.sha256, "snapshot": windows.snapshot.content_hash}
-    return kpi("selection_recall", _mean_interval(np.array(shares)), **about)
+    share = _mean_interval(np.array(shares))
+    snapshot = windows.snapshot.content_hash
+    return kpi("selection_recall", share, checkpoint=checkpoint.sha256, snapshot=snapshot)
 
 
 def _mean_interval(values: np.ndarray) -> Interval:

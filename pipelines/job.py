@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.data.spec import DatasetSpec, load_spec
 from pipelines.data.preprocessing import Preprocessing
 from pipelines.data.snapshot import Snapshot
+from pipelines.data.spec import DatasetSpec, load_spec
 from pipelines.data.windows import Windows
 from pipelines.registry import Tracker
 from pipelines.release_log import ReleaseLog

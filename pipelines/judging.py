@@ -1,6 +1,9 @@
 """What each gate looks at: scores on shared windows, cost side by side, and the edge bundle's own answers."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,11 +29,14 @@ from validation.kpis import Kpi, Reference, kpi
 from validation.record import Record
 from validation.statistics import METRICS, Interval
 
+if TYPE_CHECKING:
+    from pipelines.edge.runtime import EdgeModel
+
 LENGTHS = (1, 4, 16)
 """Multiples of the configured length at which cost is measured; the gate looks at the first."""
 _REPEATS = {1: 60, 4: 5, 16: 1}
 _PROCESSES = {1: 3, 4: 2, 16: 2}
-"""Inferences per process, and pairs of processes, at each multiple: the gated length is measured most closely."""
+"""Inferences per process, and pairs of processes, at each multiple: the gated length most closely."""
 _PARITY_WINDOWS = 30
 
 
@@ -70,7 +76,9 @@ def score_baselines(job: Job, prepared: Prepared) -> list[Scores]:
     return job.once("baseline", {"prepared": prepared, "spec": job.spec}, list[Scores], compute)
 
 
-def measure_costs(job: Job, candidate: Checkpoint, dense: Checkpoint, lengths: Sequence[int]) -> list[CostComparison]:
+def measure_costs(
+    job: Job, candidate: Checkpoint, dense: Checkpoint, lengths: Sequence[int]
+) -> list[CostComparison]:
     """Sparse against dense inference at multiples of the configured length, on this machine."""
     import torch
 
@@ -131,9 +139,7 @@ def _track(job: Job, evaluation: Evaluation) -> None:
     tags = {"dataset": job.spec.name, "stage": evaluation.stage, "verdict": verdict.outcome}
     name = f"{job.spec.name} {evaluation.stage} gate: {verdict.outcome}"
     with job.tracker.run(name, "evaluation", tags, job.parent_run) as run_id:
-        job.tracker.log_dataset(
-            run_id, job.spec.name, verdict.evidence.snapshot, job.spec.file, "evaluation"
-        )
+        job.tracker.log_dataset(run_id, job.spec.name, verdict.evidence.snapshot, job.spec.file, "evaluation")
         job.tracker.log_metrics(run_id, {_metric_name(each): each.value for each in evaluation.kpis})
         job.tracker.log_dict(run_id, evaluation.model_dump(mode="json"), "evaluation.json")
 
@@ -176,7 +182,9 @@ def sweep_budgets(job: Job, prepared: Prepared, checkpoint: Checkpoint, dense: S
 # edge ---------------------------------------------------------------------------------------------
 
 
-def build_edge(job: Job, prepared: Prepared, checkpoint: Checkpoint, sweep: BudgetSweep, verdict: str) -> Bundle:
+def build_edge(
+    job: Job, prepared: Prepared, checkpoint: Checkpoint, sweep: BudgetSweep, verdict: str
+) -> Bundle:
     """Export the checkpoint and sign the bundle; compared with the checkpoint on windows of the test part."""
     windows = job.windows(prepared)
     cutoffs = windows.cutoffs("test")
@@ -234,8 +242,6 @@ def score_on_edge(job: Job, prepared: Prepared, bundle: Bundle, part: str) -> Sc
     windows = job.windows(prepared)
 
     def compute() -> Scores:
-        from pathlib import Path
-
         key = load_key(job.settings.keys).public_key()
         model = EdgeModel.load(Path(bundle.folder), key, threads=job.settings.threads)
 
@@ -249,7 +255,7 @@ def score_on_edge(job: Job, prepared: Prepared, bundle: Bundle, part: str) -> Sc
     return job.once(f"score-edge-{part}", inputs, Scores, compute)
 
 
-def _answer(model, window: Inputs, lookback: int) -> Array:  # noqa: ANN001 - onnxruntime stays out of import
+def _answer(model: "EdgeModel", window: Inputs, lookback: int) -> Array:
     """One score per step of the window, zeros before the horizon: the shape a model answers in."""
     scores = model.score(window)
     return np.pad(scores, ((window.num_steps - len(scores), 0), (0, 0))).astype(np.float32)
@@ -257,7 +263,6 @@ def _answer(model, window: Inputs, lookback: int) -> Array:  # noqa: ANN001 - on
 
 def measure_edge(job: Job, bundle: Bundle) -> list[EdgeTimings]:
     """Latency and peak memory of the runtime in fresh processes that hold nothing else."""
-    from pathlib import Path
 
     def compute() -> list[EdgeTimings]:
         key = load_key(job.settings.keys).public_key()
@@ -271,26 +276,32 @@ def measure_edge(job: Job, bundle: Bundle) -> list[EdgeTimings]:
     return job.once("edge-cost", inputs, list[EdgeTimings], compute)
 
 
-def edge_kpis(prepared: Prepared, bundle: Bundle, timings: Sequence[EdgeTimings], confidence: float) -> list[Kpi]:
+def edge_kpis(
+    prepared: Prepared, bundle: Bundle, timings: Sequence[EdgeTimings], confidence: float
+) -> list[Kpi]:
     """Parity with the checkpoint, latency, memory and size, as measured in the runtime that devices use."""
-    about = {"checkpoint": bundle.checkpoint, "snapshot": prepared.snapshot.content_hash}
+    measured = partial(kpi, checkpoint=bundle.checkpoint, snapshot=prepared.snapshot.content_hash)
     latency = np.concatenate([each.latency_ms for each in timings])
     memory = np.array([each.peak_memory_bytes for each in timings], dtype=np.float64)
     errors = np.array(bundle.parity.window_errors)
     return [
-        kpi("parity_max_abs_error", _range(bundle.parity.max_abs_error, errors), **about),
-        kpi("latency_p99_ms", _quantile_interval(latency, 0.99, confidence), **about),
-        kpi("peak_memory_bytes", _range(float(memory.max()), memory), **about),
-        kpi("bundle_bytes", float(bundle.size_bytes), **about),
+        measured("parity_max_abs_error", _range(bundle.parity.max_abs_error, errors)),
+        measured("latency_p99_ms", _quantile_interval(latency, 0.99, confidence)),
+        measured("peak_memory_bytes", _range(float(memory.max()), memory)),
+        measured("bundle_bytes", float(bundle.size_bytes)),
     ]
 
 
 def _range(value: float, samples: np.ndarray) -> Interval:
     """A worst case with the spread of what was seen."""
-    return Interval(value=value, low=float(samples.min()), high=max(value, float(samples.max())), n=len(samples))
+    return Interval(
+        value=value, low=float(samples.min()), high=max(value, float(samples.max())), n=len(samples)
+    )
 
 
 def _quantile_interval(samples: np.ndarray, share: float, confidence: float) -> Interval:
     draws = np.random.default_rng(0).choice(samples, size=(1000, len(samples)))
     low, high = np.quantile(np.quantile(draws, share, axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(value=float(np.quantile(samples, share)), low=float(low), high=float(high), n=len(samples))
+    return Interval(
+        value=float(np.quantile(samples, share)), low=float(low), high=float(high), n=len(samples)
+    )

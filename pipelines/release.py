@@ -6,7 +6,15 @@ from pipelines.candidates import register
 from pipelines.checkpoint import Checkpoint
 from pipelines.job import Job
 from pipelines.release_log import Stage
-from pipelines.rollout import CLIMB, RolloutState, apply_verdict, bootstrap, challenge, current_state, reconcile
+from pipelines.rollout import (
+    CLIMB,
+    RolloutState,
+    apply_verdict,
+    bootstrap,
+    challenge,
+    current_state,
+    reconcile,
+)
 from validation.gates import Outcome, Verdict
 
 
@@ -51,6 +59,7 @@ def _is_decided(job: Job, state: RolloutState, verdict: Verdict) -> bool:
 
 def _was_judged(job: Job, challenger: Checkpoint) -> bool:
     return any(
-        entry.decision.checkpoint == challenger.sha256 and entry.decision.outcome in (Outcome.FAIL, Outcome.PASS)
+        entry.decision.checkpoint == challenger.sha256
+        and entry.decision.outcome in (Outcome.FAIL, Outcome.PASS)
         for entry in job.log.entries()
     )

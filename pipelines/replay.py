@@ -15,7 +15,7 @@ from pipelines.data.contract import contract_of
 from pipelines.data.snapshot import read_snapshot
 from pipelines.data.spec import DatasetSpec, Split
 from pipelines.data.windows import Windows
-from pipelines.evaluation import TASK_METRICS, Evaluation
+from pipelines.evaluation import TASK_METRICS, Evaluation, resampling
 from pipelines.job import Job, Prepared
 from pipelines.judging import judge_stage, score
 from pipelines.release import decide, enter_challenger
@@ -25,7 +25,7 @@ from validation.drift import DriftReport, PerformanceChange, detect_drift
 from validation.gates import Outcome
 from validation.kpis import KINDS
 from validation.record import Record
-from validation.statistics import METRICS, Interval, block_length_for, interval, unpaired_interval
+from validation.statistics import METRICS, Interval, interval, unpaired_interval
 
 _VALIDATION_DAYS = 7  # held back at the end of a retraining's data for early stopping
 
@@ -101,23 +101,17 @@ def _meet(
 ) -> Evaluation:
     """Challenger and champion on the same windows of a month that neither was trained on."""
     scores = score(job, prepared, challenger, month, job.plan.target_density, "challenger")
-    evaluation = judge_stage(job, prepared, "steady", scores, {"champion": champion, "baseline": baseline}, [])
+    evaluation = judge_stage(
+        job, prepared, "steady", scores, {"champion": champion, "baseline": baseline}, []
+    )
     decide(job, challenger, evaluation.verdict, job.plan.target_density)
     return evaluation
 
 
 def _value(job: Job, scores: Scores) -> Interval:
-    return interval(METRICS[TASK_METRICS[job.spec.task][0]], load_scored(scores), **_how(job, scores))
-
-
-def _how(job: Job, scores: Scores) -> dict[str, float | int]:
-    overlap = -(-max(1, job.spec.horizon) // job.spec.stride)
-    return {
-        "confidence": job.policy.confidence,
-        "num_resamples": job.policy.num_resamples,
-        "block_length": block_length_for(scores.num_windows, overlap),
-        "seed": 0,
-    }
+    metric = METRICS[TASK_METRICS[job.spec.task][0]]
+    how = resampling(job.policy, job.spec, scores.num_windows)
+    return interval(metric, load_scored(scores), **how)
 
 
 def _drift(job: Job, prepared: Prepared, month: str, scores: Scores, released: Scores) -> DriftReport:
@@ -125,7 +119,7 @@ def _drift(job: Job, prepared: Prepared, month: str, scores: Scores, released: S
     windows = job.windows(prepared)
     name = TASK_METRICS[job.spec.task][0]
     now, then = load_scored(scores), load_scored(released)
-    how = _how(job, scores)
+    how = resampling(job.policy, job.spec, scores.num_windows)
     change = PerformanceChange(
         metric=name,
         higher_is_better=KINDS[name].higher_is_better,
@@ -148,7 +142,9 @@ def _columns(windows: Windows, part: str) -> dict[str, np.ndarray]:
     return {name: windows.column(name)[rows] for name in names}
 
 
-def _retrain(job: Job, prepared: Prepared, month: str, champion: Checkpoint, drift: DriftReport) -> Checkpoint:
+def _retrain(
+    job: Job, prepared: Prepared, month: str, champion: Checkpoint, drift: DriftReport
+) -> Checkpoint:
     """Go on training the champion on everything up to the end of the month; it becomes the challenger."""
     spec = _until_end_of(job.spec, month)
     plan = job.plan.for_tuning()
@@ -159,7 +155,7 @@ def _retrain(job: Job, prepared: Prepared, month: str, champion: Checkpoint, dri
 
 
 def _until_end_of(spec: DatasetSpec, month: str) -> DatasetSpec:
-    """The dataset with the split moved: training up to the last week of the month, validation on that week."""
+    """The dataset with the split moved: training up to the month's last week, validation on that week."""
     year, number = (int(part) for part in month.split("-"))
     end = datetime(year + number // 12, number % 12 + 1, 1)
     split = Split(validation=end - timedelta(days=_VALIDATION_DAYS), test=end)

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,12 @@ from pipelines.files import replace_file, sha256_of
 from validation.errors import InputError
 from validation.record import Record
 from validation.statistics import Scored
+
+if TYPE_CHECKING:
+    import torch
+
+    from sparse_model.config import Budget
+    from sparse_model.model import SparseEncoder
 
 Array = NDArray[np.float32]
 Report = Callable[[str, int, int], None]
@@ -84,7 +91,9 @@ def score_model(
     return collect_scores(windows, part, score, subject, checkpoint.sha256, folder, report, density)
 
 
-def _model_scores(model, batch: WindowBatch, budget, device) -> Array:  # noqa: ANN001 - torch stays out of import
+def _model_scores(
+    model: "SparseEncoder", batch: WindowBatch, budget: "Budget | None", device: "torch.device"
+) -> Array:
     """[W, N, O]: probabilities, predicted values, or reconstruction errors per step."""
     import torch
 
@@ -128,7 +137,7 @@ def collect_scores(
             columns.setdefault(name, []).append(values)
         done += len(group)
         report(f"scoring {part} with {subject}", done, len(cutoffs))
-    arrays = {name: np.concatenate(parts) for name, parts in columns.items()}
+    arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
     path = folder / f"{subject}-{part.replace(':', '_')}-{digest[:12]}-{density or 'dense'}.npz"
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)

@@ -50,7 +50,9 @@ class RolloutSummary(Record):
 
     def rows(self) -> list[Row]:
         """The table: one row per check, stage by stage."""
-        rows = [_row(evaluation, check) for evaluation in self.evaluations for check in evaluation.verdict.checks]
+        rows = [
+            _row(evaluation, check) for evaluation in self.evaluations for check in evaluation.verdict.checks
+        ]
         return rows
 
 
@@ -76,7 +78,10 @@ def _value(check: Check) -> str:
     if unit == "B":
         return f"{kpi.value / 2**20:.1f} MiB [{kpi.low / 2**20:.1f}, {kpi.high / 2**20:.1f}]"
     sign = "+" if kpi.versus else ""
-    numbers = [f"{number:{sign}.3f}" if abs(number) < 1000 else _large(number) for number in (kpi.value, kpi.low, kpi.high)]
+    numbers = [
+        f"{number:{sign}.3f}" if abs(number) < 1000 else _large(number)
+        for number in (kpi.value, kpi.low, kpi.high)
+    ]
     return f"{numbers[0]} [{numbers[1]}, {numbers[2]}] {unit}".rstrip()
 
 

@@ -38,7 +38,8 @@ class Batches(Dataset[list[Tensor]]):
     """Batch number `step` of a training, made when asked for."""
 
     def __init__(self, windows: Windows, plan: TrainingPlan, mode: Mode, seed: int, first: int, count: int):
-        self.windows, self.plan, self.mode, self.seed = windows, plan, mode, seed
+        self.windows, self.plan, self.seed = windows, plan, seed
+        self.mode: Mode = mode
         self.first, self.count = first, count
 
     def __len__(self) -> int:
@@ -64,7 +65,8 @@ class Fit(lightning.LightningModule):
 
     def __init__(self, model: SparseEncoder, windows: Windows, plan: TrainingPlan, mode: Mode, seed: int):
         super().__init__()
-        self.model, self.windows, self.plan, self.mode, self.seed = model, windows, plan, mode, seed
+        self.model, self.windows, self.plan, self.seed = model, windows, plan, seed
+        self.mode: Mode = mode
         self.curve: Curve = {}
         if mode == "selector":
             model.requires_grad_(False)
@@ -135,12 +137,17 @@ class Fit(lightning.LightningModule):
         """AdamW with warm-up and cosine decay."""
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
-            parameters, lr=self.plan.peak_learning_rate, weight_decay=self.plan.weight_decay, betas=(0.9, 0.98)
+            parameters,
+            lr=self.plan.peak_learning_rate,
+            weight_decay=self.plan.weight_decay,
+            betas=(0.9, 0.98),
         )
         total, warmup = self.plan.steps_of(self.mode), self.plan.warmup_steps
 
         def factor(step: int) -> float:
-            return min(1.0, (step + 1) / warmup) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / total)))
+            return min(1.0, (step + 1) / warmup) * (
+                0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / total))
+            )
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -171,7 +178,7 @@ class _Progress(Callback):
     def __init__(self, report: Report, label: str, total: int) -> None:
         self.report, self.label, self.total = report, label, total
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any, **__: Any) -> None:
         self.report(self.label, trainer.global_step, self.total)
 
 
@@ -196,7 +203,9 @@ def train(
     lightning.seed_everything(seed, verbose=False)
     model = load_model(warm_start).train() if warm_start else SparseEncoder(config)
     fit = Fit(model, windows, plan, mode, seed)
-    best = ModelCheckpoint(folder, "best", monitor="validation_loss", save_last=True, enable_version_counter=False)
+    best = ModelCheckpoint(
+        folder, "best", monitor="validation_loss", save_last=True, enable_version_counter=False
+    )
     started = time.monotonic()
     _trainer(fit, best, report).fit(fit, ckpt_path=_resume_point(folder), weights_only=True)
     fit.load_state_dict(_state(Path(best.best_model_path)))

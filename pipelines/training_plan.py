@@ -81,4 +81,3 @@ class TrainingPlan(Record):
             if progress < done - 1e-9:
                 return length
         return self.curriculum[-1][0]
-

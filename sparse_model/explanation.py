@@ -21,7 +21,7 @@ def selection_recall(
     budget: Budget,
     probes_P: Tensor,
 ) -> Tensor:
-    """Share of dense attention's mass that falls on the blocks read, [B, layers, heads], mean over probe steps.
+    """Share of dense attention's mass that falls on the blocks read, [B, layers, heads]; mean over probes.
 
     Each layer is audited on the input that the sparse model gives it, so the figure speaks of the
     model as it runs. The rest of the mass was read as summaries only.

@@ -74,7 +74,7 @@ def _read(
     causal: bool,
     heads: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys and values [B, H, C, K*R, D] of the blocks read, and their additive bias [B, H, C, 1 or R, K*R]."""
+    """Keys and values [B, H, C, K*R, D] of the blocks read, and their bias [B, H, C, 1 or R, K*R]."""
     batch, groups = k_BGJRD.shape[:2]
     share = heads // selection.indices_BSQK.shape[1]
     index_BHCK = selection.indices_BSQK[:, :, rows].repeat_interleave(share, dim=1)

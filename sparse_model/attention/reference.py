@@ -38,7 +38,11 @@ def attend(
     values = v
     if summaries:
         mean_k, mean_v, count_BJ = _summaries(k, v, valid_BN, block_size)
-        past = torch.arange(count_BJ.shape[1], device=q_BHND.device)[None, :] < block_of[:, None] if causal else True
+        past = (
+            torch.arange(count_BJ.shape[1], device=q_BHND.device)[None, :] < block_of[:, None]
+            if causal
+            else True
+        )
         open_ = (count_BJ > 0)[:, None, None, :] & past & ~read_BHQJ[:, :, block_of]
         summary = q_BHND @ mean_k.transpose(-1, -2) * q_BHND.shape[-1] ** -0.5
         summary = summary + count_BJ.clamp_min(1).to(q_BHND.dtype).log()[:, None, None, :]

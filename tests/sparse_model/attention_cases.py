@@ -27,7 +27,7 @@ class Shape:
 
 
 def tensors_of(shape: Shape, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-    """Random q, k, v of a problem; drawn in float64 on the CPU so that every dtype and device sees the same."""
+    """Random q, k, v of a problem, drawn in float64 on the CPU: every dtype and device sees the same."""
     generator = torch.Generator().manual_seed(shape.seed)
 
     def draw(heads: int) -> Tensor:
