@@ -46,7 +46,7 @@ def _bars() -> Iterator[Report]:
         known = {}
 
         def report(what: str, done: int, total: int) -> None:
-            if what not in known:
+            if what not in known or bars.tasks[known[what]].finished:  # the same work, begun anew
                 known[what] = bars.add_task(what, total=total)
             bars.update(known[what], completed=done, total=total)
 
@@ -62,6 +62,8 @@ def _lines() -> Report:
         now = time.monotonic()
         is_new = what not in started
         since = now - started.setdefault(what, now)
+        if done >= total:
+            started.pop(what)  # the same work may begin anew
         if not is_new and done < total and now - last[0] < _SECONDS_BETWEEN_LINES:
             return
         last[0] = now

@@ -1,5 +1,6 @@
 """Tables on the terminal."""
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -8,6 +9,7 @@ if TYPE_CHECKING:
     from pipelines.settings import Settings
     from pipelines.summary import RolloutSummary
 
+_WIDTH = 132  # of a log or a pipe, which do not wrap
 _COLORS = {"PASS": "green", "HOLD": "yellow", "FAIL": "red"}
 
 
@@ -15,7 +17,7 @@ def print_summary(summary: "RolloutSummary", settings: "Settings") -> None:
     """The verdicts, the cost at each length, the months, and where everything lies."""
     from rich.console import Console
 
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)
     _verdicts(console, summary)
     _costs(console, summary)
     _months(console, summary)
@@ -75,6 +77,7 @@ def _months(console: "Console", summary: "RolloutSummary") -> None:
         value = f"{month.metric} {month.value.value:.3f} [{month.value.low:.3f}, {month.value.high:.3f}]"
         met = f"challenger met: {month.evaluation.verdict.outcome}; " if month.evaluation else ""
         then = f"{met}{'retrained' if month.retrained else 'nothing to do'}"
-        drift = f"{month.drift.decision}: {'; '.join(month.drift.reasons)}"
+        first, *others = month.drift.reasons or ("nothing moved",)
+        drift = f"{month.drift.decision}: {first}" + (f" (and {len(others)} more)" if others else "")
         table.add_row(month.month, month.champion[:8], value, drift, then)
     console.print(table)

@@ -1,7 +1,7 @@
 """From scores and measurements to the KPIs that gates judge. Every subject is scored on the same windows."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import TypedDict
 
@@ -48,7 +48,8 @@ def evaluate(
     measured: Iterable[Kpi] = (),
 ) -> Evaluation:
     """Score the candidate against its references, add what was measured elsewhere, and ask the gate."""
-    kpis = (*task_kpis(candidate, references, spec, policy), *measured)
+    asked = {threshold.versus for threshold in policy.stage(stage).thresholds if threshold.slice}
+    kpis = (*task_kpis(candidate, references, spec, policy, asked), *measured)
     evidence = Evidence(
         checkpoint=candidate.scored,
         snapshot=candidate.snapshot,
@@ -61,9 +62,14 @@ def evaluate(
 
 
 def task_kpis(
-    candidate: Scores, references: Mapping[Reference, Scores], spec: DatasetSpec, policy: Policy
+    candidate: Scores,
+    references: Mapping[Reference, Scores],
+    spec: DatasetSpec,
+    policy: Policy,
+    by_slice: Collection[Reference | None],
 ) -> list[Kpi]:
-    """Task metrics of the candidate, overall and by slice, alone and paired with each reference."""
+    """Task metrics of the candidate, alone and paired with each reference; in slices the main metric alone,
+    paired with the references in `by_slice`."""
     ours = load_scored(candidate)
     theirs: dict[Reference, Scored] = {name: load_scored(scores) for name, scores in references.items()}
     groups = {"": None, **_groups(candidate)}
@@ -72,7 +78,9 @@ def task_kpis(
         names = TASK_METRICS[spec.task] if not label else TASK_METRICS[spec.task][:1]
         subject = ours if keep is None else ours.restrict(keep)
         others: dict[Reference, Scored] = {
-            name: ref if keep is None else ref.restrict(keep) for name, ref in theirs.items()
+            name: ref if keep is None else ref.restrict(keep)
+            for name, ref in theirs.items()
+            if keep is None or name in by_slice
         }
         for name in names:
             kpis += _metric_kpis(name, label, subject, others, candidate, references, spec, policy)
