@@ -6,9 +6,10 @@ channels, E selector channels.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import silu
 
-from sparse_model.attention import BlockSelection, attend, block_scores, select_blocks
+from sparse_model.attention import BlockSelection, attend, dense, select
+from sparse_model.attention.selection import num_blocks_of
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.losses import SelectorTerms, selector_terms
 
@@ -62,13 +63,11 @@ class Attention(nn.Module):
         self, x_BNW: Tensor, budget: Budget, lengths_B: Tensor | None = None, ranking_noise: float = 0.0
     ) -> BlockSelection:
         """The blocks that the selector would read for this input."""
+        size = self.config.block_size
         with torch.no_grad():
-            size = self.config.block_size
             sq, sk = self.selector(x_BNW)
-            scores = block_scores(sq, sk, size, lengths_B=lengths_B)
-            if ranking_noise:
-                scores = scores + ranking_noise * torch.randn_like(scores)
-            return select_blocks(scores, budget.num_selected(scores.shape[-1]), size, lengths_B=lengths_B)
+        num_selected = budget.num_selected(num_blocks_of(x_BNW.shape[1], size))
+        return select(sq, sk, num_selected, size, lengths_B=lengths_B, ranking_noise=ranking_noise)
 
     def forward(
         self,
@@ -81,7 +80,7 @@ class Attention(nn.Module):
         """Attention output [B, N, W] and, when `probes_P` names steps, the selector's loss terms there."""
         q, k, v = self.heads(x_BNW)
         if budget is None:
-            out = _dense(q, k, v, lengths_B)
+            out = dense(q, k, v, causal=False, lengths_B=lengths_B)
         else:
             out = attend(q, k, v, self.select(x_BNW, budget, lengths_B, ranking_noise), lengths_B=lengths_B)
         terms = None
@@ -90,15 +89,6 @@ class Attention(nn.Module):
             terms = selector_terms(q, k, sq, sk, probes_P, self.config.block_size, lengths_B)
         del q, k, v  # before the output is copied: dense and sparse both peak lower
         return self.to_out(out.transpose(1, 2).flatten(2)), terms
-
-
-def _dense(q_BHND: Tensor, k_BGND: Tensor, v_BGND: Tensor, lengths_B: Tensor | None) -> Tensor:
-    mask = None
-    if lengths_B is not None:
-        steps = torch.arange(q_BHND.shape[2], device=q_BHND.device)
-        mask = (steps < lengths_B[:, None])[:, None, None, :]
-    grouped = q_BHND.shape[1] != k_BGND.shape[1]
-    return scaled_dot_product_attention(q_BHND, k_BGND, v_BGND, attn_mask=mask, enable_gqa=grouped)
 
 
 class FeedForward(nn.Module):

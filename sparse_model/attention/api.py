@@ -1,13 +1,136 @@
 """The one door to block-sparse attention: checks the arguments once, then calls a named implementation."""
 
+import logging
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from sparse_model.attention import cpu, reference
+from sparse_model.attention import cpu, reference, selection
 from sparse_model.attention.selection import BlockSelection, num_blocks_of
+from sparse_model.config import Budget
 
-_IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"reference": reference.attend, "cpu": cpu.attend}
+_LOG = logging.getLogger(__name__)
+_IMPLEMENTATIONS = ("reference", "cpu", "triton")
+
+DENSE_BELOW_STEPS = {"cuda": 8192, "cpu": 1024}
+"""Sequence length below which dense attention is faster, measured at 1/8 of the blocks (see the benchmarks)."""
+
+
+def sparse_attention(
+    q_BHND: Tensor,
+    k_BGND: Tensor,
+    v_BGND: Tensor,
+    sq_BSNE: Tensor,
+    sk_BSNE: Tensor,
+    budget: Budget,
+    *,
+    block_size: int,
+    causal: bool = False,
+    lengths_B: Tensor | None = None,
+    summaries: bool = True,
+    implementation: str = "auto",
+) -> Tensor:
+    """Rank the blocks by the selector's queries and keys, read the best exactly and the rest as summaries.
+
+    Args:
+        q_BHND, k_BGND, v_BGND: as in `attend`.
+        sq_BSNE, sk_BSNE: selector queries and keys, [batch, rankings, steps, channels].
+        budget: share of key blocks that a query block reads exactly.
+        block_size: steps of a block.
+        implementation: as in `attend`, and "auto": dense attention where that is faster, else what suits the
+            device; the choice is logged.
+
+    Returns: [B, H, N, D]. Raises ValueError naming the argument that does not fit.
+    """
+    if implementation == "auto":
+        implementation = resolve(q_BHND, budget)
+        _LOG.info("auto: %s for %d steps on %s", implementation, q_BHND.shape[2], q_BHND.device.type)
+    if implementation == "dense":
+        return dense(q_BHND, k_BGND, v_BGND, causal, lengths_B)
+    num_selected = budget.num_selected(num_blocks_of(q_BHND.shape[2], block_size))
+    chosen = select(
+        sq_BSNE,
+        sk_BSNE,
+        num_selected,
+        block_size,
+        causal=causal,
+        lengths_B=lengths_B,
+        implementation=implementation,
+    )
+    return attend(
+        q_BHND,
+        k_BGND,
+        v_BGND,
+        chosen,
+        causal=causal,
+        lengths_B=lengths_B,
+        summaries=summaries,
+        implementation=implementation,
+    )
+
+
+def resolve(q_BHND: Tensor, budget: Budget) -> str:
+    """What "auto" stands for: "dense" for short sequences or a whole budget, else the device's own."""
+    if q_BHND.shape[2] < DENSE_BELOW_STEPS[q_BHND.device.type] or budget.density >= 0.5:
+        return "dense"
+    return of_device(q_BHND.device)
+
+
+def of_device(device: torch.device) -> str:
+    """The sparse implementation for a device."""
+    return "triton" if device.type == "cuda" else "cpu"
+
+
+def dense(q_BHND: Tensor, k_BGND: Tensor, v_BGND: Tensor, causal: bool, lengths_B: Tensor | None) -> Tensor:
+    """Attention that reads everything, by the fastest kernel that PyTorch has; padding rows are zero."""
+    grouped = q_BHND.shape[1] != k_BGND.shape[1]
+    if lengths_B is None:
+        return scaled_dot_product_attention(q_BHND, k_BGND, v_BGND, is_causal=causal, enable_gqa=grouped)
+    steps = torch.arange(q_BHND.shape[2], device=q_BHND.device)
+    exists_BN = steps < lengths_B[:, None]
+    mask = exists_BN[:, None, None, :]
+    if causal:
+        mask = mask & (steps[None, :] <= steps[:, None])
+    out = scaled_dot_product_attention(q_BHND, k_BGND, v_BGND, attn_mask=mask, enable_gqa=grouped)
+    return out.masked_fill(~exists_BN[:, None, :, None], 0.0)
+
+
+def select(
+    sq_BSNE: Tensor,
+    sk_BSNE: Tensor,
+    num_selected: int,
+    block_size: int,
+    *,
+    causal: bool = False,
+    lengths_B: Tensor | None = None,
+    ranking_noise: float = 0.0,
+    top_p: float | None = None,
+    implementation: str | None = None,
+) -> BlockSelection:
+    """The blocks to read, ranked by the selector; no gradient flows through the choice.
+
+    Args:
+        sq_BSNE, sk_BSNE: selector queries and keys, [batch, rankings, steps, channels].
+        num_selected: key blocks per query block, at most.
+        ranking_noise: standard deviation of noise on the scores: exploration in training.
+        top_p: read fewer where fewer hold this share of the scores.
+        implementation: as in `attend`; None is the device's own.
+
+    Raises ValueError naming the argument that does not fit. NaN scores are refused, except on the GPU path, which
+    never waits for the device: there they rank last or first, and the output is NaN where the inputs were.
+    """
+    with torch.no_grad():
+        implementation = implementation or of_device(sq_BSNE.device)
+        gpu = _gpu() if implementation == "triton" else None
+        score = gpu.block_scores if gpu else selection.block_scores
+        scores = score(sq_BSNE, sk_BSNE, block_size, causal, lengths_B)
+        if ranking_noise:
+            scores = scores + ranking_noise * torch.randn_like(scores)
+        if gpu and top_p is None:
+            return gpu.select_blocks(scores, num_selected, block_size, causal, lengths_B)
+        return selection.select_blocks(scores, num_selected, block_size, causal, lengths_B, top_p)
 
 
 def attend(
@@ -19,7 +142,7 @@ def attend(
     causal: bool = False,
     lengths_B: Tensor | None = None,
     summaries: bool = True,
-    implementation: str = "cpu",
+    implementation: str | None = None,
 ) -> Tensor:
     """Attention that reads the selected key blocks exactly and every other block as one summary.
 
@@ -30,14 +153,29 @@ def attend(
         causal: a step sees itself and earlier steps only.
         lengths_B: steps that exist in each sequence; later ones are padding and give zeros.
         summaries: read the blocks that were not selected as their mean key and mean value.
-        implementation: "reference" (defines what is right) or "cpu"; it runs or raises.
+        implementation: "reference" (defines what is right), "cpu" or "triton" (GPU); a named one runs or raises.
+            None is the device's own.
 
     Returns: [B, H, N, D]. Raises ValueError naming the argument that does not fit.
     """
     _check(q_BHND, k_BGND, v_BGND, selection, lengths_B)
+    implementation = implementation or of_device(q_BHND.device)
     if implementation not in _IMPLEMENTATIONS:
-        raise ValueError(f"implementation: {implementation!r} is not one of {sorted(_IMPLEMENTATIONS)}")
-    return _IMPLEMENTATIONS[implementation](q_BHND, k_BGND, v_BGND, selection, causal, lengths_B, summaries)
+        raise ValueError(f"implementation: {implementation!r} is not one of {_IMPLEMENTATIONS}")
+    maker = _maker(implementation)
+    return maker(q_BHND, k_BGND, v_BGND, selection, causal, lengths_B, summaries)
+
+
+def _maker(implementation: str) -> Callable[..., Tensor]:
+    if implementation == "triton":
+        return _gpu().attend
+    return {"reference": reference.attend, "cpu": cpu.attend}[implementation]
+
+
+def _gpu():  # type: ignore[no-untyped-def]
+    from sparse_model.attention import triton  # needs a package that machines without a GPU lack
+
+    return triton
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, selection: BlockSelection, lengths_B: Tensor | None) -> None:
@@ -50,10 +188,13 @@ def _check(q: Tensor, k: Tensor, v: Tensor, selection: BlockSelection, lengths_B
             raise ValueError(f"{name}: {tensor.shape[1]} heads do not divide the {q.shape[1]} heads of q")
         if tensor.device != q.device or tensor.dtype != q.dtype:
             raise ValueError(f"{name}: {tensor.dtype} on {tensor.device}, but q is {q.dtype} on {q.device}")
-    expected = num_blocks_of(q.shape[2], selection.block_size)
+    steps, expected = q.shape[2], num_blocks_of(q.shape[2], selection.block_size)
     if selection.num_blocks != expected:
-        raise ValueError(f"selection: {selection.num_blocks} query blocks, but {q.shape[2]} steps make {expected}")
-    if selection.indices_BSQK.shape[0] != q.shape[0] or q.shape[1] % selection.indices_BSQK.shape[1]:
-        raise ValueError(f"selection: shape {tuple(selection.indices_BSQK.shape)} does not fit q {tuple(q.shape)}")
+        raise ValueError(f"selection: {selection.num_blocks} query blocks, but {steps} steps make {expected}")
+    lists = selection.indices_BSQK
+    if lists.shape[0] != q.shape[0] or q.shape[1] % lists.shape[1]:
+        raise ValueError(f"selection: shape {tuple(lists.shape)} does not fit q {tuple(q.shape)}")
+    if lists.device != q.device:
+        raise ValueError(f"selection: on {lists.device}, but q is on {q.device}")
     if lengths_B is not None and lengths_B.shape != (q.shape[0],):
         raise ValueError(f"lengths: expected shape ({q.shape[0]},), got {tuple(lengths_B.shape)}")

@@ -118,9 +118,11 @@ def select_blocks(
     block_size: int,
     causal: bool = False,
     lengths_B: Tensor | None = None,
+    top_p: float | None = None,
 ) -> BlockSelection:
     """The `num_selected` best permitted key blocks of each query block; its own block is always kept.
 
+    With `top_p`, only as many of them as hold that share of the scores' softmax: easy rows read less.
     Raises ValueError naming the argument for a budget outside 1..J or NaN scores.
     """
     num_blocks = scores_BSQJ.shape[-1]
@@ -133,7 +135,19 @@ def select_blocks(
     ranked = scores_BSQJ.detach().masked_fill(own & permitted, torch.inf).masked_fill(~permitted, -torch.inf)
     counts_BSQ = permitted.sum(-1).clamp_max(num_selected).expand(ranked.shape[:3])
     indices = ranked.topk(num_selected, dim=-1).indices
+    if top_p is not None:
+        counts_BSQ = counts_BSQ.minimum(_nucleus(scores_BSQJ.detach(), permitted, indices, top_p))
     slots = torch.arange(num_selected, device=indices.device)
     # padding sorts behind every real block, then is clamped back into range
     indices = indices.masked_fill(slots >= counts_BSQ.unsqueeze(-1), num_blocks).sort(-1).values
     return BlockSelection(indices.clamp_max(num_blocks - 1), counts_BSQ, block_size)
+
+
+def _nucleus(scores_BSQJ: Tensor, permitted: Tensor, ranked_BSQK: Tensor, top_p: float) -> Tensor:
+    """How many of the ranked blocks it takes to hold `top_p` of the softmax over permitted blocks; at least one."""
+    if not 0.0 < top_p <= 1.0:
+        raise ValueError(f"top_p: must lie in (0, 1], got {top_p!r}")
+    share_BSQJ = scores_BSQJ.masked_fill(~permitted, -torch.inf).softmax(-1).nan_to_num(0.0)
+    share_BSQK = share_BSQJ.gather(-1, ranked_BSQK)
+    before_BSQK = share_BSQK.cumsum(-1) - share_BSQK
+    return (before_BSQK < top_p).sum(-1).clamp_min(1)

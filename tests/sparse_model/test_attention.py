@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sparse_model.attention import BlockSelection, attend, block_scores, select_blocks
+from sparse_model.attention import BlockSelection, attend, block_scores, select_blocks, sparse_attention
+from sparse_model.config import Budget
 from tests.sparse_model.attention_cases import Shape, lengths_of, selection_of, tensors_of
 
 
@@ -101,7 +102,9 @@ def brute_force_scores(sq: Tensor, sk: Tensor, size: int, causal: bool) -> Tenso
 def test_block_scores_are_the_best_step_pair_of_each_tile(
     steps: int, size: int, causal: bool, seed: int
 ) -> None:
-    sq, sk = torch.randn(2, 1, 2, steps, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    sq, sk = torch.randn(
+        2, 1, 2, steps, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     expected = brute_force_scores(sq, sk, size, causal)
     torch.testing.assert_close(block_scores(sq, sk, size, causal), expected)
 
@@ -171,3 +174,34 @@ def test_a_budget_of_no_blocks_or_more_than_there_are_is_refused(budget: int) ->
 def test_scores_that_are_not_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="^scores:"):
         select_blocks(torch.full((1, 1, 3, 3), torch.nan), 1, 8)
+
+
+def test_top_p_reads_fewer_blocks_where_fewer_hold_the_mass() -> None:
+    peaked, flat = torch.tensor([9.0, 0.0, 0.0, 0.0]), torch.zeros(4)
+    scores = torch.stack([peaked, flat, flat, flat]).view(1, 1, 4, 4)
+    counts = select_blocks(scores, 3, 8, top_p=0.9).counts_BSQ.flatten().tolist()
+    assert counts == [1, 3, 3, 3]
+
+
+@pytest.mark.parametrize("top_p", [0.0, 1.5])
+def test_top_p_outside_its_range_is_refused(top_p: float) -> None:
+    with pytest.raises(ValueError, match="^top_p:"):
+        select_blocks(torch.zeros(1, 1, 3, 3), 1, 8, top_p=top_p)
+
+
+def test_auto_reads_short_sequences_densely_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    q, k, v = tensors_of(Shape(1, 2, 2, 1, steps=40, channels=4, block_size=8, selected=1), torch.float32)
+    sq, sk = torch.randn(2, 1, 1, 40, 4)
+    with caplog.at_level("INFO"):
+        out = sparse_attention(q, k, v, sq, sk, Budget(0.25), block_size=8)
+    torch.testing.assert_close(out, scaled_dot_product_attention(q, k, v))
+    assert "dense for 40 steps" in caplog.text
+
+
+def test_a_named_implementation_selects_and_attends() -> None:
+    q, k, v = tensors_of(Shape(1, 2, 2, 1, steps=40, channels=4, block_size=8, selected=1), torch.float32)
+    sq, sk = torch.randn(2, 1, 1, 40, 4)
+    out = sparse_attention(q, k, v, sq, sk, Budget(0.25), block_size=8, implementation="cpu")
+    right = sparse_attention(q, k, v, sq, sk, Budget(0.25), block_size=8, implementation="reference")
+    torch.testing.assert_close(out, right)
+    assert not torch.allclose(out, scaled_dot_product_attention(q, k, v), atol=1e-3)

@@ -1,0 +1,205 @@
+"""GPU kernels, selection: block scores, the best blocks of every query block, and the lists in both directions.
+
+Nothing here waits for the host: list lengths stay on the device, and buffers have the size of the worst case.
+"""
+
+# pyright: reportMissingImports=false
+import triton
+import triton.language as tl
+
+from sparse_model.attention.triton_forward import SIZES
+
+
+@triton.jit
+def _halve(x, ROWS: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
+    """Maximum of the left and the right half of every block, [ROWS, BLOCKS, WIDTH] float16, two per instruction."""
+    halves = tl.permute(tl.reshape(x, [ROWS, BLOCKS, 2, WIDTH // 2]), (0, 1, 3, 2))
+    left, right = tl.split(halves)
+    return tl.inline_asm_elementwise(
+        "max.f16x2 $0, $1, $2;", "=r,r,r", [left, right], dtype=tl.float16, is_pure=True, pack=2
+    )
+
+
+@triton.jit
+def _block_maxima(x, ROWS: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, PACKED: tl.constexpr):
+    """Largest value of every row in each of BLOCKS blocks, [ROWS, BLOCKS * WIDTH] to [ROWS, BLOCKS]."""
+    x = tl.reshape(x, [ROWS, BLOCKS, WIDTH])
+    if PACKED:
+        if WIDTH >= 128:
+            x = _halve(x, ROWS, BLOCKS, 128)
+        if WIDTH >= 64:
+            x = _halve(x, ROWS, BLOCKS, 64)
+        if WIDTH >= 32:
+            x = _halve(x, ROWS, BLOCKS, 32)
+        if WIDTH >= 16:
+            x = _halve(x, ROWS, BLOCKS, 16)
+    return tl.max(x, 2)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def score(
+    sq_ptr, sk_ptr, maxima_ptr, score_ptr, limit_ptr, rankings, num_steps, num_blocks, first_row_block, row_blocks,
+    BLOCK: tl.constexpr, E: tl.constexpr, AT_ONCE: tl.constexpr, SWEEP: tl.constexpr,
+    CAUSAL: tl.constexpr, HAS_LIMIT: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """Scores of one query block against all key blocks (see `selection.block_scores`).
+
+    First sweep: a product and a maximum per pair of steps, kept as float16 [J, rows] in scratch memory that
+    stays in the cache. Second and third sweep, over 1/BLOCK as much: the rows' log-sum-exp, then the maximum
+    over the rows. sq (scaled) and sk are float16 [B * S, N, E].
+    """
+    local, list_head = tl.program_id(0), tl.program_id(1)
+    own = first_row_block + local
+    limit = tl.load(limit_ptr + list_head // rankings).to(tl.int32) if HAS_LIMIT else num_steps
+    rows, channels = own * BLOCK + tl.arange(0, BLOCK), tl.arange(0, E)
+    base = list_head.to(tl.int64) * num_steps
+    q_at = sq_ptr + (base + rows)[:, None] * E + channels[None, :]
+    q = tl.load(q_at, mask=(rows < num_steps)[:, None], other=0.0)
+    scratch = (
+        maxima_ptr + (list_head.to(tl.int64) * row_blocks + local) * num_blocks * BLOCK + tl.arange(0, BLOCK)
+    )
+    # key blocks before `full` need no mask, those from `seen` on are not permitted
+    full = limit // BLOCK
+    seen = tl.minimum((limit + BLOCK - 1) // BLOCK, num_blocks)
+    if CAUSAL:
+        full, seen = tl.minimum(full, own), tl.minimum(seen, own + 1)
+    keys = tl.arange(0, BLOCK)
+    many = tl.arange(0, BLOCK * AT_ONCE)
+    together = full // AT_ONCE * AT_ONCE
+    for block in range(0, together, AT_ONCE):
+        k = tl.load(sk_ptr + (base + block * BLOCK + many)[:, None] * E + channels[None, :])
+        maxima = _block_maxima(tl.dot(q, k.T, out_dtype=tl.float16), BLOCK, AT_ONCE, BLOCK, PACKED)
+        tl.store(scratch[:, None] + (block + tl.arange(0, AT_ONCE))[None, :] * BLOCK, maxima)
+    for block in range(together, seen):
+        columns = block * BLOCK + keys
+        k_at = sk_ptr + (base + columns)[:, None] * E + channels[None, :]
+        k = tl.load(k_at, mask=(columns < limit)[:, None], other=0.0)
+        is_open = (columns < limit)[None, :]
+        if CAUSAL:
+            is_open = is_open & (columns[None, :] <= rows[:, None])
+        logits = tl.where(is_open, tl.dot(q, k.T, out_dtype=tl.float16), float("-inf"))
+        tl.store(scratch + block * BLOCK, tl.max(logits, 1))
+    tl.debug_barrier()  # other threads of this program read the scratch below
+
+    top = tl.full([BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    sweep = tl.arange(0, SWEEP)
+    for first in range(0, seen, SWEEP):
+        blocks = first + sweep
+        maxima = tl.load(
+            scratch[None, :] + blocks[:, None] * BLOCK, mask=(blocks < seen)[:, None], other=float("-inf")
+        )
+        maxima = maxima.to(tl.float32)
+        new_top = tl.maximum(top, tl.max(maxima, 0))
+        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+        total = total * tl.exp(top - shift) + tl.sum(tl.exp(maxima - shift[None, :]), 0)
+        top = new_top
+    norm = tl.where(
+        (rows < limit) & (total > 0.0), top + tl.log(tl.where(total > 0.0, total, 1.0)), float("inf")
+    )
+    out = score_ptr + (list_head.to(tl.int64) * num_blocks + own) * num_blocks
+    for first in range(0, num_blocks, SWEEP):
+        blocks = first + sweep
+        maxima = tl.load(
+            scratch[None, :] + blocks[:, None] * BLOCK, mask=(blocks < seen)[:, None], other=float("-inf")
+        )
+        best = tl.max(maxima.to(tl.float32) - norm[None, :], 1)
+        tl.store(out + blocks, best, mask=blocks < num_blocks)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def best_blocks(
+    score_ptr, index_ptr, count_ptr, limit_ptr, rankings, num_steps, num_blocks, num_selected,
+    BLOCK: tl.constexpr, J_POW2: tl.constexpr, CAUSAL: tl.constexpr, HAS_LIMIT: tl.constexpr,
+):  # fmt: skip
+    """The `num_selected` best permitted blocks of one query block, ascending, the own block among them.
+
+    The smallest score that is still selected is found by bisection on the ordered bit pattern of the
+    scores, so nothing is sorted; of equal scores the earlier blocks are taken.
+    """
+    own, list_head = tl.program_id(0), tl.program_id(1)
+    limit = tl.load(limit_ptr + list_head // rankings).to(tl.int32) if HAS_LIMIT else num_steps
+    list_row = list_head.to(tl.int64) * num_blocks + own
+    blocks = tl.arange(0, J_POW2)
+    permitted = (blocks < num_blocks) & (blocks * BLOCK < limit)
+    if CAUSAL:
+        permitted = permitted & (blocks <= own)
+    scores = tl.load(score_ptr + list_row * num_blocks + blocks, mask=permitted, other=float("-inf"))
+    scores = tl.where(blocks == own, float("inf"), scores)
+    bits = scores.to(tl.int32, bitcast=True)
+    order = tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).to(tl.int64)  # as integers, ordered like the scores
+    order = tl.where(permitted, order, -(1 << 33))
+    wanted = tl.minimum(tl.sum(permitted.to(tl.int32), 0), num_selected)
+    low, high = tl.full([], -(1 << 31), tl.int64), tl.full([], 1 << 31, tl.int64)
+    for _ in range(0, 32):  # at least `wanted` blocks reach `low`; fewer reach `high`
+        middle = (low + high) >> 1
+        enough = tl.sum((order >= middle).to(tl.int32), 0) >= wanted
+        low, high = tl.where(enough, middle, low), tl.where(enough, high, middle)
+    above, tied = order > low, order == low
+    room = wanted - tl.sum(above.to(tl.int32), 0)
+    chosen = above | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= room))
+    slot = tl.cumsum(chosen.to(tl.int32), 0) - 1
+    tl.store(index_ptr + list_row * num_selected + slot, blocks, mask=chosen)
+    tl.store(
+        index_ptr + list_row * num_selected + blocks,
+        num_blocks - 1,
+        mask=(blocks >= wanted) & (blocks < num_selected),
+    )
+    tl.store(count_ptr + list_row, wanted)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def read_bits(
+    index_ptr, count_ptr, bits_ptr, full_ptr, limit_ptr, rankings, num_steps, num_blocks, slots, words,
+    BLOCK: tl.constexpr, SLOTS_POW2: tl.constexpr, CAUSAL: tl.constexpr, HAS_LIMIT: tl.constexpr,
+):  # fmt: skip
+    """One bit per permitted block on the list of a query block (`bits` starts as zeros), and how many need no mask.
+
+    Lists are ascending, so the blocks that need one (a partial last block, the diagonal) stand at the end.
+    """
+    own, list_head = tl.program_id(0), tl.program_id(1)
+    limit = tl.load(limit_ptr + list_head // rankings).to(tl.int32) if HAS_LIMIT else num_steps
+    list_row = list_head.to(tl.int64) * num_blocks + own
+    slot = tl.arange(0, SLOTS_POW2)
+    listed = slot < tl.load(count_ptr + list_row)
+    block = tl.load(index_ptr + list_row * slots + slot, mask=listed, other=0).to(tl.int32)
+    full_blocks = tl.minimum(limit // BLOCK, own) if CAUSAL else limit // BLOCK
+    tl.store(full_ptr + list_row, tl.sum((listed & (block < full_blocks)).to(tl.int32), 0))
+    listed = listed & (block * BLOCK < limit) & (own * BLOCK < limit)
+    if CAUSAL:
+        listed = listed & (block <= own)
+    tl.atomic_or(bits_ptr + list_row * words + block // 32, 1 << (block % 32), mask=listed, sem="relaxed")
+
+
+@triton.jit
+def _readers(bits_ptr, list_head, word, num_blocks, words, first, ROWS: tl.constexpr):
+    """int32 [ROWS, 32]: 1 where query block `first + row` reads key block `word * 32 + column`."""
+    rows = first + tl.arange(0, ROWS)
+    at = bits_ptr + (list_head.to(tl.int64) * num_blocks + rows) * words + word
+    word_of_row = tl.load(at, mask=rows < num_blocks, other=0)
+    return (word_of_row[:, None] >> tl.arange(0, 32)[None, :]) & 1
+
+
+@triton.jit(do_not_specialize=SIZES)
+def count_readers(bits_ptr, count_ptr, num_blocks, words, ROWS: tl.constexpr):
+    """How many query blocks read each of 32 key blocks."""
+    word, list_head = tl.program_id(0), tl.program_id(1)
+    total = tl.zeros([32], tl.int32)
+    for first in range(0, num_blocks, ROWS):
+        total += tl.sum(_readers(bits_ptr, list_head, word, num_blocks, words, first, ROWS), 0)
+    blocks = word * 32 + tl.arange(0, 32)
+    tl.store(count_ptr + list_head * num_blocks + blocks, total, mask=blocks < num_blocks)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def list_readers(bits_ptr, offset_ptr, reader_ptr, num_blocks, words, ROWS: tl.constexpr):
+    """The transposed lists: query blocks that read each of 32 key blocks, ascending, from `offset` on."""
+    word, list_head = tl.program_id(0), tl.program_id(1)
+    blocks = word * 32 + tl.arange(0, 32)
+    at = tl.load(offset_ptr + list_head * num_blocks + blocks, mask=blocks < num_blocks, other=0)
+    for first in range(0, num_blocks, ROWS):
+        reads = _readers(bits_ptr, list_head, word, num_blocks, words, first, ROWS)
+        position = at[None, :] + tl.cumsum(reads, 0) - 1
+        rows = (first + tl.arange(0, ROWS))[:, None] + tl.zeros_like(reads)
+        tl.store(reader_ptr + position, rows, mask=reads > 0)
+        at += tl.sum(reads, 0)

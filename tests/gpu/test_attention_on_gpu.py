@@ -1,0 +1,132 @@
+"""The GPU path against the float64 reference; the tolerance is the error of eager low precision, not a guess."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from sparse_model.attention import BlockSelection, attend, block_scores, selection
+from tests.sparse_model.attention_cases import Shape, lengths_of, selection_of, tensors_of
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU and none is here"),
+]
+
+SHAPES = [
+    Shape(1, 2, 2, 2, steps=1024, channels=64, block_size=128, selected=3),
+    Shape(2, 4, 2, 2, steps=777, channels=64, block_size=64, selected=4, causal=True),
+    Shape(2, 4, 1, 2, steps=900, channels=128, block_size=128, selected=2, seed=1),
+    Shape(2, 2, 2, 1, steps=515, channels=32, block_size=32, selected=5, lengths=(515, 130)),
+    Shape(1, 3, 3, 3, steps=640, channels=96, block_size=64, selected=3, causal=True, seed=2),
+    Shape(3, 2, 1, 1, steps=400, channels=64, block_size=128, selected=2, causal=True, lengths=(400, 0, 129)),
+    Shape(1, 2, 2, 1, steps=1, channels=64, block_size=64, selected=1),
+    Shape(1, 2, 2, 1, steps=129, channels=128, block_size=128, selected=2, seed=3),
+]
+
+
+def run(shape: Shape, implementation: str, dtype: torch.dtype, summaries: bool) -> tuple[Tensor, ...]:
+    """Output and gradients to q, k, v; all from the same low-precision inputs."""
+    qkv = [t.to(dtype).requires_grad_() for t in tensors_of(shape, torch.bfloat16, "cuda")]
+    out = attend(
+        *qkv, selection_of(shape, "cuda"), causal=shape.causal, lengths_B=lengths_of(shape, "cuda"),
+        summaries=summaries, implementation=implementation,
+    )  # fmt: skip
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).bfloat16().to("cuda", dtype)
+    return (out.detach(), *torch.autograd.grad(out, qkv, grad))
+
+
+def error(got: Tensor, right: Tensor) -> float:
+    """Relative to the right result, or to 1e-3 per element where that is (nearly) zero."""
+    return float((got.double() - right).norm() / right.norm().clamp_min(1e-3 * right.numel() ** 0.5))
+
+
+@pytest.mark.parametrize("summaries", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_output_and_gradients_are_as_good_as_eager_low_precision(shape: Shape, summaries: bool) -> None:
+    right = run(shape, "reference", torch.float64, summaries)
+    eager = run(shape, "reference", torch.bfloat16, summaries)
+    fast = run(shape, "triton", torch.bfloat16, summaries)
+    for name, got, low, exact in zip(("out", "dq", "dk", "dv"), fast, eager, right, strict=True):
+        assert got.isfinite().all(), name
+        assert error(got, exact) <= 1.5 * error(low, exact) + 1e-3, name
+
+
+@pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
+def test_float32_is_exact_to_float32(shape: Shape) -> None:
+    right = run(shape, "reference", torch.float64, True)
+    fast = run(shape, "triton", torch.float32, True)
+    assert max(error(got, exact) for got, exact in zip(fast, right, strict=True)) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[2]], ids=str)
+def test_every_element_is_written_and_repeated_runs_are_equal_bit_by_bit(shape: Shape) -> None:
+    """Freed memory is filled with NaN first, so an element that no kernel wrote would show."""
+    first = run(shape, "triton", torch.bfloat16, True)
+    for _ in range(20):
+        poison = [torch.full((1 << 22,), torch.nan, device="cuda") for _ in range(8)]
+        del poison
+        again = run(shape, "triton", torch.bfloat16, True)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize("memory", ["heads first", "steps first", "packed"])
+def test_any_memory_order_gives_the_same(memory: str) -> None:
+    shape = SHAPES[1]
+    q, k, v = tensors_of(shape, torch.bfloat16, "cuda")
+    expected = attend(q, k, v, selection_of(shape, "cuda"), causal=True, implementation="triton")
+    if memory == "steps first":
+        q, k, v = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v))
+    if memory == "packed":
+        k, v = torch.stack([k.transpose(1, 2), v.transpose(1, 2)], dim=2).permute(2, 0, 3, 1, 4).unbind()
+    got = attend(q, k, v, selection_of(shape, "cuda"), causal=True, implementation="triton")
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_selection_on_the_gpu_is_the_selection_of_the_cpu(shape: Shape) -> None:
+    from sparse_model.attention import triton as gpu
+
+    blocks, lengths = -(-shape.steps // shape.block_size), lengths_of(shape)
+    generator = torch.Generator().manual_seed(shape.seed)
+    scores = torch.randn(shape.batch, shape.rankings, blocks, blocks, generator=generator)
+    wanted = min(shape.selected, blocks)
+    right = selection.select_blocks(scores, wanted, shape.block_size, shape.causal, lengths)
+    got = gpu.select_blocks(scores.cuda(), wanted, shape.block_size, shape.causal, lengths_of(shape, "cuda"))
+    assert torch.equal(got.counts_BSQ.cpu().long(), right.counts_BSQ)
+    as_int64 = BlockSelection(got.indices_BSQK.cpu().long(), right.counts_BSQ, shape.block_size)
+    assert torch.equal(as_int64.read_mask(), right.read_mask())
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_scores_on_the_gpu_are_the_scores_of_the_cpu(shape: Shape) -> None:
+    from sparse_model.attention import triton as gpu
+
+    generator = torch.Generator().manual_seed(shape.seed)
+    sq, sk = torch.randn(2, shape.batch, shape.rankings, shape.steps, 16, generator=generator).half().float()
+    right = block_scores(sq, sk, shape.block_size, shape.causal, lengths_of(shape))
+    got = gpu.block_scores(
+        sq.cuda(), sk.cuda(), shape.block_size, shape.causal, lengths_of(shape, "cuda")
+    ).cpu()
+    finite = right.isfinite()
+    assert torch.equal(finite, got.isfinite())
+    torch.testing.assert_close(got[finite], right[finite], rtol=0, atol=2e-2)  # float16 holds 2^-8 at 4
+
+
+def test_reading_everything_is_dense_attention() -> None:
+    q, k, v = torch.randn(3, 1, 4, 1000, 64, device="cuda", dtype=torch.bfloat16).unbind()
+    everything = selection.select_blocks(torch.zeros(1, 1, 8, 8, device="cuda"), 8, 128)
+    dense = scaled_dot_product_attention(q.double(), k.double(), v.double())
+    assert error(attend(q, k, v, everything, implementation="triton"), dense) < 5e-3
+
+
+def test_it_runs_inside_torch_compile() -> None:
+    shape = SHAPES[0]
+    q, k, v = tensors_of(shape, torch.bfloat16, "cuda")
+    chosen = selection_of(shape, "cuda")
+
+    def through(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q * 1.0, k, v, chosen, implementation="triton") * 2.0
+
+    compiled = torch.compile(through, fullgraph=True)(q, k, v)
+    torch.testing.assert_close(compiled, through(q, k, v))
