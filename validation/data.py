@@ -7,6 +7,7 @@ written. Faults of single rows are found by a Great Expectations checkpoint and 
 # Great Expectations does not declare its public expectations as exports.
 # pyright: reportPrivateImportUsage=false
 
+import logging
 import os
 import shutil
 import sys
@@ -169,6 +170,8 @@ def _run_checkpoint(
     from great_expectations.checkpoint.actions import UpdateDataDocsAction
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)  # it announces its temporary folders
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     context.add_data_docs_site(name, _site(unfinished))
