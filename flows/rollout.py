@@ -114,6 +114,9 @@ def edge(climb: Climb, trained: Checkpoint) -> bool:
 def operate(climb: Climb, champion: Checkpoint) -> None:
     """The months after the release, in order; drift that matters sends a challenger against the champion."""
     job, prepared = climb.job, climb.prepared
+    live = current_state(job.log, job.spec.name).live
+    if live is None or live.checkpoint != champion.sha256:
+        return  # an earlier rollout's model is live, and stays so: the summary says it
     released = tasks.score(job, prepared, champion, "test", job.plan.target_density, "champion")
     challenger = None
     for month in replay_parts(job.windows(prepared)):
