@@ -82,22 +82,29 @@ def _run(dataset: Path, policy: Path, quiet: bool) -> None:
 
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # what fails is said once, by this command
     settings = _settings()
-    _check_files(dataset, policy)
-    settings.home.mkdir(parents=True, exist_ok=True)  # Prefect makes its own folder, but not the ones above
-    from flows.rollout import rollout as rollout_flow
-    from flows.tables import print_summary
+    name = _check(dataset, policy, settings)
+    from pipelines.files import exclusive_lock
 
-    summary: RolloutSummary = rollout_flow(str(dataset), str(policy), quiet)
-    print_summary(summary, settings)
+    with exclusive_lock(settings.home / f"{name}.lock", wait=False):
+        from flows.rollout import rollout as rollout_flow
+        from flows.servers import stop_orphans
+        from flows.tables import print_summary
+
+        stop_orphans()
+        summary: RolloutSummary = rollout_flow(str(dataset), str(policy), quiet)
+        print_summary(summary, settings)
 
 
-def _check_files(dataset: Path, policy: Path) -> None:
-    """Read both files before anything heavy is loaded: a mistake in them is answered at once."""
+def _check(dataset: Path, policy: Path, settings: "Settings") -> str:
+    """Name of the dataset. Whatever is wrong with files or table is said before anything is written."""
     from pipelines.data.spec import load_spec
+    from pipelines.preparation import refuse_unusable
     from validation.policy import load_policy
 
-    load_spec(dataset)
+    spec = load_spec(dataset)
     load_policy(policy)
+    refuse_unusable(spec, settings)
+    return spec.name
 
 
 def _settings() -> "Settings":

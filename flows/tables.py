@@ -21,7 +21,7 @@ def print_summary(summary: "RolloutSummary", settings: "Settings") -> None:
     _verdicts(console, summary)
     _costs(console, summary)
     _months(console, summary)
-    console.print(f"\n[bold]{summary.sentence}[/bold]")
+    console.print(f"\n{summary.sentence}", style="bold", markup=False)
     console.print(f"{summary.seconds:.0f} s. Everything: {settings.home}/summary.json", highlight=False)
     console.print(f"Data Docs: {summary.prepared.report.docs_uri}", highlight=False)
     if summary.bundle:
@@ -30,6 +30,7 @@ def print_summary(summary: "RolloutSummary", settings: "Settings") -> None:
 
 
 def _verdicts(console: "Console", summary: "RolloutSummary") -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=summary.description, title_justify="left")
@@ -41,12 +42,14 @@ def _verdicts(console: "Console", summary: "RolloutSummary") -> None:
             table.add_section()
         color = _COLORS[row.verdict.split()[0]]
         stage = row.stage if row.stage != previous else ""
-        table.add_row(stage, row.kpi, row.value, row.threshold, f"[{color}]{row.verdict}[/{color}]")
+        cells = (stage, row.kpi, row.value, row.threshold)
+        table.add_row(*map(escape, cells), f"[{color}]{row.verdict}[/{color}]")
         previous = row.stage
     console.print(table)
 
 
 def _costs(console: "Console", summary: "RolloutSummary") -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="Inference, sparse against dense, in fresh processes", title_justify="left")
@@ -58,7 +61,7 @@ def _costs(console: "Console", summary: "RolloutSummary") -> None:
             f"{cost.num_steps:,}",
             f"{cost.candidate.latency_quantile(0.5):,.1f} ms",
             f"{cost.dense.latency_quantile(0.5):,.1f} ms",
-            f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
+            escape(f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"),
             f"{cost.peak_memory_ratio.value:.2f}",
             str(len(cost.candidate.latency_ms)),
         )
@@ -66,6 +69,7 @@ def _costs(console: "Console", summary: "RolloutSummary") -> None:
 
 
 def _months(console: "Console", summary: "RolloutSummary") -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     if not summary.months:
@@ -79,5 +83,5 @@ def _months(console: "Console", summary: "RolloutSummary") -> None:
         then = f"{met}{'retrained' if month.retrained else 'nothing to do'}"
         first, *others = month.drift.reasons or ("nothing moved",)
         drift = f"{month.drift.decision}: {first}" + (f" (and {len(others)} more)" if others else "")
-        table.add_row(month.month, month.champion[:8], value, drift, then)
+        table.add_row(*map(escape, (month.month, month.champion[:8], value, drift, then)))
     console.print(table)

@@ -75,16 +75,19 @@ def _train_tracked(
 
 
 def model_config(windows: Windows, spec: DatasetSpec) -> Any:
-    """Shape of the model for these columns, with what the dataset file asks for."""
+    """Shape of the model for these columns, with what the dataset file asks for. Raises InputError."""
     from sparse_model.config import ModelConfig
 
-    return ModelConfig(
-        num_numeric=len(windows.numeric_names),
-        cardinalities=windows.cardinalities,
-        num_outputs=windows.num_outputs,
-        task=spec.task,
-        **spec.model.model_dump(exclude_none=True),
-    )
+    try:
+        return ModelConfig(
+            num_numeric=len(windows.numeric_names),
+            cardinalities=windows.cardinalities,
+            num_outputs=windows.num_outputs,
+            task=spec.task,
+            **spec.model.model_dump(exclude_none=True),
+        )
+    except ValueError as error:
+        raise spec.refuse("model", str(error)) from None
 
 
 def learning_curve(curve: dict[str, list[tuple[int, float]]], title: str) -> Any:

@@ -51,7 +51,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """Checkpoints, scores and bundles of this dataset."""
-        return self.settings.home / "datasets" / self.spec.name
+        return dataset_folder(self.settings, self.spec.name)
 
     def once(self, name: str, inputs: Mapping[str, Any], kind: type[T], compute: Callable[[], T]) -> T:
         """Run a step unless its result is already there (see pipelines.steps)."""
@@ -64,6 +64,10 @@ class Job:
         if key not in self._windows:
             self._windows[key] = Windows(prepared.snapshot, spec, prepared.preprocessing)
         return self._windows[key]
+
+
+def dataset_folder(settings: Settings, name: str) -> Path:
+    return settings.home / "datasets" / name
 
 
 def open_job(dataset: Path, policy: Path, settings: Settings, report: Report) -> Job:

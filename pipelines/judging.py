@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 LENGTHS = (1, 4, 16)
 """Multiples of the configured length at which cost is measured; the gate looks at the first."""
 _REPEATS = {1: 60, 4: 5, 16: 1}
-_PROCESSES = {1: 3, 4: 2, 16: 2}
-"""Inferences per process, and pairs of processes, at each multiple: the gated length most closely."""
+"""Inferences per process at each multiple: the gated length is measured most closely."""
+_PROCESSES_UNGATED = 2
+"""Pairs of processes at the lengths that are only shown; the gated one gets as many as the policy asks."""
 _PARITY_WINDOWS = 30
 
 
@@ -83,6 +84,7 @@ def measure_costs(
     import torch
 
     density, steps = job.plan.target_density, job.spec.lookback + job.spec.horizon
+    enough = job.policy.min_processes
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sides = (
         Subject(name="candidate", folder=candidate.folder, density=density),
@@ -92,19 +94,19 @@ def measure_costs(
     def compute() -> list[CostComparison]:
         measured = []
         for done, multiple in enumerate(lengths):
-            job.report(f"timing {multiple * steps:,} steps, sparse and dense in turns", done, len(lengths))
+            job.report("timing sparse and dense in turns", done, len(lengths))
             measured.append(
                 compare_cost(
                     *sides,
                     multiple * steps,
                     repeats=_REPEATS[multiple],
-                    processes=_PROCESSES[multiple],
+                    processes=enough if multiple == 1 else min(enough, _PROCESSES_UNGATED),
                     threads=job.settings.threads,
                     policy=job.policy,
                     device=device,
                 )
             )
-        job.report("timing", len(lengths), len(lengths))
+        job.report("timing sparse and dense in turns", len(lengths), len(lengths))
         return measured
 
     inputs = {"candidate": candidate.sha256, "dense": dense.sha256, "density": density, "lengths": lengths}

@@ -1,18 +1,45 @@
 """From a dataset file to data that may be trained on: snapshot, validation, preprocessing."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pipelines.candidates import model_config
 from pipelines.data.contract import contract_of
 from pipelines.data.preprocessing import fit_preprocessing
-from pipelines.data.snapshot import Snapshot, read_snapshot, take_snapshot
+from pipelines.data.snapshot import Snapshot, read_snapshot, snapshot_path, take_snapshot
+from pipelines.data.spec import DatasetSpec
 from pipelines.data.windows import Windows, refuse_unusable_split, training_rows
-from pipelines.job import Job, Prepared
+from pipelines.job import Job, Prepared, dataset_folder
+from pipelines.settings import Settings
 from validation.data import DataReport, validate
 from validation.errors import InputError
 from validation.gates import Outcome
+from validation.structure import refuse_broken
+
+
+def refuse_unusable(spec: DatasetSpec, settings: Settings) -> None:
+    """Look the whole table over before any store is opened, so that a refused one leaves nothing behind.
+
+    Raises InputError.
+    """
+    with TemporaryDirectory() as elsewhere:
+        folder = _snapshots(spec, settings)
+        is_taken = snapshot_path(spec, folder).exists()
+        snapshot = take_snapshot(spec, folder if is_taken else Path(elsewhere))
+        table = read_snapshot(snapshot)
+        refuse_broken(table.to_pandas(), contract_of(spec))
+        windows = Windows(snapshot, spec, fit_preprocessing(training_rows(table, spec), spec), table)
+        refuse_unusable_split(windows)
+        model_config(windows, spec)
 
 
 def snapshot_data(job: Job) -> Snapshot:
     """Freeze the dataset's table, or find the snapshot of the same inputs."""
-    return take_snapshot(job.spec, job.folder / "snapshots")
+    return take_snapshot(job.spec, _snapshots(job.spec, job.settings))
+
+
+def _snapshots(spec: DatasetSpec, settings: Settings) -> Path:
+    return dataset_folder(settings, spec.name) / "snapshots"
 
 
 def validate_snapshot(job: Job, snapshot: Snapshot) -> DataReport:

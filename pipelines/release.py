@@ -5,7 +5,7 @@ import getpass
 from pipelines.candidates import register
 from pipelines.checkpoint import Checkpoint
 from pipelines.job import Job
-from pipelines.release_log import Stage
+from pipelines.release_log import Action, Stage
 from pipelines.rollout import (
     CLIMB,
     RolloutState,
@@ -13,9 +13,10 @@ from pipelines.rollout import (
     bootstrap,
     challenge,
     current_state,
+    demote,
     reconcile,
 )
-from validation.gates import Outcome, Verdict
+from validation.gates import Verdict
 
 
 def start_pilot(job: Job, incumbent: Checkpoint) -> RolloutState:
@@ -32,34 +33,39 @@ def start_pilot(job: Job, incumbent: Checkpoint) -> RolloutState:
 def decide(job: Job, candidate: Checkpoint, verdict: Verdict, density: float) -> RolloutState:
     """Record the verdict and move what it moves. A decision that was made before is not made again."""
     state = current_state(job.log, job.spec.name)
-    if _is_decided(job, state, verdict):
+    if any(entry.decision.verdict == verdict.digest() for entry in job.log.entries()):
         return state
     version = register(job, candidate, verdict.stage, density)
+    state = _back_to(job, state, Stage(verdict.stage))
     state = apply_verdict(job.log, state, version, verdict, getpass.getuser())
     reconcile(job.log, job.tracker)
     return state
 
 
 def enter_challenger(job: Job, challenger: Checkpoint, reason: str, density: float) -> RolloutState:
-    """Register a retrained model as the one that will meet the champion."""
+    """Register a retrained model as the one that will meet the champion; once, however it ended."""
     state = current_state(job.log, job.spec.name)
-    version = register(job, challenger, "challenger", density)
-    if version.version in (state.challenger, state.champion) or _was_judged(job, challenger):
+    if _has_challenged(job, challenger):
         return state
+    version = register(job, challenger, "challenger", density)
     state = challenge(job.log, state, version, getpass.getuser(), reason)
     reconcile(job.log, job.tracker)
     return state
 
 
-def _is_decided(job: Job, state: RolloutState, verdict: Verdict) -> bool:
-    """Recorded already, or about a stage that the rollout has left behind."""
-    recorded = {entry.decision.verdict for entry in job.log.entries()}
-    return verdict.digest() in recorded or CLIMB.index(Stage(verdict.stage)) < CLIMB.index(state.stage)
+def _back_to(job: Job, state: RolloutState, stage: Stage) -> RolloutState:
+    """Where data, plan, policy or code changed, a rollout climbs anew from a stage that it had left behind.
+
+    What is live stays live until a gate lets something else in.
+    """
+    if CLIMB.index(stage) >= CLIMB.index(state.stage):
+        return state
+    reason = f"a new climb asks the {stage} gate: data, plan, policy or code changed since it was passed"
+    return demote(job.log, state, stage, getpass.getuser(), reason)
 
 
-def _was_judged(job: Job, challenger: Checkpoint) -> bool:
+def _has_challenged(job: Job, challenger: Checkpoint) -> bool:
     return any(
-        entry.decision.checkpoint == challenger.sha256
-        and entry.decision.outcome in (Outcome.FAIL, Outcome.PASS)
+        entry.decision.action is Action.RETRAIN and entry.decision.checkpoint == challenger.sha256
         for entry in job.log.entries()
     )

@@ -84,7 +84,9 @@ class Fit(lightning.LightningModule):
         return DataLoader(_ValidationBatches(self.windows, self.plan.validation_windows), batch_size=None)
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        random = torch.Generator().manual_seed(self.seed * 1_000_003 + self.global_step)
+        number = self.seed * 1_000_003 + self.global_step
+        torch.manual_seed(number)  # the noise on the ranking, which a resumed training has to draw again
+        random = torch.Generator().manual_seed(number)
         loss, terms = self._loss(batch, random)
         self._note({"train_loss": loss, **terms})
         return loss

@@ -38,7 +38,7 @@ def take_snapshot(spec: DatasetSpec, folder: Path) -> Snapshot:
 
     Raises InputError, with nothing written, for a source that is absent, empty or lacks a column.
     """
-    path = folder / f"{spec.name}-{input_hash(spec)[:16]}.parquet"
+    path = snapshot_path(spec, folder)
     record = path.with_suffix(".json")
     if path.exists() and record.exists():
         snapshot = Snapshot.model_validate_json(record.read_bytes())
@@ -48,6 +48,11 @@ def take_snapshot(spec: DatasetSpec, folder: Path) -> Snapshot:
     snapshot = Snapshot(name=spec.name, uri=str(path), content_hash=_sha256(path), **facts)
     replace_file(record, snapshot.model_dump_json(indent=1).encode() + b"\n")
     return snapshot
+
+
+def snapshot_path(spec: DatasetSpec, folder: Path) -> Path:
+    """Where the snapshot of a dataset's present inputs lies, or would lie."""
+    return folder / f"{spec.name}-{input_hash(spec)[:16]}.parquet"
 
 
 def read_snapshot(snapshot: Snapshot) -> "pl.DataFrame":
