@@ -68,12 +68,12 @@ def block_scores(
     """
     num_steps = sq_BSNE.shape[2]
     num_blocks = num_blocks_of(num_steps, block_size)
-    pad = num_blocks * block_size - num_steps
-    sq_BSNE = torch.nn.functional.pad(sq_BSNE * sq_BSNE.shape[-1] ** -0.5, (0, 0, 0, pad))
-    sk_BSEN = torch.nn.functional.pad(sk_BSNE, (0, 0, 0, pad)).transpose(-1, -2).contiguous()
-    open_BN = None  # every step exists: nothing to mask
-    if pad or lengths_B is not None:
-        open_BN = _valid_steps(num_steps, num_blocks * block_size, lengths_B, sq_BSNE.device)
+    extra = num_blocks * block_size - num_steps
+    sq_BSNE = _filled_up(sq_BSNE * sq_BSNE.shape[-1] ** -0.5, extra)
+    sk_BSEN = _filled_up(sk_BSNE, extra).transpose(-1, -2).contiguous()
+    open_BN = None  # every step exists, or repeats one that does: nothing to mask
+    if lengths_B is not None:
+        open_BN = torch.arange(num_blocks * block_size, device=sq_BSNE.device) < lengths_B[:, None]
     rows = max(block_size, _TILE_ROWS // block_size * block_size)
     parts = [
         _score_rows(sq_BSNE, sk_BSEN, open_BN, slice(first, first + rows), block_size, causal)
@@ -82,11 +82,9 @@ def block_scores(
     return torch.cat(parts, dim=2)
 
 
-def _valid_steps(num_steps: int, padded: int, lengths_B: Tensor | None, device: torch.device) -> Tensor:
-    """bool [B or 1, N padded]: steps that exist."""
-    steps = torch.arange(padded, device=device)
-    valid = (steps < num_steps).unsqueeze(0)
-    return valid if lengths_B is None else valid & (steps < lengths_B[:, None])
+def _filled_up(t_BSNE: Tensor, extra: int) -> Tensor:
+    """The last block filled up with copies of the last step, which move no maximum."""
+    return torch.cat([t_BSNE, t_BSNE[:, :, -1:].expand(-1, -1, extra, -1)], dim=2) if extra else t_BSNE
 
 
 def _score_rows(
