@@ -1,7 +1,8 @@
-"""Attention alone, one GPU: the operation with its selection, against the fastest dense kernel and FlexAttention.
+"""Attention alone, one GPU: the operation with its selection, against dense and FlexAttention.
 
-`python -m pipelines.benchmarks.attention [folder]` prints a table and, given a folder, writes attention.json there.
-Batch 1, 8 heads, bfloat16, bidirectional, 1/8 of the key blocks of 128 steps. All times are medians on the device,
+`python -m pipelines.benchmarks.attention [folder]` prints tables and writes attention.json.
+Batch 1, 8 heads, bfloat16, bidirectional,
+1/8 of the key blocks of 128 steps. Times are medians on the device,
 with selection included unless a column says otherwise.
 """
 
@@ -100,7 +101,7 @@ def _flex(chosen: BlockSelection, num_steps: int) -> Callable[..., Tensor]:
     wide[..., : lists.shape[-1]] = lists
     none = torch.zeros_like(counts)
     mask = BlockMask.from_kv_blocks(
-        none, torch.zeros_like(wide), counts, wide, BLOCK, seq_lengths=(num_steps,) * 2
+        none, torch.zeros_like(wide), counts, wide, BLOCK, seq_lengths=(num_steps, num_steps)
     )
     compiled = torch.compile(flex_attention, dynamic=False)
     return lambda q, k, v: compiled(q, k, v, block_mask=mask)
@@ -119,7 +120,7 @@ def _short(value: Any) -> str:
 
 
 def main(folder: Path | None = None) -> dict[str, Any]:
-    """Measure everything that the issue of speed asks about, print it, and write attention.json into `folder`."""
+    """Measure every table, print them, and write attention.json into `folder`."""
     rows = [operation(n, d) for d in (64, 128) for n in (16_384, 32_768, 65_536, 131_072)]
     rows += [operation(65_536, 64, rankings=1)]
     print(table(rows), flush=True)

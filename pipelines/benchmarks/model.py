@@ -1,7 +1,7 @@
 """The whole encoder on one GPU: time and peak memory, sparse against dense with the same weights and code.
 
-`python -m pipelines.benchmarks.model [folder]` prints a table and, given a folder, writes model.json there. Both sides
-share everything but the attention: bfloat16, feed-forward in pieces in inference, recomputation of layers in training.
+`python -m pipelines.benchmarks.model [folder]` prints tables and writes model.json. Both sides share all but
+the attention: bfloat16, eager, feed-forward in pieces in inference, nothing recomputed in training.
 """
 
 import json
@@ -44,7 +44,7 @@ def inference(model: SparseEncoder, num_steps: int, budget: Budget | None) -> tu
 
 
 def training_step(model: SparseEncoder, num_steps: int, budget: Budget | None) -> tuple[float, float]:
-    """Milliseconds and peak GiB of forward + backward over one sequence (the optimiser is the same on both sides)."""
+    """Milliseconds and peak GiB of forward + backward over one sequence; no optimiser step."""
     inputs = _inputs(num_steps)
 
     def work() -> None:

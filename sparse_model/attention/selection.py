@@ -142,7 +142,7 @@ def select_blocks(
 
 
 def _nucleus(scores_BSQJ: Tensor, permitted: Tensor, ranked_BSQK: Tensor, top_p: float) -> Tensor:
-    """How many of the ranked blocks it takes to hold `top_p` of the softmax over permitted blocks; at least one."""
+    """How many ranked blocks it takes to hold `top_p` of the softmax over permitted blocks; at least one."""
     if not 0.0 < top_p <= 1.0:
         raise ValueError(f"top_p: must lie in (0, 1], got {top_p!r}")
     share_BSQJ = scores_BSQJ.masked_fill(~permitted, -torch.inf).softmax(-1).nan_to_num(0.0)

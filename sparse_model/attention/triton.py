@@ -6,7 +6,9 @@ D channels, Q query blocks, J key blocks.
 Every sum has a fixed order, so forward and backward repeat bit by bit.
 """
 
-# pyright: reportMissingImports=false
+# Triton compiles the kernels and knows their types; it is not installed everywhere.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 import os
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from sparse_model.attention import triton_launch, triton_selection
 from sparse_model.attention.selection import BlockSelection, num_blocks_of
-from sparse_model.attention.triton_launch import Lists, problem_of
+from sparse_model.attention.triton_problem import Lists, problem_of
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -151,7 +153,8 @@ def _best_blocks(
     wide = triton.next_power_of_2(num_blocks)
     triton_selection.best_blocks[(num_blocks, batch * rankings)](
         scores.contiguous(), indices, counts, lengths, rankings, num_steps, num_blocks, num_selected,
-        BLOCK=block_size, J_POW2=wide, CAUSAL=causal, HAS_LIMIT=lengths is not None, num_warps=4 if wide < 2048 else 8,
+        BLOCK=block_size, J_POW2=wide, CAUSAL=causal, HAS_LIMIT=lengths is not None,
+        num_warps=4 if wide < 2048 else 8,
     )  # fmt: skip
     return indices, counts
 

@@ -6,7 +6,9 @@ outside, dk and dv with the key blocks outside, over the transposed lists. Sums 
 Shape suffixes in kernels: M query rows of a tile, N keys of a tile, D channels.
 """
 
-# pyright: reportMissingImports=false
+# Triton compiles the kernels and knows their types; it is not installed everywhere.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 import triton
 import triton.language as tl
 
@@ -175,7 +177,8 @@ def summary_keys(
 def queries(
     q_desc, grad_desc, k_desc, v_desc, mean_k_desc, mean_v_desc,
     dq_ptr, lse_ptr, product_ptr, index_ptr, count_ptr, bits_ptr, limit_ptr, scale, softmax_scale,
-    q_row_b, q_row_h, q_col_h, do_row_b, do_row_h, do_col_h, k_row_b, k_row_g, k_col_g, v_row_b, v_row_g, v_col_g,
+    q_row_b, q_row_h, q_col_h, do_row_b, do_row_h, do_col_h, k_row_b, k_row_g, k_col_g, v_row_b, v_row_g,
+    v_col_g,
     dq_b, dq_h, dq_n, heads, groups, rankings, num_steps, num_blocks, slots, words,
     BLOCK: tl.constexpr, M: tl.constexpr, N: tl.constexpr, N_SUMMARY: tl.constexpr,
     D: tl.constexpr, D_POW2: tl.constexpr, CAUSAL: tl.constexpr, SUMMARIES: tl.constexpr,

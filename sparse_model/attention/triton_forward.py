@@ -9,7 +9,9 @@ both [B, H, N, D] and [B, N, H, D] memory, so nothing is copied into another ord
 has a power of two of them) are read as zero.
 """
 
-# pyright: reportMissingImports=false
+# Triton compiles the kernels and knows their types; it is not installed everywhere.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 import triton
 import triton.language as tl
 
@@ -73,7 +75,8 @@ def forward(
     q_row_b, q_row_h, q_col_h, k_row_b, k_row_g, k_col_g, v_row_b, v_row_g, v_col_g, out_b, out_h, out_n,
     heads, groups, rankings, num_steps, num_blocks, slots, words,
     BLOCK: tl.constexpr, M: tl.constexpr, N: tl.constexpr, N_SUMMARY: tl.constexpr,
-    D: tl.constexpr, D_POW2: tl.constexpr, CAUSAL: tl.constexpr, SUMMARIES: tl.constexpr, HAS_LIMIT: tl.constexpr,
+    D: tl.constexpr, D_POW2: tl.constexpr, CAUSAL: tl.constexpr, SUMMARIES: tl.constexpr,
+    HAS_LIMIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attention of M query rows over the blocks on their list and the summaries of all others."""

@@ -2,13 +2,16 @@
 
 Plain Triton waits for a product before its softmax, so the tensor cores idle during exponentials. Here each
 warp group issues the next product before the softmax of the current one, the two groups drift apart and fill
-each other's gaps, and programs are persistent, so that loads of the next query block overlap the end of this one.
+each other's gaps, and programs are persistent, so that the next query block loads while this one ends.
 
 A tile is 128 query rows (64 per warp group) by 128 keys, so blocks are of 128 steps. Suffixes as in
 triton_forward.py. `t` counts tiles over all work of a program: buffer t % STAGES, phase t // STAGES.
 """
 
-# pyright: reportMissingImports=false
+# Triton compiles the kernels and knows their types; it is not installed everywhere.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -31,15 +34,21 @@ _DTYPES = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
 def tile_of(rows: Any, height: int) -> TensorDescriptor:
     """Descriptor for tiles of `height` steps of a `triton_launch.Rows`."""
     plain = rows.tile(height)
-    layout = gl.NVMMASharedLayout.get_default_for(plain.block_shape, _DTYPES[rows.tensor.dtype])
+    layout = _layout(height, plain.block_shape[1], _DTYPES[rows.tensor.dtype])
     return TensorDescriptor(plain.base, plain.shape, plain.strides, plain.block_shape, layout)
+
+
+@lru_cache
+def _layout(height: int, width: int, dtype: Any) -> gl.NVMMASharedLayout:
+    """Remembered: working it out takes longer than everything else that a launch does on the host."""
+    return gl.NVMMASharedLayout.get_default_for([height, width], dtype)
 
 
 @gluon.jit
 def _work(item, lists, sizes, CAUSAL: gl.constexpr, SUMMARIES: gl.constexpr):
     """Place and list of one work item (a query block of a head), and its number of tiles of each kind."""
-    index_ptr, count_ptr, full_ptr, bits_ptr, limit_ptr = lists
-    heads, groups, rankings, num_steps, num_blocks, slots, words, items = sizes
+    _index_ptr, count_ptr, full_ptr, _bits_ptr, _limit_ptr = lists
+    heads, _groups, rankings, _num_steps, num_blocks, _slots, _words, _items = sizes
     own, head = item % num_blocks, item // num_blocks
     batch, h = head // heads, head % heads
     list_row = (batch * rankings + h // (heads // rankings)) * num_blocks + own
@@ -76,7 +85,7 @@ def _loader(
     q_desc, k_desc, v_desc, mean_k_desc, mean_v_desc = descs
     q_bufs, k_bufs, v_bufs = buffers
     q_full, q_free, k_full, k_free, v_full, v_free = bars
-    heads, groups, rankings, num_steps, num_blocks, slots, words, items = sizes
+    heads, groups, _rankings, _num_steps, num_blocks, slots, _words, items = sizes
     q_row_b, q_row_h, q_col_h, k_row_b, k_row_g, k_col_g, v_row_b, v_row_g, v_col_g = rows
     t = 0
     turn = 0
@@ -88,7 +97,7 @@ def _loader(
         q_row = batch * q_row_b + h * q_row_h + own * 128
         tma.async_copy_global_to_shared(q_desc, [q_row, h * q_col_h], q_full, q_bufs.index(0))
         tma.async_copy_global_to_shared(q_desc, [q_row + 64, h * q_col_h], q_full, q_bufs.index(1))
-        turn += 1
+        turn += 1  # noqa: SIM113  kernels have no enumerate
         mean_row = (batch * groups + g) * num_blocks
         for i in range(0, num_summary):
             _load(mean_k_desc, mean_row + i * 128, 0, k_bufs, k_full, k_free, t, STAGES)
@@ -120,7 +129,7 @@ def _masked(
     logits, i, place, lists, sizes, scale, row,
     CAUSAL: gl.constexpr, SUMMARIES: gl.constexpr, HAS_LIMIT: gl.constexpr, S: gl.constexpr,
 ):  # fmt: skip
-    """Logits of tile i, closed where nothing may be read and raised by log(count) where it holds summaries."""
+    """Logits of tile i: closed where nothing may be read, raised by log(count) where it holds summaries."""
     own, batch, _h, list_row, _count, num_full, num_summary = place
     limit = sizes[3]
     if HAS_LIMIT:
@@ -175,7 +184,8 @@ def _soften(logits, top, total, scale):
 @gluon.jit
 def _compute(
     buffers, bars, lists, sizes, outputs, scale, group,
-    D: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr, SUMMARIES: gl.constexpr, HAS_LIMIT: gl.constexpr,
+    D: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr, SUMMARIES: gl.constexpr,
+    HAS_LIMIT: gl.constexpr,
 ):  # fmt: skip
     """One warp group: 64 query rows of every work item."""
     q_bufs, k_bufs, v_bufs = buffers
@@ -202,7 +212,7 @@ def _compute(
         top = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, S))
         total = gl.zeros([64], gl.float32, gl.SliceLayout(1, S))
         mbarrier.wait(q_full, turn & 1)
-        turn += 1
+        turn += 1  # noqa: SIM113  kernels have no enumerate
         if num_tiles > 0:
             mbarrier.wait(k_full.index(t % STAGES), (t // STAGES) & 1)
             logits = warpgroup_mma(
@@ -229,7 +239,7 @@ def _compute(
                         logits, i, place, lists, sizes, scale, row, CAUSAL, SUMMARIES, HAS_LIMIT, S
                     )
                 weights, top, total, decay = _soften(logits, top, total, scale)
-                # Already true: a fence that keeps the assembler from waiting for the product before the softmax.
+                # already true: a fence, or the assembler waits for the product before the softmax
                 mbarrier.wait(v_full.index(t % STAGES), (t // STAGES) & 1)
                 # the weights are an operand of the product in flight: they must outlive it
                 acc, weights16 = warpgroup_mma_wait(0, deps=(pending, weights16))
@@ -261,7 +271,8 @@ def forward(
     out_ptr, lse_ptr, index_ptr, count_ptr, full_ptr, bits_ptr, limit_ptr, scale,
     q_row_b, q_row_h, q_col_h, k_row_b, k_row_g, k_col_g, v_row_b, v_row_g, v_col_g, out_b, out_h, out_n,
     heads, groups, rankings, num_steps, num_blocks, slots, words, items,
-    D: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr, SUMMARIES: gl.constexpr, HAS_LIMIT: gl.constexpr,
+    D: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr, SUMMARIES: gl.constexpr,
+    HAS_LIMIT: gl.constexpr,
 ):  # fmt: skip
     """Same function as triton_forward.forward for blocks of 128 steps and 64 or 128 channels of 16 bits."""
     q_bufs = gl.allocate_shared_memory(q_desc.dtype, [2, 64, D], q_desc.layout)

@@ -1,138 +1,30 @@
-"""The backward kernels written for Hopper GPUs: one warp loads, two warp groups compute, nothing is added atomically.
+"""The backward kernels written for Hopper GPUs: one warp loads, two warp groups compute, nothing is atomic.
 
-Two passes share one loop. Pass "queries" keeps q and the output's gradient of a query block and streams the keys and
-values on its list, for dq. Pass "keys" keeps the keys and values of a block and streams the queries and gradients on
-the transposed list, for dk and dv; pass "summaries" is the same for mean keys and values, over chunks of all query
-blocks. Every sum has a fixed order, so results repeat bit by bit.
+Three passes share one loop. QUERIES keeps q and the output's gradient of a query block and streams the keys
+and values on its list, for dq. KEYS keeps the keys and values of a block and streams the queries and
+gradients on the transposed list, for dk and dv. MEANS is the same for mean keys and values, over chunks of
+all query blocks. Every sum has a fixed order, so results repeat bit by bit.
 
-`near` names the two operands that stay (128 rows, 64 per warp group), `far` the two that stream by in tiles of 64
-rows; for "queries" near = (q, grad) and far = (k, v), else near = (k, v) and far = (q, grad). Logits are
+`near` names the two operands that stay (128 rows, 64 per warp group), `far` the two that stream by in tiles
+of 64 rows; in QUERIES near = (q, grad) and far = (k, v), else near = (k, v) and far = (q, grad). Logits are
 near0 . far0 and the products with the output's gradient near1 . far1. `t` counts tiles: buffer t % STAGES.
 """
 
-# pyright: reportMissingImports=false
+# Triton compiles the kernels and knows their types; it is not installed everywhere.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 
 from sparse_model.attention.triton_forward import SIZES
 from sparse_model.attention.triton_hopper import summary_bias
-
-QUERIES, KEYS, MEANS = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)
-
-
-@gluon.jit
-def _item(item, lists, sizes, PASS: gl.constexpr, CAUSAL: gl.constexpr, SUMMARIES: gl.constexpr):
-    """Sequence, head (of q for "queries", else of k), block, chunk, and tiles that stream by before the list's."""
-    heads, groups, _rankings, _num_steps, num_blocks, _slots, _words, _items, chunks, _per_chunk = sizes
-    chunk = 0
-    before = 0
-    if PASS == QUERIES:
-        block, head, rows = item % num_blocks, item // num_blocks, heads
-        if SUMMARIES:
-            before = (num_blocks + 63) // 64
-            if CAUSAL:
-                before = (block + 63) // 64
-    elif PASS == KEYS:
-        block, head, rows = item % num_blocks, item // num_blocks, groups
-    else:
-        tiles = (num_blocks + 127) // 128
-        block, chunk, head, rows = item % tiles, item // tiles % chunks, item // tiles // chunks, groups
-    return head // rows, head % rows, block, chunk, before
-
-
-@gluon.jit
-def _span(batch, h, block, chunk, lists, sizes, PASS: gl.constexpr, CAUSAL: gl.constexpr):
-    """Row of the list in question, and first and last entry: of the list, or of the chunk of query blocks."""
-    heads, _groups, rankings, _num_steps, num_blocks, slots, _words, _items, _chunks, per_chunk = sizes
-    _index_ptr, count_ptr, _full_ptr, _bits_ptr, _reader_ptr, offset_ptr, _limit_ptr = lists
-    list_row = (batch * rankings + h // (heads // rankings)) * num_blocks
-    if PASS == QUERIES:
-        start = (list_row + block) * slots
-        stop = start + gl.load(count_ptr + list_row + block).to(gl.int32)
-    elif PASS == KEYS:
-        start, stop = gl.load(offset_ptr + list_row + block), gl.load(offset_ptr + list_row + block + 1)
-    else:
-        start, stop = chunk * per_chunk, gl.minimum((chunk + 1) * per_chunk, num_blocks)
-        if CAUSAL:
-            start = gl.minimum(gl.maximum(start, block * 128 + 1), stop)
-    return list_row, start, stop
-
-
-@gluon.jit
-def _entry(i, lists, PASS: gl.constexpr):
-    """Block number at place i of a list."""
-    if PASS == QUERIES:
-        block = gl.load(lists[0] + i).to(gl.int32)
-    elif PASS == KEYS:
-        block = gl.load(lists[4] + i)
-    else:
-        block = i
-    return block
-
-
-@gluon.jit
-def _fetch(desc0, desc1, row0, column0, row1, column1, far0, far1, full, free, t, STAGES: gl.constexpr):
-    """Load the two tiles that stream by into buffer t % STAGES, once both warp groups have left it."""
-    bar = full.index(t % STAGES)
-    mbarrier.wait(free.index(t % STAGES), ((t // STAGES) & 1) ^ 1)
-    mbarrier.expect(bar, 2 * desc0.block_type.nbytes)
-    tma.async_copy_global_to_shared(desc0, [row0, column0], bar, far0.index(t % STAGES))
-    tma.async_copy_global_to_shared(desc1, [row1, column1], bar, far1.index(t % STAGES))
-
-
-@gluon.jit
-def _loader(
-    descs, buffers, bars, lists, sizes, rows0, rows1, rows2, rows3,
-    PASS: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr, SUMMARIES: gl.constexpr,
-):  # fmt: skip
-    """The loading warp. Rows 0 and 1 place the near operands, 2 and 3 the far ones (see triton_launch.Rows)."""
-    near0_desc, near1_desc, far0_desc, far1_desc, mean0_desc, mean1_desc = descs
-    near0, near1, far0, far1 = buffers
-    near_full, near_free, far_full, far_free = bars
-    heads, groups, _rankings, _num_steps, num_blocks, _slots, _words, items, _chunks, _per_chunk = sizes
-    t = 0
-    turn = 0
-    for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        batch, h, block, chunk, before = _item(item, lists, sizes, PASS, CAUSAL, SUMMARIES)
-        mbarrier.wait(near_free, (turn & 1) ^ 1)
-        mbarrier.expect(near_full, 4 * near0_desc.block_type.nbytes)
-        turn += 1
-        row0 = batch * rows0[0] + h * rows0[1] + block * 128
-        row1 = batch * rows1[0] + h * rows1[1] + block * 128
-        tma.async_copy_global_to_shared(near0_desc, [row0, h * rows0[2]], near_full, near0.index(0))
-        tma.async_copy_global_to_shared(near0_desc, [row0 + 64, h * rows0[2]], near_full, near0.index(1))
-        tma.async_copy_global_to_shared(near1_desc, [row1, h * rows1[2]], near_full, near1.index(0))
-        tma.async_copy_global_to_shared(near1_desc, [row1 + 64, h * rows1[2]], near_full, near1.index(1))
-        first_head = h
-        num_heads = 1
-        if PASS != QUERIES:
-            first_head = h * (heads // groups)
-            num_heads = heads // groups
-        for i in range(0, before):
-            row = (batch * groups + h // (heads // groups)) * num_blocks + i * 64
-            _fetch(mean0_desc, mean1_desc, row, 0, row, 0, far0, far1, far_full, far_free, t, STAGES)
-            t += 1
-        for head in range(first_head, first_head + num_heads):
-            _list_row, start, stop = _span(batch, head, block, chunk, lists, sizes, PASS, CAUSAL)
-            far_head = head
-            if PASS == QUERIES:
-                far_head = head // (heads // groups)
-            for i in range(start * 2, stop * 2):
-                step = _entry(i // 2, lists, PASS) * 128 + i % 2 * 64
-                row2 = batch * rows2[0] + far_head * rows2[1] + step
-                row3 = batch * rows3[0] + far_head * rows3[1] + step
-                _fetch(
-                    far0_desc, far1_desc, row2, far_head * rows2[2], row3, far_head * rows3[2],
-                    far0, far1, far_full, far_free, t, STAGES,
-                )  # fmt: skip
-                t += 1
+from sparse_model.attention.triton_hopper_loads import KEYS, MEANS, QUERIES, entry, loader, span_of, work_item
 
 
 @gluon.jit
@@ -148,12 +40,12 @@ def _multiply(near0, near1, buffers, bars, t, STAGES: gl.constexpr, S: gl.conste
 
 @gluon.jit
 def _far(i, head, lists, sizes, terms, row_terms, PASS: gl.constexpr, MEANS_FAR: gl.constexpr):
-    """First far step (or summary) of tile i; log-sum-exp and row products of its queries: of the near rows, or, one
-    column per thread, of the far ones. Fetched a tile ahead, so that nobody waits for them."""
+    """First far step (or summary) of tile i; log-sum-exp and row products of its queries: of the near rows,
+    or of the far ones, one column per thread. Fetched a tile ahead, so that nobody waits for them."""
     lse, product = row_terms
     step = i * 64
     if not MEANS_FAR:
-        step = _entry(i // 2, lists, PASS) * 128 + i % 2 * 64
+        step = entry(i // 2, lists, PASS) * 128 + i % 2 * 64
     if PASS != QUERIES:
         column = step + gl.arange(0, 64, gl.BlockedLayout([1], [32], [4], [0]))
         at = head.to(gl.int64) * sizes[3] + column
@@ -213,12 +105,14 @@ def _add(weights16, dlogits16, acc0, acc1, buffers, t, PASS: gl.constexpr, STAGE
 
 @gluon.jit
 def _sum_span(
-    acc0, acc1, t, first, last, head, masked_from, near0, near1, buffers, bars, place, lists, sizes, terms, row_terms,
-    scale, row, PASS: gl.constexpr, MEANS_FAR: gl.constexpr, STAGES: gl.constexpr, AHEAD: gl.constexpr, CAUSAL: gl.constexpr,
+    acc0, acc1, t, first, last, head, masked_from, near0, near1, buffers, bars, place, lists, sizes, terms,
+    row_terms,
+    scale, row, PASS: gl.constexpr, MEANS_FAR: gl.constexpr, STAGES: gl.constexpr, AHEAD: gl.constexpr,
+    CAUSAL: gl.constexpr,
     HAS_LIMIT: gl.constexpr, S: gl.constexpr, P: gl.constexpr,
 ):  # fmt: skip
-    """Sums over tiles first..last. The products of the next tile queue behind the sums of this one, so that a warp
-    group hands the tensor cores four products at a time, and computes while the other group's run."""
+    """Sums over tiles first..last. With AHEAD, the next tile's products queue behind this one's sums: a
+    warp group hands the tensor cores four products at a time, and computes while the other group's run."""
     DTYPE: gl.constexpr = buffers[2].dtype
     if first < last:
         step, lse, product = _far(first, head, lists, sizes, terms, row_terms, PASS, MEANS_FAR)
@@ -269,9 +163,10 @@ def _sum_span(
 @gluon.jit
 def _masked(
     logits, place, lists, sizes, scale, row,
-    PASS: gl.constexpr, MEANS_FAR: gl.constexpr, CAUSAL: gl.constexpr, HAS_LIMIT: gl.constexpr, S: gl.constexpr,
+    PASS: gl.constexpr, MEANS_FAR: gl.constexpr, CAUSAL: gl.constexpr, HAS_LIMIT: gl.constexpr,
+    S: gl.constexpr,
 ):  # fmt: skip
-    """Logits closed where nothing may be read; those of summaries raised by log(count). `row` numbers near steps."""
+    """Logits: closed where nothing may be read, those of summaries raised by log(count)."""
     _index_ptr, _count_ptr, _full_ptr, bits_ptr, _reader_ptr, _offset_ptr, limit_ptr = lists
     _heads, _groups, _rankings, num_steps, num_blocks, _slots, words, _items, _chunks, _per_chunk = sizes
     batch, list_row, far_first = place  # far_first: first far step (or, for summaries, block) of this tile
@@ -306,12 +201,13 @@ def _masked(
 @gluon.jit
 def _compute(
     buffers, bars, lists, sizes, terms, outputs, scale, softmax_scale, group, D: gl.constexpr,
-    PASS: gl.constexpr, STAGES: gl.constexpr, AHEAD: gl.constexpr, CAUSAL: gl.constexpr, SUMMARIES: gl.constexpr,
+    PASS: gl.constexpr, STAGES: gl.constexpr, AHEAD: gl.constexpr, CAUSAL: gl.constexpr,
+    SUMMARIES: gl.constexpr,
     HAS_LIMIT: gl.constexpr,
 ):  # fmt: skip
     """One warp group: 64 near rows of every work item."""
     near_full, near_free, _far_full, _far_free = bars
-    heads, groups, _rankings, num_steps, num_blocks, slots, _words, items, _chunks, _per_chunk = sizes
+    heads, groups, _rankings, num_steps, _num_blocks, _slots, _words, items, _chunks, _per_chunk = sizes
     lse_ptr, product_ptr = terms
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
@@ -320,7 +216,7 @@ def _compute(
     t = 0
     turn = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
-        batch, h, block, chunk, before = _item(item, lists, sizes, PASS, CAUSAL, SUMMARIES)
+        batch, h, block, chunk, before = work_item(item, lists, sizes, PASS, CAUSAL, SUMMARIES)
         limit = num_steps
         if HAS_LIMIT:
             limit = gl.load(lists[6] + batch).to(gl.int32)
@@ -328,9 +224,9 @@ def _compute(
         acc0 = gl.zeros([64, D], gl.float32, OUT)
         acc1 = gl.zeros([64, D], gl.float32, OUT)
         mbarrier.wait(near_full, turn & 1)
-        turn += 1
+        turn += 1  # noqa: SIM113  kernels have no enumerate
         if PASS == QUERIES:
-            list_row, start, stop = _span(batch, h, block, chunk, lists, sizes, PASS, CAUSAL)
+            list_row, start, stop = span_of(batch, h, block, chunk, lists, sizes, PASS, CAUSAL)
             head = batch * heads + h
             at = head.to(gl.int64) * num_steps + row
             lse = gl.load(lse_ptr + at, mask=row < num_steps, other=float("inf"))[:, None]
@@ -339,20 +235,24 @@ def _compute(
             place = (batch, list_row, block, limit)
             if SUMMARIES:
                 acc0, acc1, t = _sum_span(
-                    acc0, acc1, t, 0, before, head, masked_from, near0, near1, buffers, bars, place, lists, sizes,
+                    acc0, acc1, t, 0, before, head, masked_from, near0, near1, buffers, bars, place, lists,
+                    sizes,
                     terms, (lse, product), scale, row, PASS, True, STAGES, AHEAD, CAUSAL, HAS_LIMIT, S, P,
                 )  # fmt: skip
             acc0, acc1, t = _sum_span(
-                acc0, acc1, t, start * 2, stop * 2, head, masked_from, near0, near1, buffers, bars, place, lists, sizes,
+                acc0, acc1, t, start * 2, stop * 2, head, masked_from, near0, near1, buffers, bars, place,
+                lists, sizes,
                 terms, (lse, product), scale, row, PASS, False, STAGES, AHEAD, CAUSAL, HAS_LIMIT, S, P,
             )  # fmt: skip
         else:
             for q_head in range(h * (heads // groups), (h + 1) * (heads // groups)):
-                list_row, start, stop = _span(batch, q_head, block, chunk, lists, sizes, PASS, CAUSAL)
+                list_row, start, stop = span_of(batch, q_head, block, chunk, lists, sizes, PASS, CAUSAL)
                 place = (batch, list_row, block, limit)
                 acc0, acc1, t = _sum_span(
-                    acc0, acc1, t, start * 2, stop * 2, batch * heads + q_head, 0, near0, near1, buffers, bars, place,
-                    lists, sizes, terms, (0.0, 0.0), scale, row, PASS, False, STAGES, AHEAD, CAUSAL, HAS_LIMIT, S, P,
+                    acc0, acc1, t, start * 2, stop * 2, batch * heads + q_head, 0, near0, near1, buffers,
+                    bars, place,
+                    lists, sizes, terms, (0.0, 0.0), scale, row, PASS, False, STAGES, AHEAD, CAUSAL,
+                    HAS_LIMIT, S, P,
                 )  # fmt: skip
         mbarrier.arrive(near_free, count=1)
         _store(
@@ -419,7 +319,8 @@ def _store(
 
 @gluon.jit(do_not_specialize=SIZES)
 def backward(
-    near0_desc, near1_desc, far0_desc, far1_desc, mean0_desc, mean1_desc, out0_ptr, out1_ptr, mean0_ptr, mean1_ptr,
+    near0_desc, near1_desc, far0_desc, far1_desc, mean0_desc, mean1_desc, out0_ptr, out1_ptr, mean0_ptr,
+    mean1_ptr,
     lse_ptr, product_ptr, index_ptr, count_ptr, full_ptr, bits_ptr, reader_ptr, offset_ptr, limit_ptr,
     scale, softmax_scale, near0_b, near0_h, near0_c, near1_b, near1_h, near1_c,
     far0_b, far0_h, far0_c, far1_b, far1_h, far1_c, out0_b, out0_h, out0_n, out1_b, out1_h, out1_n,
@@ -470,8 +371,9 @@ def backward(
                 ),
             ),
             (
-                _loader,
-                (descs, buffers, bars, lists, sizes, rows0, rows1, rows2, rows3, PASS, STAGES, CAUSAL, SUMMARIES),
+                loader,
+                (descs, buffers, bars, lists, sizes, rows0, rows1, rows2, rows3, PASS, STAGES, CAUSAL,
+                SUMMARIES),
             ),
         ],
         [4, 1],

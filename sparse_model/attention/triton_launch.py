@@ -4,16 +4,18 @@ Shape suffixes: B batch, H heads, G key/value heads, S selector heads, N steps, 
 blocks, J key blocks, K list slots, W words of 32 bits.
 """
 
-# pyright: reportMissingImports=false
-from typing import Any, NamedTuple
+# Triton compiles the kernels and knows their types; it is not installed everywhere.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
+from typing import NamedTuple
 
 import torch
 import triton
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from sparse_model.attention import triton_backward, triton_forward, triton_selection
 from sparse_model.attention.selection import num_blocks_of
+from sparse_model.attention.triton_problem import Lists, Problem, Rows, rows_of
 
 _LOG2_E = 1.4426950408889634
 _SCRATCH_ELEMENTS = 1 << 26  # float16 block maxima held at once while scoring: 128 MiB
@@ -28,143 +30,17 @@ class Tile(NamedTuple):
     stages: int
 
 
-class Lists(NamedTuple):
-    """Which blocks every query block reads, as lists and as bits; made once, used forward and backward."""
-
-    indices_BSQK: Tensor
-    """Ascending block numbers."""
-    counts_BSQ: Tensor
-    """Valid entries of each list."""
-    full_BSQ: Tensor
-    """int32, how many of them, from the start, need no mask."""
-    bits_BSQW: Tensor
-    """int32, one bit per key block."""
-
-
-class Rows(NamedTuple):
-    """A [B, H, N, D] tensor as two-dimensional rows: how far a sequence and a head lie apart."""
-
-    tensor: Tensor
-    row_b: int
-    row_h: int
-    col_h: int
-
-    def tile(self, rows: int) -> TensorDescriptor:
-        """Descriptor for tiles of `rows` steps and all channels of a head."""
-        t = self.tensor
-        batch, heads, steps, channels = t.shape
-        height = (batch - 1) * self.row_b + (heads - 1) * self.row_h + steps
-        width = (heads - 1) * self.col_h + channels
-        return TensorDescriptor(
-            t, [height, width], [t.stride(2), 1], [rows, triton.next_power_of_2(channels)]
-        )
-
-    @property
-    def steps_apart(self) -> tuple[int, int, int]:
-        return self.row_b, self.row_h, self.col_h
-
-
-def rows_of(t_BHND: Tensor) -> Rows:
-    """View as rows where the memory order allows it, else copy: the copy engine wants 16-byte strides."""
-    batch, heads, steps, channels = t_BHND.shape
-    stride_b, stride_h, stride_n, stride_d = t_BHND.stride()
-    per_16_bytes = 16 // t_BHND.element_size()
-    packed = (
-        stride_d == 1
-        and stride_n % per_16_bytes == 0
-        and stride_n >= channels
-        and t_BHND.data_ptr() % 16 == 0
-        and (batch == 1 or stride_b % stride_n == 0)
-    )
-    row_b = stride_b // max(stride_n, 1)
-    if packed and (heads == 1 or stride_h % stride_n == 0):
-        return Rows(t_BHND, row_b, 0 if heads == 1 else stride_h // stride_n, 0)
-    side_by_side = stride_n >= stride_h * heads and channels == triton.next_power_of_2(channels)
-    if packed and side_by_side and stride_h % per_16_bytes == 0:
-        return Rows(t_BHND, row_b, 0, stride_h)
-    return Rows(t_BHND.contiguous(), heads * steps, steps, 0)
-
-
-class Problem(NamedTuple):
-    """Sizes and kernel flags that every launch of one call shares."""
-
-    heads: int
-    groups: int
-    rankings: int
-    num_steps: int
-    num_blocks: int
-    slots: int
-    words: int
-    block_size: int
-    channels: int
-    causal: bool
-    summaries: bool
-    lengths_B: Tensor | None
-    batch: int
-    float32: bool
-
-    @property
-    def scale(self) -> float:
-        return self.channels**-0.5
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        return self.heads, self.groups, self.rankings, self.num_steps, self.num_blocks
-
-    def flags(self, *names: str) -> dict[str, Any]:
-        values: dict[str, Any] = {
-            "BLOCK": self.block_size,
-            "D": self.channels,
-            "D_POW2": triton.next_power_of_2(self.channels),
-            "SLOTS_POW2": triton.next_power_of_2(self.slots),
-            "CAUSAL": self.causal,
-            "SUMMARIES": self.summaries,
-            "HAS_LIMIT": self.lengths_B is not None,
-            "PRECISION": "ieee" if self.float32 else "tf32",
-        }
-        return {name: values[name] for name in names}
-
-
-def problem_of(
-    q: Tensor, k: Tensor, indices: Tensor, size: int, causal: bool, lengths: Tensor | None, summaries: bool
-) -> Problem:
-    num_blocks = indices.shape[2]
-    return Problem(
-        heads=q.shape[1],
-        groups=k.shape[1],
-        rankings=indices.shape[1],
-        num_steps=q.shape[2],
-        num_blocks=num_blocks,
-        slots=indices.shape[3],
-        words=-(-num_blocks // 32),
-        block_size=size,
-        channels=q.shape[3],
-        causal=causal,
-        summaries=summaries,
-        lengths_B=lengths,
-        batch=q.shape[0],
-        float32=q.dtype == torch.float32,
-    )
-
-
-def forward_tile(block_size: int, channels: int) -> Tile:
-    """Tile of the forward kernel, from the sweep in pipelines/benchmarks."""
-    return Tile(
-        rows=block_size,
-        keys=min(block_size, 64 if channels > 128 else 128),
-        warps=8 if block_size == 128 else 4,
-        stages=3,
-    )
+def forward_tile(block_size: int) -> Tile:
+    """Tile of the portable forward kernel, from the sweep in pipelines/benchmarks/tiles.py."""
+    return Tile(rows=min(block_size, 64), keys=min(block_size, 64), warps=4, stages=3)
 
 
 def backward_tile(block_size: int, channels: int) -> Tile:
-    """Tile of the backward kernels, from the sweep in pipelines/benchmarks."""
-    rows = min(block_size, 32 if channels > 128 else 64)
+    """Tile of the portable backward kernels, from the same sweep."""
+    if block_size == 128 and channels == 128:
+        return Tile(rows=64, keys=128, warps=8, stages=2)
     return Tile(
-        rows=rows,
-        keys=min(block_size, 64 if channels > 128 else 128),
-        warps=8 if block_size == 128 else 4,
-        stages=2,
+        rows=min(block_size, 64 if channels <= 128 else 32), keys=min(block_size, 64), warps=4, stages=2
     )
 
 
@@ -187,7 +63,8 @@ def summaries_of(p: Problem, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     if p.summaries:
         k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (k, v))
         triton_forward.summaries[(p.num_blocks, p.batch * p.groups)](
-            k, v, mean_k, mean_v, p.lengths_B, *k.stride()[:3], *v.stride()[:3], p.groups, p.num_steps, p.num_blocks,
+            k, v, mean_k, mean_v, p.lengths_B, *k.stride()[:3], *v.stride()[:3], p.groups, p.num_steps,
+            p.num_blocks,
             **p.flags("BLOCK", "D", "D_POW2", "HAS_LIMIT"), num_warps=4,
         )  # fmt: skip
     return mean_k, mean_v
@@ -207,7 +84,7 @@ def launch_forward(
     if tile is None and fits_hopper(p, q):
         _launch_hopper(p, q, k, v, lists, means, out, lse)
         return out, lse
-    tile = tile or forward_tile(p.block_size, p.channels)
+    tile = tile or forward_tile(p.block_size)
     q_rows, k_rows, v_rows = rows_of(q), rows_of(k), rows_of(v)
     mean_k, mean_v = (rows_of(m if p.summaries else t) for m, t in zip(means, (k, v), strict=True))
     triton_forward.forward[(triton.cdiv(p.num_steps, tile.rows), p.batch * p.heads)](
@@ -230,7 +107,8 @@ def fits_hopper(p: Problem, q: Tensor) -> bool:
 
 
 def _launch_hopper(
-    p: Problem, q: Tensor, k: Tensor, v: Tensor, lists: Lists, means: tuple[Tensor, Tensor], out: Tensor, lse: Tensor,
+    p: Problem, q: Tensor, k: Tensor, v: Tensor, lists: Lists, means: tuple[Tensor, Tensor], out: Tensor,
+    lse: Tensor,
     stages: int = 2,
 ) -> None:  # fmt: skip
     from sparse_model.attention import triton_hopper  # needs a Triton that has Gluon
@@ -240,7 +118,8 @@ def _launch_hopper(
     items = p.batch * p.heads * p.num_blocks
     programs = min(items, torch.cuda.get_device_properties(q.device).multi_processor_count)
     triton_hopper.forward[(programs,)](
-        triton_hopper.tile_of(q_rows, 64), *(triton_hopper.tile_of(t, 128) for t in (k_rows, v_rows, mean_k, mean_v)),
+        triton_hopper.tile_of(q_rows, 64), *(triton_hopper.tile_of(t, 128) for t in (k_rows, v_rows,
+        mean_k, mean_v)),
         out, lse, lists.indices_BSQK, lists.counts_BSQ, lists.full_BSQ, lists.bits_BSQW, p.lengths_B,
         p.scale * _LOG2_E, *q_rows.steps_apart, *k_rows.steps_apart, *v_rows.steps_apart, *out.stride()[:3],
         *p.sizes, p.slots, p.words, items, STAGES=stages, **p.flags("D", "CAUSAL", "SUMMARIES", "HAS_LIMIT"),
@@ -279,9 +158,7 @@ def launch_backward(
     terms = lse, product
     operands = rows_of(q), rows_of(grad), rows_of(k), rows_of(v)
     if tile is None and fits_hopper(p, q):
-        _launch_hopper_backward(
-            p, operands, terms, lists, transposed, means, mean_grads, chunks, (dq, dk, dv)
-        )
+        launch_hopper_backward(p, operands, terms, lists, transposed, means, mean_grads, chunks, (dq, dk, dv))
     else:
         tile = tile or backward_tile(p.block_size, p.channels)
         _launch_keys(p, operands, terms, lists, transposed, means, mean_grads, chunks, (dk, dv), tile)
@@ -331,34 +208,37 @@ def launch_hopper_backward(
     mean_grads: Tensor,
     chunks: int,
     outputs: tuple[Tensor, Tensor, Tensor],
-    ahead: bool = True,
+    ahead: tuple[bool, bool, bool] | None = None,
 ) -> None:
+    """Three passes; `ahead` says for each (dq, keys, summaries) whether it multiplies a tile ahead."""
     from sparse_model.attention import triton_hopper, triton_hopper_backward  # need a Triton that has Gluon
 
-    q, grad, k, v = operands
     dq, dk, dv = outputs
     offsets, readers = transposed
-    mean_k, mean_v = (rows_of(m) if p.summaries else t for m, t in zip(means, (k, v), strict=True))
+    ahead = ahead or (True, p.channels == 64, p.channels == 64)  # measured; at 128 channels registers run out
+    mean_rows = tuple(rows_of(m) if p.summaries else t for m, t in zip(means, operands[2:], strict=True))
+    tiles = [triton_hopper.tile_of(rows, 64) for rows in (*operands, *mean_rows)]
     processors = torch.cuda.get_device_properties(dq.device).multi_processor_count
+    flags = p.flags("D", "CAUSAL", "SUMMARIES", "HAS_LIMIT")
 
-    def run(
-        which: int, near: tuple[Rows, Rows], far: tuple[Rows, Rows], out0: Tensor, out1: Tensor, items: int
-    ) -> None:
+    def run(which: int, near: int, far: int, out0: Tensor, out1: Tensor, items: int) -> None:
+        rows = (*operands, *mean_rows)
         triton_hopper_backward.backward[(min(items, processors),)](
-            *(triton_hopper.tile_of(rows, 64) for rows in (*near, *far, mean_k, mean_v)), out0, out1, mean_grads[0], mean_grads[1],
-            *terms, lists.indices_BSQK, lists.counts_BSQ, lists.full_BSQ, lists.bits_BSQW, readers, offsets, p.lengths_B,
-            p.scale * _LOG2_E, p.scale, *near[0].steps_apart, *near[1].steps_apart, *far[0].steps_apart,
-            *far[1].steps_apart, *out0.stride()[:3], *out1.stride()[:3], *p.sizes, p.slots, p.words, items,
-            chunks, triton.cdiv(p.num_blocks, max(chunks, 1)), means[0].numel(),
-            STAGES=4 if p.channels == 64 else 3, AHEAD=ahead, PASS=which, **p.flags("D", "CAUSAL", "SUMMARIES", "HAS_LIMIT"),
-            num_warps=4,
+            *tiles[near : near + 2], *tiles[far : far + 2], *tiles[4:], out0, out1, mean_grads[0],
+            mean_grads[1],
+            *terms, lists.indices_BSQK, lists.counts_BSQ, lists.full_BSQ, lists.bits_BSQW, readers, offsets,
+            p.lengths_B, p.scale * _LOG2_E, p.scale, *rows[near].steps_apart, *rows[near + 1].steps_apart,
+            *rows[far].steps_apart, *rows[far + 1].steps_apart, *out0.stride()[:3], *out1.stride()[:3],
+            *p.sizes, p.slots, p.words, items, chunks, triton.cdiv(p.num_blocks, max(chunks, 1)),
+            means[0].numel(),
+            STAGES=4 if p.channels == 64 else 3, AHEAD=ahead[which], PASS=which, **flags, num_warps=4,
         )  # fmt: skip
 
-    queries, keys = p.batch * p.heads, p.batch * p.groups
-    run(0, (q, grad), (k, v), dq, dq, queries * p.num_blocks)
+    groups = p.batch * p.groups
+    run(0, 0, 2, dq, dq, p.batch * p.heads * p.num_blocks)
     if p.summaries:
-        run(2, (mean_k, mean_v), (q, grad), dk, dv, keys * triton.cdiv(p.num_blocks, 128) * chunks)
-    run(1, (k, v), (q, grad), dk, dv, keys * p.num_blocks)
+        run(2, 4, 0, dk, dv, groups * triton.cdiv(p.num_blocks, 128) * chunks)
+    run(1, 2, 0, dk, dv, groups * p.num_blocks)
 
 
 def _launch_queries(
@@ -374,7 +254,8 @@ def _launch_queries(
     rows, keys, warps = p.block_size, min(p.block_size, 64), 8 if p.block_size == 128 else 4
     triton_backward.queries[(triton.cdiv(p.num_steps, rows), p.batch * p.heads)](
         q.tile(rows), grad.tile(rows), k.tile(keys), v.tile(keys), mean_k.tile(keys), mean_v.tile(keys),
-        dq, *terms, lists.indices_BSQK, lists.counts_BSQ, lists.bits_BSQW, p.lengths_B, p.scale * _LOG2_E, p.scale,
+        dq, *terms, lists.indices_BSQK, lists.counts_BSQ, lists.bits_BSQW, p.lengths_B, p.scale * _LOG2_E,
+        p.scale,
         *q.steps_apart, *grad.steps_apart, *k.steps_apart, *v.steps_apart, *dq.stride()[:3],
         *p.sizes, p.slots, p.words, M=rows, N=keys, N_SUMMARY=keys,
         **p.flags("BLOCK", "D", "D_POW2", "CAUSAL", "SUMMARIES", "HAS_LIMIT", "PRECISION"),
@@ -383,7 +264,7 @@ def _launch_queries(
 
 
 def transposed_lists(p: Problem, bits_BSQW: Tensor) -> tuple[Tensor, Tensor]:
-    """Which query blocks read each key block: offsets int32 [B * S * J + 1] into readers int32 [B * S * Q * K]."""
+    """Query blocks that read each key block: int32 offsets [B*S*J + 1] into int32 readers [B*S*Q*K]."""
     readers = bits_BSQW.new_empty(p.batch * p.rankings * p.num_blocks * max(p.slots, 1))
     counts = bits_BSQW.new_empty(p.batch * p.rankings * p.num_blocks)
     grid = (p.words, p.batch * p.rankings)
@@ -401,7 +282,7 @@ def launch_scores(
     lengths_B: Tensor | None,
     blocks_at_once: int = 4,
     warps: int = 4,
-    stages: int = 2,
+    stages: int = 3,
 ) -> Tensor:
     """Block scores [B, S, Q, J] from float16 products."""
     batch, rankings, num_steps, channels = sq_BSNE.shape

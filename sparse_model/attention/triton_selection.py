@@ -1,9 +1,11 @@
-"""GPU kernels, selection: block scores, the best blocks of every query block, and the lists in both directions.
+"""GPU kernels, selection: block scores, the best blocks of a query block, and the lists in both directions.
 
 Nothing here waits for the host: list lengths stay on the device, and buffers have the size of the worst case.
 """
 
-# pyright: reportMissingImports=false
+# Triton compiles the kernels and knows their types; it is not installed everywhere.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 import triton
 import triton.language as tl
 
@@ -12,7 +14,7 @@ from sparse_model.attention.triton_forward import SIZES
 
 @triton.jit
 def _halve(x, ROWS: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
-    """Maximum of the left and the right half of every block, [ROWS, BLOCKS, WIDTH] float16, two per instruction."""
+    """Maximum of left and right half of every block, [ROWS, BLOCKS, WIDTH] float16, two per instruction."""
     halves = tl.permute(tl.reshape(x, [ROWS, BLOCKS, 2, WIDTH // 2]), (0, 1, 3, 2))
     left, right = tl.split(halves)
     return tl.inline_asm_elementwise(
@@ -38,7 +40,8 @@ def _block_maxima(x, ROWS: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constex
 
 @triton.jit(do_not_specialize=SIZES)
 def score(
-    sq_ptr, sk_ptr, maxima_ptr, score_ptr, limit_ptr, rankings, num_steps, num_blocks, first_row_block, row_blocks,
+    sq_ptr, sk_ptr, maxima_ptr, score_ptr, limit_ptr, rankings, num_steps, num_blocks, first_row_block,
+    row_blocks,
     BLOCK: tl.constexpr, E: tl.constexpr, AT_ONCE: tl.constexpr, SWEEP: tl.constexpr,
     CAUSAL: tl.constexpr, HAS_LIMIT: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
@@ -153,7 +156,7 @@ def read_bits(
     index_ptr, count_ptr, bits_ptr, full_ptr, limit_ptr, rankings, num_steps, num_blocks, slots, words,
     BLOCK: tl.constexpr, SLOTS_POW2: tl.constexpr, CAUSAL: tl.constexpr, HAS_LIMIT: tl.constexpr,
 ):  # fmt: skip
-    """One bit per permitted block on the list of a query block (`bits` starts as zeros), and how many need no mask.
+    """One bit per permitted block on a query block's list (`bits` starts as zeros); how many need no mask.
 
     Lists are ascending, so the blocks that need one (a partial last block, the diagonal) stand at the end.
     """

@@ -1,4 +1,4 @@
-"""The GPU path against the float64 reference; the tolerance is the error of eager low precision, not a guess."""
+"""The GPU path against the float64 reference; the tolerance is the error of eager low precision."""
 
 import pytest
 import torch
@@ -27,13 +27,13 @@ SHAPES = [
 
 def run(shape: Shape, implementation: str, dtype: torch.dtype, summaries: bool) -> tuple[Tensor, ...]:
     """Output and gradients to q, k, v; all from the same low-precision inputs."""
-    qkv = [t.to(dtype).requires_grad_() for t in tensors_of(shape, torch.bfloat16, "cuda")]
+    q, k, v = [t.to(dtype).requires_grad_() for t in tensors_of(shape, torch.bfloat16, "cuda")]
     out = attend(
-        *qkv, selection_of(shape, "cuda"), causal=shape.causal, lengths_B=lengths_of(shape, "cuda"),
+        q, k, v, selection_of(shape, "cuda"), causal=shape.causal, lengths_B=lengths_of(shape, "cuda"),
         summaries=summaries, implementation=implementation,
     )  # fmt: skip
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).bfloat16().to("cuda", dtype)
-    return (out.detach(), *torch.autograd.grad(out, qkv, grad))
+    return (out.detach(), *torch.autograd.grad(out, (q, k, v), grad))
 
 
 def error(got: Tensor, right: Tensor) -> float:

@@ -37,9 +37,11 @@ def shapes(draw: st.DrawFn) -> Shape:
 
 def run(shape: Shape, implementation: str, summaries: bool) -> tuple[Tensor, ...]:
     """Output and the gradients to q, k and v for one fixed random output gradient, in float64."""
-    qkv = [t.requires_grad_() for t in tensors_of(shape, torch.float64)]
+    q, k, v = [t.requires_grad_() for t in tensors_of(shape, torch.float64)]
     out = attend(
-        *qkv,
+        q,
+        k,
+        v,
         selection_of(shape),
         causal=shape.causal,
         lengths_B=lengths_of(shape),
@@ -47,7 +49,7 @@ def run(shape: Shape, implementation: str, summaries: bool) -> tuple[Tensor, ...
         implementation=implementation,
     )
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(7), dtype=out.dtype)
-    return (out.detach(), *torch.autograd.grad(out, qkv, grad))
+    return (out.detach(), *torch.autograd.grad(out, (q, k, v), grad))
 
 
 @settings(max_examples=60, deadline=None)
@@ -161,18 +163,18 @@ def test_a_selection_of_another_length_is_refused() -> None:
     arguments = good()
     indices = torch.zeros(2, 2, 5, 2, dtype=torch.int64)
     arguments["selection"] = BlockSelection(indices, torch.ones(2, 2, 5, dtype=torch.int64), 8)
-    with pytest.raises(ValueError, match="^selection:"):
+    with pytest.raises(ValueError, match=r"^selection:"):
         attend(**arguments)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("budget", [0, 4])
 def test_a_budget_of_no_blocks_or_more_than_there_are_is_refused(budget: int) -> None:
-    with pytest.raises(ValueError, match="^num_selected:"):
+    with pytest.raises(ValueError, match=r"^num_selected:"):
         select_blocks(torch.zeros(1, 1, 3, 3), budget, 8)
 
 
 def test_scores_that_are_not_numbers_are_refused() -> None:
-    with pytest.raises(ValueError, match="^scores:"):
+    with pytest.raises(ValueError, match=r"^scores:"):
         select_blocks(torch.full((1, 1, 3, 3), torch.nan), 1, 8)
 
 
@@ -185,7 +187,7 @@ def test_top_p_reads_fewer_blocks_where_fewer_hold_the_mass() -> None:
 
 @pytest.mark.parametrize("top_p", [0.0, 1.5])
 def test_top_p_outside_its_range_is_refused(top_p: float) -> None:
-    with pytest.raises(ValueError, match="^top_p:"):
+    with pytest.raises(ValueError, match=r"^top_p:"):
         select_blocks(torch.zeros(1, 1, 3, 3), 1, 8, top_p=top_p)
 
 

@@ -1,0 +1,133 @@
+"""What a launch of the GPU kernels is about: sizes, flags, lists, and where the rows of a tensor lie.
+
+Shape suffixes: B batch, H heads, S selector heads, N steps, D channels, Q query blocks, K slots, W words.
+"""
+
+# Triton compiles the kernels and knows their types; it is not installed everywhere.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+
+class Lists(NamedTuple):
+    """Which blocks every query block reads, as lists and as bits; made once, used forward and backward."""
+
+    indices_BSQK: Tensor
+    """Ascending block numbers."""
+    counts_BSQ: Tensor
+    """Valid entries of each list."""
+    full_BSQ: Tensor
+    """int32, how many of them, from the start, need no mask."""
+    bits_BSQW: Tensor
+    """int32, one bit per key block."""
+
+
+class Rows(NamedTuple):
+    """A [B, H, N, D] tensor as two-dimensional rows: how far a sequence and a head lie apart."""
+
+    tensor: Tensor
+    row_b: int
+    row_h: int
+    col_h: int
+
+    def tile(self, rows: int) -> TensorDescriptor:
+        """Descriptor for tiles of `rows` steps and all channels of a head."""
+        t = self.tensor
+        batch, heads, steps, channels = t.shape
+        height = (batch - 1) * self.row_b + (heads - 1) * self.row_h + steps
+        width = (heads - 1) * self.col_h + channels
+        return TensorDescriptor(
+            t, [height, width], [t.stride(2), 1], [rows, triton.next_power_of_2(channels)]
+        )
+
+    @property
+    def steps_apart(self) -> tuple[int, int, int]:
+        return self.row_b, self.row_h, self.col_h
+
+
+def rows_of(t_BHND: Tensor) -> Rows:
+    """View as rows where the memory order allows it, else copy: the copy engine wants 16-byte strides."""
+    batch, heads, steps, channels = t_BHND.shape
+    stride_b, stride_h, stride_n, stride_d = t_BHND.stride()
+    per_16_bytes = 16 // t_BHND.element_size()
+    packed = (
+        stride_d == 1
+        and stride_n % per_16_bytes == 0
+        and stride_n >= channels
+        and t_BHND.data_ptr() % 16 == 0
+        and (batch == 1 or stride_b % stride_n == 0)
+    )
+    row_b = stride_b // max(stride_n, 1)
+    if packed and (heads == 1 or stride_h % stride_n == 0):
+        return Rows(t_BHND, row_b, 0 if heads == 1 else stride_h // stride_n, 0)
+    side_by_side = stride_n >= stride_h * heads and channels == triton.next_power_of_2(channels)
+    if packed and side_by_side and stride_h % per_16_bytes == 0:
+        return Rows(t_BHND, row_b, 0, stride_h)
+    return Rows(t_BHND.contiguous(), heads * steps, steps, 0)
+
+
+class Problem(NamedTuple):
+    """Sizes and kernel flags that every launch of one call shares."""
+
+    heads: int
+    groups: int
+    rankings: int
+    num_steps: int
+    num_blocks: int
+    slots: int
+    words: int
+    block_size: int
+    channels: int
+    causal: bool
+    summaries: bool
+    lengths_B: Tensor | None
+    batch: int
+    float32: bool
+
+    @property
+    def scale(self) -> float:
+        return self.channels**-0.5
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.heads, self.groups, self.rankings, self.num_steps, self.num_blocks
+
+    def flags(self, *names: str) -> dict[str, Any]:
+        values: dict[str, Any] = {
+            "BLOCK": self.block_size,
+            "D": self.channels,
+            "D_POW2": triton.next_power_of_2(self.channels),
+            "SLOTS_POW2": triton.next_power_of_2(self.slots),
+            "CAUSAL": self.causal,
+            "SUMMARIES": self.summaries,
+            "HAS_LIMIT": self.lengths_B is not None,
+            "PRECISION": "ieee" if self.float32 else "tf32",
+        }
+        return {name: values[name] for name in names}
+
+
+def problem_of(
+    q: Tensor, k: Tensor, indices: Tensor, size: int, causal: bool, lengths: Tensor | None, summaries: bool
+) -> Problem:
+    num_blocks = indices.shape[2]
+    return Problem(
+        heads=q.shape[1],
+        groups=k.shape[1],
+        rankings=indices.shape[1],
+        num_steps=q.shape[2],
+        num_blocks=num_blocks,
+        slots=indices.shape[3],
+        words=-(-num_blocks // 32),
+        block_size=size,
+        channels=q.shape[3],
+        causal=causal,
+        summaries=summaries,
+        lengths_B=lengths,
+        batch=q.shape[0],
+        float32=q.dtype == torch.float32,
+    )

@@ -1,0 +1,61 @@
+"""Run by test_kernels_interpreted.py in a process of its own, with Triton's interpreter switched on."""
+
+import torch
+
+from sparse_model.attention import BlockSelection, attend, selection
+from sparse_model.attention import triton as gpu
+from tests.sparse_model.attention_cases import Shape, lengths_of, selection_of, tensors_of
+
+SHAPES = [
+    Shape(1, 2, 1, 1, steps=50, channels=16, block_size=16, selected=2),
+    Shape(2, 4, 2, 2, steps=70, channels=24, block_size=16, selected=3, causal=True, lengths=(70, 33)),
+    Shape(1, 2, 2, 2, steps=130, channels=32, block_size=32, selected=2, lengths=(100,)),
+    Shape(1, 2, 2, 1, steps=1, channels=16, block_size=32, selected=1),
+]
+
+
+def run(shape: Shape, implementation: str, dtype: torch.dtype, summaries: bool) -> list[torch.Tensor]:
+    q, k, v = [t.requires_grad_() for t in tensors_of(shape, dtype)]
+    out = attend(
+        q,
+        k,
+        v,
+        selection_of(shape),
+        causal=shape.causal,
+        lengths_B=lengths_of(shape),
+        summaries=summaries,
+        implementation=implementation,
+    )
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype)
+    return [out.detach(), *torch.autograd.grad(out, (q, k, v), grad)]
+
+
+def check_attention(shape: Shape, summaries: bool) -> None:
+    fast = run(shape, "triton", torch.float32, summaries)
+    right = run(shape, "reference", torch.float64, summaries)
+    for got, exact in zip(fast, right, strict=True):
+        torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+def check_selection(shape: Shape) -> None:
+    lengths, blocks = lengths_of(shape), -(-shape.steps // shape.block_size)
+    generator = torch.Generator().manual_seed(shape.seed)
+    sq, sk = torch.randn(2, shape.batch, shape.rankings, shape.steps, 16, generator=generator).half().float()
+    right = selection.block_scores(sq, sk, shape.block_size, shape.causal, lengths)
+    got = gpu.block_scores(sq, sk, shape.block_size, shape.causal, lengths)
+    torch.testing.assert_close(got, right, rtol=0, atol=2e-2)
+    scores = torch.randn(right.shape, generator=generator)
+    wanted = min(shape.selected, blocks)
+    chosen = selection.select_blocks(scores, wanted, shape.block_size, shape.causal, lengths)
+    fast = gpu.select_blocks(scores, wanted, shape.block_size, shape.causal, lengths)
+    assert torch.equal(fast.counts_BSQ.long(), chosen.counts_BSQ)
+    mask = BlockSelection(fast.indices_BSQK.long(), chosen.counts_BSQ, shape.block_size).read_mask()
+    assert torch.equal(mask, chosen.read_mask())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for shape in SHAPES:
+        check_attention(shape, summaries=True)
+        check_attention(shape, summaries=False)
+        check_selection(shape)
