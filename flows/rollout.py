@@ -114,8 +114,8 @@ def edge(climb: Climb, trained: Checkpoint) -> bool:
 def operate(climb: Climb, champion: Checkpoint) -> None:
     """The months after the release, in order; drift that matters sends a challenger against the champion."""
     job, prepared = climb.job, climb.prepared
-    live = current_state(job.log, job.spec.name).live
-    if live is None or live.checkpoint != champion.sha256:
+    releases = current_state(job.log, job.spec.name).releases
+    if champion.sha256 not in {release.checkpoint for release in releases}:
         return  # an earlier rollout's model is live, and stays so: the summary says it
     released = tasks.score(job, prepared, champion, "test", job.plan.target_density, "champion")
     challenger = None

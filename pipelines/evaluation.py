@@ -48,7 +48,7 @@ def evaluate(
     measured: Iterable[Kpi] = (),
 ) -> Evaluation:
     """Score the candidate against its references, add what was measured elsewhere, and ask the gate."""
-    asked = {threshold.versus for threshold in policy.stage(stage).thresholds if threshold.slice}
+    asked: set[Reference | None] = {each.versus for each in policy.stage(stage).thresholds if each.slice}
     kpis = (*task_kpis(candidate, references, spec, policy, asked), *measured)
     evidence = Evidence(
         checkpoint=candidate.scored,

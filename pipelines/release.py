@@ -13,7 +13,6 @@ from pipelines.rollout import (
     bootstrap,
     challenge,
     current_state,
-    demote,
     reconcile,
 )
 from validation.gates import Verdict
@@ -33,10 +32,9 @@ def start_pilot(job: Job, incumbent: Checkpoint) -> RolloutState:
 def decide(job: Job, candidate: Checkpoint, verdict: Verdict, density: float) -> RolloutState:
     """Record the verdict and move what it moves. A decision that was made before is not made again."""
     state = current_state(job.log, job.spec.name)
-    if any(entry.decision.verdict == verdict.digest() for entry in job.log.entries()):
+    if _is_decided(job, state, verdict):
         return state
     version = register(job, candidate, verdict.stage, density)
-    state = _back_to(job, state, Stage(verdict.stage))
     state = apply_verdict(job.log, state, version, verdict, getpass.getuser())
     reconcile(job.log, job.tracker)
     return state
@@ -53,15 +51,13 @@ def enter_challenger(job: Job, challenger: Checkpoint, reason: str, density: flo
     return state
 
 
-def _back_to(job: Job, state: RolloutState, stage: Stage) -> RolloutState:
-    """Where data, plan, policy or code changed, a rollout climbs anew from a stage that it had left behind.
-
-    What is live stays live until a gate lets something else in.
-    """
-    if CLIMB.index(stage) >= CLIMB.index(state.stage):
-        return state
-    reason = f"a new climb asks the {stage} gate: data, plan, policy or code changed since it was passed"
-    return demote(job.log, state, stage, getpass.getuser(), reason)
+def _is_decided(job: Job, state: RolloutState, verdict: Verdict) -> bool:
+    """Recorded already, about a stage left behind, or against a champion that is not live any more."""
+    recorded = {entry.decision.verdict for entry in job.log.entries()}
+    champion = verdict.evidence.references.get("champion")
+    is_past = champion is not None and (state.live is None or champion != state.live.checkpoint)
+    is_left = CLIMB.index(Stage(verdict.stage)) < CLIMB.index(state.stage)
+    return verdict.digest() in recorded or is_left or is_past
 
 
 def _has_challenged(job: Job, challenger: Checkpoint) -> bool:

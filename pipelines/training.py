@@ -205,12 +205,10 @@ def train(
     lightning.seed_everything(seed, verbose=False)
     model = load_model(warm_start).train() if warm_start else SparseEncoder(config)
     fit = Fit(model, windows, plan, mode, seed)
-    best = ModelCheckpoint(
-        folder, "best", monitor="validation_loss", save_last=True, enable_version_counter=False
-    )
+    best, last = _keep(folder, "best", monitor="validation_loss"), _keep(folder, "last")
     started = time.monotonic()
-    _trainer(fit, best, report).fit(fit, ckpt_path=_resume_point(folder), weights_only=True)
-    fit.load_state_dict(_state(Path(best.best_model_path)))
+    _run(_trainer(fit, [best, last], report), fit, folder)
+    fit.load_state_dict(_state(folder / "best.ckpt"))
     checkpoint = Checkpoint(
         folder=str(folder),
         sha256=save_weights(model, folder),
@@ -227,7 +225,21 @@ def train(
     return checkpoint, fit.curve
 
 
-def _trainer(fit: Fit, best: ModelCheckpoint, report: Report) -> lightning.Trainer:
+def _keep(folder: Path, name: str, monitor: str | None = None) -> ModelCheckpoint:
+    """Keeps the newest checkpoint after every validation or, with `monitor`, the one with the lowest."""
+    return ModelCheckpoint(
+        folder, name, monitor=monitor, save_on_train_epoch_end=False, enable_version_counter=False
+    )
+
+
+def _run(trainer: lightning.Trainer, fit: Fit, folder: Path) -> None:
+    try:
+        trainer.fit(fit, ckpt_path=_resume_point(folder), weights_only=True)
+    except SystemExit as end:  # how Lightning ends on Ctrl-C
+        raise KeyboardInterrupt from end
+
+
+def _trainer(fit: Fit, keepers: list[ModelCheckpoint], report: Report) -> lightning.Trainer:
     plan, total = fit.plan, fit.plan.steps_of(fit.mode)
     _quiet_lightning()
     return lightning.Trainer(
@@ -242,8 +254,8 @@ def _trainer(fit: Fit, best: ModelCheckpoint, report: Report) -> lightning.Train
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[
-            best,
-            EarlyStopping("validation_loss", patience=plan.patience),
+            EarlyStopping("validation_loss", patience=plan.patience, check_on_train_epoch_end=False),
+            *keepers,  # last, so that what they keep knows what the others know
             _Progress(report, f"training {fit.mode} (seed {fit.seed})", total),
         ],
     )
@@ -253,6 +265,7 @@ def _quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
 
 
 def _resume_point(folder: Path) -> Path | None:

@@ -2,10 +2,18 @@
 
 import importlib.util
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from pipelines.settings import QUIET
+
+if TYPE_CHECKING:
+    from tests.tiny_rollout import Preloaded
 
 _GUARD = Path(__file__).parent / "offline" / "sitecustomize.py"
 _ATTEMPTS = Path(tempfile.mkdtemp(prefix="dankai-tests-")) / "network-attempts"
@@ -41,3 +49,37 @@ def data_folder() -> Path:
             f"real data absent: no folder {folder.name!r} beside the repository and DANKAI_DATA is not set"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a real Prefect server's API. It migrates its database while the first test prepares."""
+    from tests.tiny_rollout import free_port, serving
+
+    home, port = tmp_path_factory.mktemp("prefect"), free_port()
+    command = [_installed("prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    environ = {**QUIET, "PREFECT_HOME": str(home)}
+    with serving(command, environ, home / "log"):
+        yield f"http://127.0.0.1:{port}/api"
+
+
+@pytest.fixture(scope="session")
+def preloaded(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Preloaded"]:
+    """Runs `dankai` against that server without paying for the imports each time."""
+    from tests.tiny_rollout import Preloaded, wait_for_server
+
+    environ = {
+        "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect-client")),
+        "PREFECT_API_URL": prefect_server,
+        "MLFLOW_TRACKING_URI": "",
+        "DANKAI_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    process = Preloaded(environ)
+    wait_for_server(prefect_server)
+    yield process
+    process.close()
+
+
+def _installed(command: str) -> str:
+    return str(Path(sys.executable).with_name(command))

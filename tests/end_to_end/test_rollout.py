@@ -1,0 +1,146 @@
+"""A whole rollout by the installed command, with no server running."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.release_log import ReleaseLog
+from pipelines.settings import load_settings
+from tests.tiny_rollout import Ended, Preloaded, dankai, write_dataset, write_policy
+
+STAGES = ("pilot", "training", "edge", "steady")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Dataset file, policy, and the home folder of the run below."""
+    folder = tmp_path_factory.mktemp("rollout")
+    write_dataset(folder)
+    write_policy(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ended(folder: Path) -> Ended:
+    """The run that all tests of this file look at."""
+    environ = {
+        "PREFECT_API_URL": "",
+        "MLFLOW_TRACKING_URI": "",
+        "DANKAI_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = ("rollout", "run", folder / "pump.yaml", "--policy", folder / "policy-0.yaml")
+    return dankai(*command, home=folder / "home", **environ)
+
+
+@pytest.fixture(scope="module")
+def summary(ended: Ended, folder: Path) -> dict[str, Any]:
+    assert ended.code == 0, ended.err
+    return json.loads((folder / "home" / "summary.json").read_text())
+
+
+def test_it_did_its_job_and_ends_with_a_table_of_every_stage(ended: Ended) -> None:
+    assert ended.code == 0, ended.err
+    for stage in STAGES:
+        assert re.search(rf"│ {stage}\s+│ auroc|│ {stage}\s+│ parity", ended.out), ended.out
+    assert "auroc vs baseline" in ended.out
+    assert "Stage steady is reached" in ended.out
+
+
+def test_progress_is_told_and_nothing_else(ended: Ended) -> None:
+    """No log line of a library, no warning, no traceback."""
+    told = re.compile(r"^[a-z][\w ():-]*: \d+/\d+ in \d+ s(, about \d+ s left)?$")
+    assert [line for line in ended.err.splitlines() if not told.match(line)] == []
+    assert "training sparse (seed 1): 12/12" in ended.err
+
+
+def test_every_check_of_the_table_has_its_kpi_interval_threshold_verdict_and_reason(
+    summary: dict[str, Any],
+) -> None:
+    assert [each["stage"] for each in summary["evaluations"]] == list(STAGES)
+    for evaluation in summary["evaluations"]:
+        verdict = evaluation["verdict"]
+        assert verdict["outcome"] == "PASS"
+        assert verdict["checks"]
+        for check in verdict["checks"]:
+            assert check["reason"]
+            assert check["threshold"]["kpi"]
+            assert check["outcome"] in ("PASS", "HOLD", "FAIL")
+            if check["measured"] is not None:
+                assert {"value", "low", "high", "n", "checkpoint", "snapshot"} <= set(check["measured"])
+
+
+def test_the_summary_names_versions_and_hashes(summary: dict[str, Any], folder: Path) -> None:
+    sha256 = re.compile(r"^[0-9a-f]{64}$")
+    for name in ("code", "lock", "packages"):
+        assert sha256.match(summary["environment"][name])
+    assert summary["environment"]["torch"]
+    assert summary["environment"]["python"]
+    assert sha256.match(summary["policy"])
+    assert sha256.match(summary["prepared"]["snapshot"]["content_hash"])
+    assert sha256.match(summary["bundle"]["manifest_sha256"])
+    assert summary["state"]["releases"][-1]["stage"] == "steady"
+    assert summary["sweep"]["densities"] == [0.25, 0.5]
+    assert [cost["num_steps"] for cost in summary["costs"]] == [80, 320, 1280]
+
+
+def test_a_month_that_drifted_was_trained_on_and_its_model_replaced_the_champion(
+    summary: dict[str, Any],
+) -> None:
+    may, june = summary["months"]
+    assert (may["month"], june["month"]) == ("2024-05", "2024-06")
+    assert may["drift"]["decision"] == "retrain"
+    assert may["evaluation"] is None
+    met = june["evaluation"]["verdict"]
+    assert met["outcome"] == "PASS"
+    assert met["evidence"]["checkpoint"] == may["retrained"]
+    assert met["evidence"]["references"]["champion"] == june["champion"]
+    assert summary["state"]["releases"][-1]["checkpoint"] == may["retrained"]
+
+
+def test_what_it_leaves_is_there(ended: Ended, summary: dict[str, Any], folder: Path) -> None:
+    assert Path(summary["bundle"]["folder"], "manifest.json").is_file()
+    assert Path(summary["prepared"]["report"]["docs_uri"]).is_file()
+    assert (folder / "home" / "mlflow.db").is_file()
+    leftovers = [
+        path.name
+        for path in (folder / "home").rglob("*")
+        if re.search(r"\.tmp$|unfinished|building", path.name)
+    ]
+    assert leftovers == []
+
+
+def test_the_release_log_tells_the_way_and_one_champion_is_live(ended: Ended, folder: Path) -> None:
+    from pipelines.registry import Tracker
+
+    settings = load_settings({"DANKAI_HOME": str(folder / "home")})
+    entries = ReleaseLog.open(settings).entries()
+    actions = [str(entry.decision.action) for entry in entries]
+    assert actions == ["bootstrap", "promote", "promote", "promote", "retrain", "promote", "retrain"]
+    aliases = Tracker.open(settings).aliases("dankai-pump")
+    assert aliases["champion"] == entries[5].decision.version
+    assert aliases["last_green"] == entries[3].decision.version
+
+
+def test_running_it_again_does_no_work_twice_and_decides_nothing_again(
+    ended: Ended, folder: Path, preloaded: Preloaded
+) -> None:
+    home = folder / "home"
+    log = (home / "release_log.jsonl").read_bytes()
+    first = json.loads((home / "summary.json").read_text())
+    steps = sorted((home / "steps").iterdir())
+    command = ("rollout", "run", folder / "pump.yaml", "--policy", folder / "policy-0.yaml")
+    again = preloaded.dankai(*command, home=home, lengths=(1, 4, 16))
+    assert again.code == 0, again.err
+    assert again.seconds < ended.seconds / 3
+    assert "training" not in again.err
+    second = json.loads((home / "summary.json").read_text())
+    assert (home / "release_log.jsonl").read_bytes() == log
+    assert second["state"] == first["state"]
+    assert second["sentence"] == first["sentence"]
+    for before, after in zip(first["evaluations"], second["evaluations"], strict=True):
+        assert before == after
+    assert set(steps) <= set((home / "steps").iterdir())

@@ -1,0 +1,126 @@
+"""The same flow against a real Prefect server and a real MLflow server."""
+
+import json
+import re
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.release_log import ReleaseLog
+from pipelines.settings import QUIET, load_settings
+from tests.tiny_rollout import (
+    Ended,
+    Preloaded,
+    free_port,
+    serving,
+    wait_for_server,
+    write_dataset,
+    write_policy,
+)
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    home, port = tmp_path_factory.mktemp("mlflow"), free_port()
+    command = [str(Path(sys.executable).with_name("mlflow")), "server", "--workers", "1"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--backend-store-uri", f"sqlite:///{home}/mlflow.db"]
+    command += ["--artifacts-destination", str(home / "artifacts")]
+    with serving(command, QUIET, home / "log"):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def ended(mlflow_server: str, home: Path, preloaded: Preloaded) -> Ended:
+    """A rollout whose pilot no model can pass: an answer in no time at all."""
+    write_dataset(home, "served")
+    policy = write_policy(home, latency_p50_ratio=0.0)
+    wait_for_server(mlflow_server)
+    command = ("rollout", "run", home / "served.yaml", "--policy", policy)
+    return preloaded.dankai(*command, home=home, MLFLOW_TRACKING_URI=mlflow_server)
+
+
+def ask(address: str, question: dict[str, Any]) -> Any:
+    body = json.dumps(question).encode()
+    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def _until_recorded(look: Callable[[], list[Any]], seconds: float = 20) -> list[Any]:
+    """Prefect records task runs from events, a moment after they ended."""
+    deadline = time.monotonic() + seconds
+    while True:
+        tasks = look()
+        is_whole = any(task["name"].startswith("decide") for task in tasks)
+        if (
+            is_whole and {task["state_type"] for task in tasks} == {"COMPLETED"}
+        ) or time.monotonic() > deadline:
+            return tasks
+        time.sleep(0.2)
+
+
+def test_a_gate_that_does_not_pass_stops_the_climb_and_the_job_is_still_done(
+    ended: Ended, home: Path
+) -> None:
+    assert ended.code == 0, ended.err
+    sentence = "The climb stopped at the pilot gate with FAIL: latency_p50_ratio"
+    assert sentence in " ".join(ended.out.split())
+    summary = json.loads((home / "summary.json").read_text())
+    assert summary["sentence"].startswith(sentence)
+    assert summary["state"]["releases"][-1]["stage"] == "pilot"
+    assert summary["bundle"] is None
+    assert not (home / "datasets" / "served" / "bundles").exists()
+    entries = ReleaseLog.open(load_settings({"DANKAI_HOME": str(home)})).entries()
+    assert [str(entry.decision.action) for entry in entries] == ["bootstrap", "fail"]
+
+
+def test_prefect_knows_the_flow_and_its_tasks(ended: Ended, prefect_server: str) -> None:
+    newest = {"sort": "START_TIME_DESC", "limit": 50}
+    runs = ask(f"{prefect_server}/flow_runs/filter", newest)
+    [run] = [run for run in runs if run["parameters"]["dataset"].endswith("served.yaml")]
+    assert run["state_type"] == "COMPLETED"
+    of_run = {"flow_runs": {"id": {"any_": [run["id"]]}}}
+    tasks = _until_recorded(lambda: ask(f"{prefect_server}/task_runs/filter", of_run))
+    names = {re.sub(r"-\w+$", "", each["name"]) for each in tasks}
+    assert {"snapshot", "validate data", "prepare", "train", "baseline", "score", "gate", "decide"} <= names
+    assert {each["state_type"] for each in tasks} == {"COMPLETED"}
+
+
+def test_mlflow_knows_every_run_with_its_parent_and_evidence(ended: Ended, mlflow_server: str) -> None:
+    api = f"{mlflow_server}/api/2.0/mlflow"
+    experiment = ask(f"{api}/experiments/search", {"max_results": 5, "filter": "name = 'dankai'"})
+    of_it = {"experiment_ids": [experiment["experiments"][0]["experiment_id"]], "max_results": 50}
+    runs = ask(f"{api}/runs/search", of_it)["runs"]
+    tags = [{tag["key"]: tag["value"] for tag in run["data"]["tags"]} for run in runs]
+    assert sorted(tag["kind"] for tag in tags) == ["evaluation", "rollout", "training", "training"]
+    assert {run["info"]["status"] for run in runs} == {"FINISHED"}
+    [parent] = [
+        run["info"]["run_id"] for run, tag in zip(runs, tags, strict=True) if tag["kind"] == "rollout"
+    ]
+    for run, tag in zip(runs, tags, strict=True):
+        assert tag["env.lock"]
+        if tag["kind"] != "rollout":
+            assert tag["mlflow.parentRunId"] == parent
+            assert run["inputs"]["dataset_inputs"][0]["dataset"]["name"] == "served"
+        if tag["kind"] == "training":
+            metrics = {metric["key"] for metric in run["data"]["metrics"]}
+            assert {"validation_loss", "train_loss", "system/cpu_utilization_percentage"} <= metrics
+            assert "plan.num_steps" in {param["key"] for param in run["data"]["params"]}
+
+
+def test_the_registry_of_the_server_holds_the_incumbent_as_champion(ended: Ended, mlflow_server: str) -> None:
+    address = f"{mlflow_server}/api/2.0/mlflow/registered-models/get?name=dankai-served"
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        model = json.load(answer)["registered_model"]
+    assert {(alias["alias"], str(alias["version"])) for alias in model["aliases"]} == {("champion", "1")}
