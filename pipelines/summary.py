@@ -82,7 +82,8 @@ def _value(check: Check) -> str:
         f"{number:{sign}.3f}" if abs(number) < 1000 else _large(number)
         for number in (kpi.value, kpi.low, kpi.high)
     ]
-    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}] {unit}".rstrip()
+    range_ = "no interval" if math.isnan(kpi.low) else f"{numbers[1]}, {numbers[2]}"
+    return f"{numbers[0]} [{range_}] {unit}".rstrip()
 
 
 def _large(number: float) -> str:
