@@ -24,9 +24,9 @@ class TrainingPlan(Record):
     """Peak learning rate of a retraining, as a share of a full training's."""
     tokens_per_step: Positive = 12_288
     """Steps of all windows in one batch: long windows come in small batches."""
-    curriculum: tuple[tuple[Share, Share], ...] = ((0.25, 0.8), (1.0, 0.2))
+    curriculum: Annotated[tuple[tuple[Share, Share], ...], Field(min_length=1)] = ((0.25, 0.8), (1.0, 0.2))
     """(share of the lookback, share of the training) in order: from short windows to full length."""
-    densities: tuple[Share, ...] = (0.0625, 0.125, 0.25, 0.5)
+    densities: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0625, 0.125, 0.25, 0.5)
     """Budgets drawn at random, one a step, so that one set of weights serves them all."""
     target_density: Share = 0.125
     """Budget on which the model is selected and judged."""

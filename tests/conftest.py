@@ -71,6 +71,7 @@ def preloaded(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> 
     environ = {
         "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect-client")),
         "PREFECT_API_URL": prefect_server,
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",  # as the command sets it before it imports Prefect
         "MLFLOW_TRACKING_URI": "",
         "DANKAI_THREADS": "1",
         "OMP_NUM_THREADS": "1",

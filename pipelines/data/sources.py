@@ -48,8 +48,11 @@ def read_source(spec: DatasetSpec) -> "pl.LazyFrame":
     table = flights_table() if spec.source.path is None else _scan(spec, source_files(spec))
     try:
         schema = table.collect_schema()
+        is_empty = spec.source.path is not None and table.head(1).collect().is_empty()
     except pl.exceptions.PolarsError as error:
         raise spec.refuse("source.path", f"cannot be read as {spec.source.kind}: {_line(error)}") from None
+    if is_empty:  # asked before the types: a CSV file without rows has none
+        raise spec.refuse("source.path", f"no rows in {source_place(spec)}: check the path")
     columns = [_column(spec, schema, name, kind) for name, kind in spec.columns().items()]
     canonical = table.select(_entity(spec, schema), _time(spec, schema), *columns)
     if spec.start is not None:
