@@ -1,0 +1,55 @@
+"""The command line answers at once, and shows people what they need."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_rollout import dankai
+
+HEAVY = ("torch", "lightning", "mlflow", "prefect", "great_expectations", "pandas", "polars", "sklearn", "numpy")
+
+
+def test_help_comes_in_under_half_a_second(tmp_path: Path) -> None:
+    """Best of three: a busy machine may be slow once."""
+    times = []
+    for _ in range(3):
+        started = time.monotonic()
+        ended = dankai("--help", home=tmp_path)
+        times.append(time.monotonic() - started)
+        assert ended.code == 0
+    assert min(times) < 0.5
+    assert "dankai rollout run infra/datasets/" in ended.out
+
+
+@pytest.mark.parametrize("module", ["flows.cli", "pipelines.settings", "pipelines.training_plan"])
+def test_importing_what_the_command_line_starts_with_imports_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert loaded.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", [("demo",), ("rollout",), ("rollout", "run"), ("ui",)])
+def test_every_command_explains_itself(command: tuple[str, ...], tmp_path: Path) -> None:
+    ended = dankai(*command, "--help", home=tmp_path)
+    assert ended.code == 0
+    assert ended.out.startswith("Usage: dankai")
+
+
+@pytest.mark.parametrize("command", [("rollout", "run"), ("rollut",), ("demo", "--fast")])
+def test_a_command_that_is_none_is_refused_with_status_2(command: tuple[str, ...], tmp_path: Path) -> None:
+    ended = dankai(*command, home=tmp_path / "home")
+    assert ended.code == 2
+    assert "Error: " in ended.err
+    assert "Traceback" not in ended.err
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_home_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("")
+    ended = dankai("demo", home=tmp_path / "home")
+    assert ended.code == 2
+    assert ended.err.startswith("dankai: DANKAI_HOME: ")
+    assert len(ended.err.splitlines()) == 1
