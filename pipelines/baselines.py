@@ -19,22 +19,18 @@ Scorer = Callable[[WindowBatch], Array]
 
 
 class BaselineRecipe(Record):
-    """What decides a baseline's scores besides the data; its digest names the baseline."""
+    """What decides a baseline's scores; its digest names the baseline."""
 
-    task: str
     snapshot: str
-    fitted_until: str
+    spec: str
+    """Digest of the dataset file's content."""
     seed: int = 0
 
 
 def score_baseline(windows: Windows, parts: list[str], folder: Path, report: Report) -> list[Scores]:
     """Fit the task's baseline on the training part and score the evaluation windows of `parts`."""
     fit = {"event": _fit_event, "forecast": _fit_forecast, "detect": _fit_detect}[windows.spec.task]
-    recipe = BaselineRecipe(
-        task=windows.spec.task,
-        snapshot=windows.snapshot.content_hash,
-        fitted_until=str(windows.spec.split.validation),
-    )
+    recipe = BaselineRecipe(snapshot=windows.snapshot.content_hash, spec=windows.spec.digest())
     report("fitting the simple baseline", 0, 1)
     scorer = fit(windows, np.random.default_rng(recipe.seed))
     report("fitting the simple baseline", 1, 1)

@@ -1,5 +1,6 @@
 """What a subject says about a set of windows, kept as one file of arrays."""
 
+import hashlib
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -138,13 +139,15 @@ def collect_scores(
         done += len(group)
         report(f"scoring {part} with {subject}", done, len(cutoffs))
     arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
-    path = folder / f"{subject}-{part.replace(':', '_')}-{digest[:12]}-{density or 'dense'}.npz"
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
+    content = hashlib.sha256(buffer.getvalue()).hexdigest()
+    # Named by its content, so that scores of another stride or lookback never take its place.
+    path = folder / f"{subject}-{part}-{content[:16]}.npz"
     replace_file(path, buffer.getvalue())
     return Scores(
         path=str(path),
-        sha256=sha256_of(path),
+        sha256=content,
         subject=subject,
         scored=digest,
         part=part,

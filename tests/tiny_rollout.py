@@ -18,6 +18,14 @@ import numpy as np
 import polars as pl
 import yaml
 
+from pipelines.candidates import model_config
+from pipelines.checkpoint import Checkpoint
+from pipelines.data.preprocessing import fit_preprocessing
+from pipelines.data.snapshot import read_snapshot, take_snapshot
+from pipelines.data.spec import DatasetSpec
+from pipelines.data.windows import Windows, training_rows
+from pipelines.training_plan import Mode
+
 ROOT = Path(__file__).parents[1]
 PRELOADED = ROOT / "tests" / "preloaded.py"
 TURNS = datetime(2024, 5, 1)  # from here on trips follow the load, not the plan: a new training is due
@@ -110,6 +118,24 @@ def write_policy(folder: Path, **pilot_bounds: float) -> Path:
 
 def _lenient(key: str, value: Any) -> Any:
     return {"at_most": 1e12, "at_least": 0.0, "relative_margin": 0.99, "min_group": 1}.get(key, value)
+
+
+def windows_of(spec: DatasetSpec, folder: Path) -> Windows:
+    """The dataset's windows, its snapshot in `folder`."""
+    snapshot = take_snapshot(spec, folder / "snapshots")
+    table = read_snapshot(snapshot)
+    return Windows(snapshot, spec, fit_preprocessing(training_rows(table, spec), spec), table)
+
+
+def train_tiny(
+    windows: Windows, mode: Mode, folder: Path, seed: int = 0, warm_start: Checkpoint | None = None
+) -> tuple[Checkpoint, dict[str, list[tuple[int, float]]]]:
+    """One training by the dataset's own plan: checkpoint and curve."""
+    from pipelines.training import train
+
+    spec = windows.spec
+    config = model_config(windows, spec)
+    return train(windows, config, spec.training, mode, seed, folder, lambda *_: None, warm_start)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,16 @@
 import os
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pipelines.registry import Tracker
 from pipelines.settings import Settings, load_settings, quiet_environment
+
+if TYPE_CHECKING:
+    from pipelines.checkpoint import Checkpoint
+    from pipelines.data.windows import Windows
 
 OPEN_FOUR_TIMES = """
 import os, sys
@@ -49,3 +54,25 @@ def first_openers(store: Settings) -> str:
 def tracker(store: Settings, first_openers: str) -> Tracker:
     """The shared store, migrated. Tests keep apart by dataset name."""
     return Tracker.open(store)
+
+
+@pytest.fixture(scope="session")
+def pump(tmp_path_factory: pytest.TempPathFactory) -> "Windows":
+    """Windows over the tiny dataset of tests.tiny_rollout."""
+    from pipelines.data.spec import load_spec
+    from tests.tiny_rollout import windows_of, write_dataset
+
+    folder = tmp_path_factory.mktemp("pump")
+    return windows_of(load_spec(write_dataset(folder)), folder)
+
+
+@pytest.fixture(scope="session")
+def trained(pump: "Windows", tmp_path_factory: pytest.TempPathFactory) -> "dict[str, Checkpoint]":
+    """A dense model, a selector fitted to it and a sparse model, all tiny."""
+    from tests.tiny_rollout import train_tiny
+
+    folder = tmp_path_factory.mktemp("trained")
+    dense, _ = train_tiny(pump, "dense", folder / "dense")
+    selector, _ = train_tiny(pump, "selector", folder / "selector", warm_start=dense)
+    sparse, _ = train_tiny(pump, "sparse", folder / "sparse")
+    return {"dense": dense, "selector": selector, "sparse": sparse}
