@@ -5,7 +5,7 @@ import getpass
 from pipelines.candidates import register
 from pipelines.checkpoint import Checkpoint
 from pipelines.job import Job
-from pipelines.release_log import Action, Stage
+from pipelines.release_log import Action, Decision, Stage
 from pipelines.rollout import (
     CLIMB,
     RolloutState,
@@ -53,7 +53,7 @@ def enter_challenger(job: Job, challenger: Checkpoint, reason: str, density: flo
 
 def _is_decided(job: Job, state: RolloutState, verdict: Verdict) -> bool:
     """Recorded already, about a stage left behind, or against a champion that is not live any more."""
-    recorded = {entry.decision.verdict for entry in job.log.entries()}
+    recorded = {decision.verdict for decision in _own_decisions(job)}
     champion = verdict.evidence.references.get("champion")
     is_past = champion is not None and (state.live is None or champion != state.live.checkpoint)
     is_left = CLIMB.index(Stage(verdict.stage)) < CLIMB.index(state.stage)
@@ -62,6 +62,11 @@ def _is_decided(job: Job, state: RolloutState, verdict: Verdict) -> bool:
 
 def _has_challenged(job: Job, challenger: Checkpoint) -> bool:
     return any(
-        entry.decision.action is Action.RETRAIN and entry.decision.checkpoint == challenger.sha256
-        for entry in job.log.entries()
+        decision.action is Action.RETRAIN and decision.checkpoint == challenger.sha256
+        for decision in _own_decisions(job)
     )
+
+
+def _own_decisions(job: Job) -> list[Decision]:
+    decisions = (entry.decision for entry in job.log.entries())
+    return [decision for decision in decisions if decision.dataset == job.spec.name]

@@ -1,0 +1,125 @@
+"""Who is let in: once, in order, and only by a gate that passed."""
+
+import zlib
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipelines.checkpoint import Checkpoint
+from pipelines.data.spec import load_spec
+from pipelines.job import Job
+from pipelines.registry import Tracker
+from pipelines.release import decide, enter_challenger, start_pilot
+from pipelines.release_log import ReleaseLog
+from pipelines.rollout import current_state
+from pipelines.settings import Settings
+from tests.tiny_rollout import write_dataset, write_policy
+from validation.gates import Evidence, Outcome, StagePolicy, Verdict, judge
+from validation.kpis import kpi
+from validation.policy import load_policy
+
+Models = dict[str, Checkpoint]
+
+
+@pytest.fixture(scope="module")
+def models(trained: Models, tracker: Tracker) -> Models:
+    """The tiny models, each with the run that trained it."""
+    tracked = {}
+    for mode, checkpoint in trained.items():
+        with tracker.run(mode, "training") as run_id:
+            tracked[mode] = checkpoint.model_copy(update={"run_id": run_id})
+    return tracked
+
+
+@pytest.fixture
+def job(tmp_path: Path, request: pytest.FixtureRequest, store: Settings, tracker: Tracker) -> Job:
+    """A rollout of the test's own in the shared store."""
+    name = f"release_{zlib.crc32(request.node.name.encode())}"
+    spec = load_spec(write_dataset(tmp_path, name))
+    policy = load_policy(write_policy(tmp_path))
+    return Job(store, spec, policy, tracker, ReleaseLog.open(store), lambda *_: None)
+
+
+def verdict(
+    stage: str, candidate: Checkpoint, outcome: Outcome, champion: Checkpoint | None = None
+) -> Verdict:
+    """What a gate would say that asks for a small bundle; HOLD where its size was not measured."""
+    policy = {"stage": stage, "thresholds": [{"kpi": "bundle_bytes", "at_most": 10}]}
+    sizes = {Outcome.PASS: [1.0], Outcome.FAIL: [99.0], Outcome.HOLD: []}[outcome]
+    about = {"checkpoint": candidate.sha256, "snapshot": candidate.snapshot}
+    size = partial(kpi, "bundle_bytes", checkpoint=candidate.sha256, snapshot=candidate.snapshot)
+    references = {"champion": champion.sha256} if champion else {}
+    evidence = Evidence.model_validate({**about, "task_metric": "auroc", "references": references})
+    enough = {"min_windows": 1, "min_timings": 1, "min_processes": 1}
+    said = judge([size(each) for each in sizes], StagePolicy.model_validate(policy | enough), evidence)
+    assert said.outcome is outcome
+    return said
+
+
+def actions(job: Job) -> list[str]:
+    own = [entry.decision for entry in job.log.entries() if entry.decision.dataset == job.spec.name]
+    return [str(decision.action) for decision in own]
+
+
+def climbed(job: Job, models: Models) -> Job:
+    """The sparse model live in operation."""
+    start_pilot(job, models["dense"])
+    decide(job, models["selector"], verdict("pilot", models["selector"], Outcome.PASS), 0.25)
+    for stage in ("training", "edge"):
+        decide(job, models["sparse"], verdict(stage, models["sparse"], Outcome.PASS), 0.25)
+    assert actions(job) == ["bootstrap", "promote", "promote", "promote"]
+    return job
+
+
+def test_a_rollout_starts_once(job: Job, models: Models) -> None:
+    first = start_pilot(job, models["dense"])
+    assert start_pilot(job, models["dense"]) == first
+    assert actions(job) == ["bootstrap"]
+    assert job.tracker.aliases(f"dankai-{job.spec.name}") == {"champion": first.champion}
+
+
+@pytest.mark.parametrize("outcome", [Outcome.FAIL, Outcome.HOLD])
+def test_a_gate_that_does_not_pass_moves_nothing_and_is_asked_once(
+    outcome: Outcome, job: Job, models: Models
+) -> None:
+    before = start_pilot(job, models["dense"])
+    said = verdict("pilot", models["selector"], outcome)
+    after = decide(job, models["selector"], said, 0.25)
+    assert after.releases == before.releases
+    assert decide(job, models["selector"], said, 0.25) == after
+    assert actions(job) == ["bootstrap", str(outcome).lower()]
+
+
+def test_a_stage_left_behind_is_not_decided_again(job: Job, models: Models) -> None:
+    climbed(job, models)
+    before = current_state(job.log, job.spec.name)
+    for outcome in (Outcome.PASS, Outcome.FAIL):
+        assert decide(job, models["dense"], verdict("pilot", models["dense"], outcome), 0.25) == before
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+def test_a_challenger_enters_once_and_replaces_the_champion_only_on_pass(
+    outcome: Outcome, job: Job, models: Models
+) -> None:
+    climbed(job, models)
+    challenger, champion = models["dense"], models["sparse"]
+    before = current_state(job.log, job.spec.name)
+    entered = enter_challenger(job, challenger, "drift in May", 0.25)
+    assert entered.challenger not in (None, before.champion)
+    assert job.tracker.aliases(f"dankai-{job.spec.name}")["challenger"] == entered.challenger
+    after = decide(job, challenger, verdict("steady", challenger, outcome, champion), 0.25)
+    assert (after.champion == entered.challenger) == (outcome is Outcome.PASS)
+    assert (after.champion == before.champion) == (outcome is not Outcome.PASS)
+    again = enter_challenger(job, challenger, "drift in May", 0.25)
+    assert again == after
+    assert actions(job)[4:] == ["retrain", {"PASS": "promote"}.get(str(outcome), str(outcome).lower())]
+    live = job.tracker.aliases(f"dankai-{job.spec.name}")
+    assert live["champion"] == after.champion
+
+
+def test_a_meeting_with_a_champion_that_is_not_live_decides_nothing(job: Job, models: Models) -> None:
+    climbed(job, models)
+    before = current_state(job.log, job.spec.name)
+    said = verdict("steady", models["selector"], Outcome.PASS, champion=models["dense"])
+    assert decide(job, models["selector"], said, 0.25) == before
