@@ -117,11 +117,12 @@ def operate(climb: Climb, champion: Checkpoint) -> None:
     releases = current_state(job.log, job.spec.name).releases
     if champion.sha256 not in {release.checkpoint for release in releases}:
         return  # an earlier rollout's model is live, and stays so: the summary says it
-    released = tasks.score(job, prepared, champion, "test", job.plan.target_density, "champion")
-    challenger = None
-    for month in replay_parts(job.windows(prepared)):
+    released = tasks.score(job, prepared, champion, "test", job.plan.target_density, "sparse-seed0")
+    challenger, months = None, replay_parts(job.windows(prepared))
+    for month in months:
+        has_next = month != months[-1]
         report, champion, challenger = tasks.replay_month(
-            job, prepared, month, champion, challenger, released, climb.baselines[month]
+            job, prepared, month, champion, challenger, released, climb.baselines[month], has_next
         )
         climb.months.append(report)
         if report.evaluation is not None:

@@ -54,8 +54,12 @@ def replay_month(
     challenger: Checkpoint | None,
     released: Scores,
     baseline: Scores,
+    has_next: bool,
 ) -> tuple[Month, Checkpoint, Checkpoint | None]:
-    """One month: the report, who is champion after it, and who challenges in the next."""
+    """One month: the report, who is champion after it, and who challenges in the next.
+
+    Without a next month nothing is retrained: there would be no windows to judge the challenger on.
+    """
     density, live = job.plan.target_density, champion
     data = _validate_month(job, prepared, month)
     scores = score(job, prepared, champion, month, density, "champion")
@@ -66,7 +70,7 @@ def replay_month(
             champion = challenger
     drift = _drift(job, prepared, month, scores, released)
     following = None
-    if drift.decision == "retrain" and data.outcome is Outcome.PASS:
+    if drift.decision == "retrain" and has_next and data.outcome is Outcome.PASS:
         following = _retrain(job, prepared, month, champion, drift)
     report = Month(
         month=month,
