@@ -80,7 +80,11 @@ def _months(console: "Console", summary: "RolloutSummary") -> None:
     for month in summary.months:
         value = f"{month.metric} {month.value.value:.3f} [{month.value.low:.3f}, {month.value.high:.3f}]"
         met = f"challenger met: {month.evaluation.verdict.outcome}; " if month.evaluation else ""
-        asks = "retraining, which a later month would judge" if month.drift.decision == "retrain" else "nothing to do"
+        asks = (
+            "retraining, which a later month would judge"
+            if month.drift.decision == "retrain"
+            else "nothing to do"
+        )
         then = f"{met}{'retrained' if month.retrained else asks}"
         first, *others = month.drift.reasons or ("nothing moved",)
         drift = f"{month.drift.decision}: {first}" + (f" (and {len(others)} more)" if others else "")

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 LENGTHS = (1, 4, 16)
 """Multiples of the configured length at which cost is measured; the gate looks at the first."""
-_REPEATS = {1: 60, 4: 5, 16: 1}
+_REPEATS = {1: 150, 4: 5, 16: 1}
 """Inferences per process at each multiple: the gated length is measured most closely."""
 _PROCESSES_UNGATED = 2
 """Pairs of processes at the lengths that are only shown; the gated one gets as many as the policy asks."""
