@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from pipelines.files import exclusive_lock
 from tests.tiny_rollout import (
     Ended,
     Preloaded,
@@ -133,3 +134,13 @@ def test_too_many_bad_rows_stop_the_flow_with_the_same_one_line(tmp_path: Path, 
     assert aside.stat().st_size > 0
     assert not (home / "summary.json").exists()
     assert (home / "release_log.jsonl").read_bytes() == b""
+
+
+def test_a_second_run_of_the_same_rollout_is_told_to_wait(tmp_path: Path, preloaded: Preloaded) -> None:
+    dataset, home = write_dataset(tmp_path), tmp_path / "home"
+    with exclusive_lock(home / "pump.lock"):
+        ended = preloaded.dankai("rollout", "run", dataset, home=home)
+    assert (ended.code, ended.out) == (2, "")
+    [line] = ended.err.splitlines()
+    assert "another process is at work here; wait for it to end" in line
+    assert [path.name for path in home.iterdir()] == ["pump.lock"]

@@ -60,6 +60,6 @@ def test_a_rollout_stopped_again_and_again_ends_as_if_nothing_had_happened(
     assert "Stage steady is reached" in ended.out
     log = entries(home)
     actions = [str(entry.decision.action) for entry in log]
-    assert actions == ["bootstrap", "promote", "promote", "promote", "retrain", "promote", "retrain"]
+    assert actions == ["bootstrap", "promote", "promote", "promote", "retrain", "promote"]
     aliases = Tracker.open(load_settings({"DANKAI_HOME": str(home)})).aliases("dankai-pump")
     assert aliases["champion"] == log[5].decision.version
