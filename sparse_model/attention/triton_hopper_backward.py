@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from sparse_model.attention.triton_forward import SIZES
-from sparse_model.attention.triton_hopper import summary_bias
+from sparse_model.attention.triton_hopper import exp2, give_turn, summary_bias, take_turn
 from sparse_model.attention.triton_hopper_loads import KEYS, MEANS, QUERIES, entry, loader, span_of, work_item
 
 
@@ -58,7 +58,7 @@ def _far(i, head, lists, sizes, terms, row_terms, PASS: gl.constexpr, MEANS_FAR:
 def _weigh(
     logits, dweights, step, lse, product, i, masked_from, place, lists, sizes, scale, row,
     PASS: gl.constexpr, MEANS_FAR: gl.constexpr, CAUSAL: gl.constexpr, HAS_LIMIT: gl.constexpr,
-    S: gl.constexpr, P: gl.constexpr, DTYPE: gl.constexpr,
+    S: gl.constexpr, P: gl.constexpr, DTYPE: gl.constexpr, TRY: gl.constexpr,
 ):  # fmt: skip
     """Softmax weights of a tile and the gradient of its logits, as operands of the next products."""
     batch, list_row, block, limit = place
@@ -89,7 +89,7 @@ def _weigh(
     if PASS != QUERIES:
         lse = gl.convert_layout(lse, gl.SliceLayout(0, S))[None, :]
         product = gl.convert_layout(product, gl.SliceLayout(0, S))[None, :]
-    weights = gl.exp2(logits * scale - lse)
+    weights = exp2(logits * scale - lse, (TRY & 8) != 0)
     dlogits16 = gl.convert_layout((weights * (dweights - product)).to(DTYPE), P)
     return gl.convert_layout(weights.to(DTYPE), P), dlogits16
 
@@ -105,30 +105,35 @@ def _add(weights16, dlogits16, acc0, acc1, buffers, t, PASS: gl.constexpr, STAGE
 
 @gluon.jit
 def _sum_span(
-    acc0, acc1, t, first, last, head, masked_from, near0, near1, buffers, bars, place, lists, sizes, terms,
-    row_terms,
+    acc0, acc1, t, step, first, last, head, masked_from, near0, near1, buffers, bars, place, lists, sizes, terms,
+    row_terms, group,
     scale, row, PASS: gl.constexpr, MEANS_FAR: gl.constexpr, STAGES: gl.constexpr, AHEAD: gl.constexpr,
     CAUSAL: gl.constexpr,
-    HAS_LIMIT: gl.constexpr, S: gl.constexpr, P: gl.constexpr,
+    HAS_LIMIT: gl.constexpr, S: gl.constexpr, P: gl.constexpr, TRY: gl.constexpr,
 ):  # fmt: skip
     """Sums over tiles first..last. With AHEAD, the next tile's products queue behind this one's sums: a
     warp group hands the tensor cores four products at a time, and computes while the other group's run."""
     DTYPE: gl.constexpr = buffers[2].dtype
     if first < last:
-        step, lse, product = _far(first, head, lists, sizes, terms, row_terms, PASS, MEANS_FAR)
+        far, lse, product = _far(first, head, lists, sizes, terms, row_terms, PASS, MEANS_FAR)
+        take_turn(bars[4], group, step, TRY)
         logits, dweights = _multiply(near0, near1, buffers, bars, t, STAGES, S)
+        give_turn(bars[4], group, TRY)
+        step += 1
         logits, dweights = warpgroup_mma_wait(0, deps=(logits, dweights))
         for i in range(first, last - 1):
-            next_step, next_lse, next_product = _far(
+            next_far, next_lse, next_product = _far(
                 i + 1, head, lists, sizes, terms, row_terms, PASS, MEANS_FAR
             )
             weights16, dlogits16 = _weigh(
-                logits, dweights, step, lse, product, i, masked_from, place, lists, sizes, scale, row,
-                PASS, MEANS_FAR, CAUSAL, HAS_LIMIT, S, P, DTYPE,
+                logits, dweights, far, lse, product, i, masked_from, place, lists, sizes, scale, row,
+                PASS, MEANS_FAR, CAUSAL, HAS_LIMIT, S, P, DTYPE, TRY,
             )  # fmt: skip
+            take_turn(bars[4], group, step, TRY)
             pending0, pending1 = _add(weights16, dlogits16, acc0, acc1, buffers, t, PASS, STAGES)
             if AHEAD:
                 logits, dweights = _multiply(near0, near1, buffers, bars, t + 1, STAGES, S)
+                give_turn(bars[4], group, TRY)
             ALLOWED: gl.constexpr = 2 if AHEAD else 0
             if PASS == QUERIES:
                 acc0, weights16, dlogits16 = warpgroup_mma_wait(
@@ -141,14 +146,19 @@ def _sum_span(
             mbarrier.arrive(bars[3].index(t % STAGES), count=1)
             if not AHEAD:
                 logits, dweights = _multiply(near0, near1, buffers, bars, t + 1, STAGES, S)
-            step, lse, product = next_step, next_lse, next_product
+                give_turn(bars[4], group, TRY)
+            step += 1
+            far, lse, product = next_far, next_lse, next_product
             logits, dweights = warpgroup_mma_wait(0, deps=(logits, dweights))
             t += 1
         weights16, dlogits16 = _weigh(
-            logits, dweights, step, lse, product, last - 1, masked_from, place, lists, sizes, scale, row,
-            PASS, MEANS_FAR, CAUSAL, HAS_LIMIT, S, P, DTYPE,
+            logits, dweights, far, lse, product, last - 1, masked_from, place, lists, sizes, scale, row,
+            PASS, MEANS_FAR, CAUSAL, HAS_LIMIT, S, P, DTYPE, TRY,
         )  # fmt: skip
+        take_turn(bars[4], group, step, TRY)
         pending0, pending1 = _add(weights16, dlogits16, acc0, acc1, buffers, t, PASS, STAGES)
+        give_turn(bars[4], group, TRY)
+        step += 1
         if PASS == QUERIES:
             acc0, weights16, dlogits16 = warpgroup_mma_wait(0, deps=(pending0, weights16, dlogits16))
         else:
@@ -157,7 +167,7 @@ def _sum_span(
             )
         mbarrier.arrive(bars[3].index(t % STAGES), count=1)
         t += 1
-    return acc0, acc1, t
+    return acc0, acc1, t, step
 
 
 @gluon.jit
@@ -203,17 +213,18 @@ def _compute(
     buffers, bars, lists, sizes, terms, outputs, scale, softmax_scale, group, D: gl.constexpr,
     PASS: gl.constexpr, STAGES: gl.constexpr, AHEAD: gl.constexpr, CAUSAL: gl.constexpr,
     SUMMARIES: gl.constexpr,
-    HAS_LIMIT: gl.constexpr,
+    HAS_LIMIT: gl.constexpr, TRY: gl.constexpr,
 ):  # fmt: skip
     """One warp group: 64 near rows of every work item."""
-    near_full, near_free, _far_full, _far_free = bars
+    near_full, near_free, _far_full, _far_free, _turns = bars
     heads, groups, _rankings, num_steps, _num_blocks, _slots, _words, items, _chunks, _per_chunk = sizes
     lse_ptr, product_ptr = terms
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     P: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=OUT, k_width=2)
-    near0, near1 = buffers[0].index(group), buffers[1].index(group)
+    NEAR: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=S, k_width=2)
     t = 0
+    step = 0
     turn = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
         batch, h, block, chunk, before = work_item(item, lists, sizes, PASS, CAUSAL, SUMMARIES)
@@ -225,6 +236,11 @@ def _compute(
         acc1 = gl.zeros([64, D], gl.float32, OUT)
         mbarrier.wait(near_full, turn & 1)
         turn += 1  # noqa: SIM113  kernels have no enumerate
+        if TRY & 1:
+            near0, near1 = buffers[0].index(group).load(NEAR), buffers[1].index(group).load(NEAR)
+            mbarrier.arrive(near_free, count=1)
+        else:
+            near0, near1 = buffers[0].index(group), buffers[1].index(group)
         if PASS == QUERIES:
             list_row, start, stop = span_of(batch, h, block, chunk, lists, sizes, PASS, CAUSAL)
             head = batch * heads + h
@@ -234,27 +250,28 @@ def _compute(
             masked_from = (start + gl.load(lists[2] + list_row + block)) * 2
             place = (batch, list_row, block, limit)
             if SUMMARIES:
-                acc0, acc1, t = _sum_span(
-                    acc0, acc1, t, 0, before, head, masked_from, near0, near1, buffers, bars, place, lists,
+                acc0, acc1, t, step = _sum_span(
+                    acc0, acc1, t, step, 0, before, head, masked_from, near0, near1, buffers, bars, place, lists,
                     sizes,
-                    terms, (lse, product), scale, row, PASS, True, STAGES, AHEAD, CAUSAL, HAS_LIMIT, S, P,
+                    terms, (lse, product), group, scale, row, PASS, True, STAGES, AHEAD, CAUSAL, HAS_LIMIT, S, P, TRY,
                 )  # fmt: skip
-            acc0, acc1, t = _sum_span(
-                acc0, acc1, t, start * 2, stop * 2, head, masked_from, near0, near1, buffers, bars, place,
+            acc0, acc1, t, step = _sum_span(
+                acc0, acc1, t, step, start * 2, stop * 2, head, masked_from, near0, near1, buffers, bars, place,
                 lists, sizes,
-                terms, (lse, product), scale, row, PASS, False, STAGES, AHEAD, CAUSAL, HAS_LIMIT, S, P,
+                terms, (lse, product), group, scale, row, PASS, False, STAGES, AHEAD, CAUSAL, HAS_LIMIT, S, P, TRY,
             )  # fmt: skip
         else:
             for q_head in range(h * (heads // groups), (h + 1) * (heads // groups)):
                 list_row, start, stop = span_of(batch, q_head, block, chunk, lists, sizes, PASS, CAUSAL)
                 place = (batch, list_row, block, limit)
-                acc0, acc1, t = _sum_span(
-                    acc0, acc1, t, start * 2, stop * 2, batch * heads + q_head, 0, near0, near1, buffers,
+                acc0, acc1, t, step = _sum_span(
+                    acc0, acc1, t, step, start * 2, stop * 2, batch * heads + q_head, 0, near0, near1, buffers,
                     bars, place,
-                    lists, sizes, terms, (0.0, 0.0), scale, row, PASS, False, STAGES, AHEAD, CAUSAL,
-                    HAS_LIMIT, S, P,
+                    lists, sizes, terms, (0.0, 0.0), group, scale, row, PASS, False, STAGES, AHEAD, CAUSAL,
+                    HAS_LIMIT, S, P, TRY,
                 )  # fmt: skip
-        mbarrier.arrive(near_free, count=1)
+        if not TRY & 1:
+            mbarrier.arrive(near_free, count=1)
         _store(
             acc0,
             acc1,
@@ -326,7 +343,7 @@ def backward(
     far0_b, far0_h, far0_c, far1_b, far1_h, far1_c, out0_b, out0_h, out0_n, out1_b, out1_h, out1_n,
     heads, groups, rankings, num_steps, num_blocks, slots, words, items, chunks, per_chunk, mean_stride,
     D: gl.constexpr, STAGES: gl.constexpr, AHEAD: gl.constexpr, PASS: gl.constexpr,
-    CAUSAL: gl.constexpr, SUMMARIES: gl.constexpr, HAS_LIMIT: gl.constexpr,
+    CAUSAL: gl.constexpr, SUMMARIES: gl.constexpr, HAS_LIMIT: gl.constexpr, TRY: gl.constexpr,
 ):  # fmt: skip
     """One pass over all work items; see the head of the file."""
     near0 = gl.allocate_shared_memory(near0_desc.dtype, [2, 64, D], near0_desc.layout)
@@ -342,10 +359,13 @@ def backward(
     for i in gl.static_range(STAGES):
         mbarrier.init(far_full.index(i), count=1)
         mbarrier.init(far_free.index(i), count=2)
+    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(turns.index(0), count=1)
+    mbarrier.init(turns.index(1), count=1)
     fence_async_shared()
     descs = (near0_desc, near1_desc, far0_desc, far1_desc, mean0_desc, mean1_desc)
     buffers = (near0, near1, far0, far1)
-    bars = (near_full, near_free, far_full, far_free)
+    bars = (near_full, near_free, far_full, far_free, turns)
     lists = (index_ptr, count_ptr, full_ptr, bits_ptr, reader_ptr, offset_ptr, limit_ptr)
     sizes = (heads, groups, rankings, num_steps, num_blocks, slots, words, items, chunks, per_chunk)
     terms = (lse_ptr, product_ptr)
@@ -360,14 +380,14 @@ def backward(
                 _compute,
                 (
                     buffers, bars, lists, sizes, terms, outputs, scale, softmax_scale, gl.to_tensor(0),
-                    D, PASS, STAGES, AHEAD, CAUSAL, SUMMARIES, HAS_LIMIT,
+                    D, PASS, STAGES, AHEAD, CAUSAL, SUMMARIES, HAS_LIMIT, TRY,
                 ),
             ),
             (
                 _compute,
                 (
                     buffers, bars, lists, sizes, terms, outputs, scale, softmax_scale, gl.to_tensor(1),
-                    D, PASS, STAGES, AHEAD, CAUSAL, SUMMARIES, HAS_LIMIT,
+                    D, PASS, STAGES, AHEAD, CAUSAL, SUMMARIES, HAS_LIMIT, TRY,
                 ),
             ),
             (

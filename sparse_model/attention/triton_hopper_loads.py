@@ -81,7 +81,7 @@ def loader(
     """The loading warp. Rows 0 and 1 place the near operands, 2 and 3 the far ones (triton_launch.Rows)."""
     near0_desc, near1_desc, far0_desc, far1_desc, mean0_desc, mean1_desc = descs
     near0, near1, far0, far1 = buffers
-    near_full, near_free, far_full, far_free = bars
+    near_full, near_free, far_full, far_free, _turns = bars
     heads, groups, _rankings, _num_steps, num_blocks, _slots, _words, items, _chunks, _per_chunk = sizes
     t = 0
     turn = 0

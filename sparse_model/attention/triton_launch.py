@@ -17,6 +17,9 @@ from sparse_model.attention import triton_backward, triton_forward, triton_selec
 from sparse_model.attention.selection import num_blocks_of
 from sparse_model.attention.triton_problem import Lists, Problem, Rows, rows_of
 
+import os
+TRY_FORWARD = int(os.environ.get("TRY_FORWARD", "0"))
+TRY_BACKWARD = [0, 0, 0]
 _LOG2_E = 1.4426950408889634
 _SCRATCH_ELEMENTS = 1 << 26  # float16 block maxima held at once while scoring: 128 MiB
 
@@ -122,7 +125,7 @@ def _launch_hopper(
         mean_k, mean_v)),
         out, lse, lists.indices_BSQK, lists.counts_BSQ, lists.full_BSQ, lists.bits_BSQW, p.lengths_B,
         p.scale * _LOG2_E, *q_rows.steps_apart, *k_rows.steps_apart, *v_rows.steps_apart, *out.stride()[:3],
-        *p.sizes, p.slots, p.words, items, STAGES=stages, **p.flags("D", "CAUSAL", "SUMMARIES", "HAS_LIMIT"),
+        *p.sizes, p.slots, p.words, items, STAGES=stages, TRY=TRY_FORWARD, **p.flags("D", "CAUSAL", "SUMMARIES", "HAS_LIMIT"),
         num_warps=4,
     )  # fmt: skip
 
@@ -231,7 +234,7 @@ def launch_hopper_backward(
             *rows[far].steps_apart, *rows[far + 1].steps_apart, *out0.stride()[:3], *out1.stride()[:3],
             *p.sizes, p.slots, p.words, items, chunks, triton.cdiv(p.num_blocks, max(chunks, 1)),
             means[0].numel(),
-            STAGES=4 if p.channels == 64 else 3, AHEAD=ahead[which], PASS=which, **flags, num_warps=4,
+            STAGES=4 if p.channels == 64 else 3, AHEAD=ahead[which], PASS=which, TRY=TRY_BACKWARD[which], **flags, num_warps=4,
         )  # fmt: skip
 
     groups = p.batch * p.groups
