@@ -129,9 +129,8 @@ def select(
         scores = score(sq_BSNE, sk_BSNE, block_size, causal, lengths_B)
         if ranking_noise:
             scores = scores + ranking_noise * torch.randn_like(scores)
-        if gpu and top_p is None:
-            return gpu.select_blocks(scores, num_selected, block_size, causal, lengths_B)
-        return selection.select_blocks(scores, num_selected, block_size, causal, lengths_B, top_p)
+        choose = gpu.select_blocks if gpu else selection.select_blocks
+        return choose(scores, num_selected, block_size, causal, lengths_B, top_p)
 
 
 def attend(

@@ -11,10 +11,6 @@ triton_forward.py. `t` counts tiles over all work of a program: buffer t % STAGE
 # Triton compiles the kernels and knows their types; it is not installed everywhere.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
-from functools import lru_cache
-from typing import Any
-
-import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -24,24 +20,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from sparse_model.attention.triton_forward import SIZES
-
-_DTYPES = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
-
-
-def tile_of(rows: Any, height: int) -> TensorDescriptor:
-    """Descriptor for tiles of `height` steps of a `triton_launch.Rows`."""
-    plain = rows.tile(height)
-    layout = _layout(height, plain.block_shape[1], _DTYPES[rows.tensor.dtype])
-    return TensorDescriptor(plain.base, plain.shape, plain.strides, plain.block_shape, layout)
-
-
-@lru_cache
-def _layout(height: int, width: int, dtype: Any) -> gl.NVMMASharedLayout:
-    """Remembered: working it out takes longer than everything else that a launch does on the host."""
-    return gl.NVMMASharedLayout.get_default_for([height, width], dtype)
 
 
 @gluon.jit

@@ -177,7 +177,7 @@ def _masked(
     S: gl.constexpr,
 ):  # fmt: skip
     """Logits: closed where nothing may be read, those of summaries raised by log(count)."""
-    _index_ptr, _count_ptr, _full_ptr, bits_ptr, _reader_ptr, _offset_ptr, limit_ptr = lists
+    _index_ptr, _count_ptr, _full_ptr, bits_ptr, _reader_ptr, _offset_ptr, _order_ptr, limit_ptr = lists
     _heads, _groups, _rankings, num_steps, num_blocks, _slots, words, _items, _chunks, _per_chunk = sizes
     batch, list_row, far_first = place  # far_first: first far step (or, for summaries, block) of this tile
     limit = num_steps
@@ -230,7 +230,7 @@ def _compute(
         batch, h, block, chunk, before = work_item(item, lists, sizes, PASS, CAUSAL, SUMMARIES)
         limit = num_steps
         if HAS_LIMIT:
-            limit = gl.load(lists[6] + batch).to(gl.int32)
+            limit = gl.load(lists[7] + batch).to(gl.int32)
         row = block * 128 + group * 64 + gl.arange(0, 64, gl.SliceLayout(1, S))
         acc0 = gl.zeros([64, D], gl.float32, OUT)
         acc1 = gl.zeros([64, D], gl.float32, OUT)
@@ -338,8 +338,8 @@ def _store(
 def backward(
     near0_desc, near1_desc, far0_desc, far1_desc, mean0_desc, mean1_desc, out0_ptr, out1_ptr, mean0_ptr,
     mean1_ptr,
-    lse_ptr, product_ptr, index_ptr, count_ptr, full_ptr, bits_ptr, reader_ptr, offset_ptr, limit_ptr,
-    scale, softmax_scale, near0_b, near0_h, near0_c, near1_b, near1_h, near1_c,
+    lse_ptr, product_ptr, index_ptr, count_ptr, full_ptr, bits_ptr, reader_ptr, offset_ptr, order_ptr,
+    limit_ptr, scale, softmax_scale, near0_b, near0_h, near0_c, near1_b, near1_h, near1_c,
     far0_b, far0_h, far0_c, far1_b, far1_h, far1_c, out0_b, out0_h, out0_n, out1_b, out1_h, out1_n,
     heads, groups, rankings, num_steps, num_blocks, slots, words, items, chunks, per_chunk, mean_stride,
     D: gl.constexpr, STAGES: gl.constexpr, AHEAD: gl.constexpr, PASS: gl.constexpr,
@@ -366,7 +366,7 @@ def backward(
     descs = (near0_desc, near1_desc, far0_desc, far1_desc, mean0_desc, mean1_desc)
     buffers = (near0, near1, far0, far1)
     bars = (near_full, near_free, far_full, far_free, turns)
-    lists = (index_ptr, count_ptr, full_ptr, bits_ptr, reader_ptr, offset_ptr, limit_ptr)
+    lists = (index_ptr, count_ptr, full_ptr, bits_ptr, reader_ptr, offset_ptr, order_ptr, limit_ptr)
     sizes = (heads, groups, rankings, num_steps, num_blocks, slots, words, items, chunks, per_chunk)
     terms = (lse_ptr, product_ptr)
     outputs = (

@@ -39,6 +39,23 @@ def _block_maxima(x, ROWS: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constex
 
 
 @triton.jit(do_not_specialize=SIZES)
+def halve(
+    sq_ptr, sk_ptr, sq_out_ptr, sk_out_ptr, sq_b, sq_s, sq_n, sq_e, sk_b, sk_s, sk_n, sk_e,
+    rankings, num_steps, scale, ROWS: tl.constexpr, E: tl.constexpr,
+):  # fmt: skip
+    """Selector queries (times `scale`) and selector keys as packed float16 [B * S, N, E]."""
+    rows, list_head = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
+    batch, ranking = (list_head // rankings).to(tl.int64), list_head % rankings
+    at, channels = rows.to(tl.int64)[:, None], tl.arange(0, E)[None, :]
+    mask = (rows < num_steps)[:, None]
+    sq = tl.load(sq_ptr + batch * sq_b + ranking * sq_s + at * sq_n + channels * sq_e, mask=mask, other=0.0)
+    sk = tl.load(sk_ptr + batch * sk_b + ranking * sk_s + at * sk_n + channels * sk_e, mask=mask, other=0.0)
+    out = (list_head.to(tl.int64) * num_steps + at) * E + channels
+    tl.store(sq_out_ptr + out, (sq.to(tl.float32) * scale).to(tl.float16), mask=mask)
+    tl.store(sk_out_ptr + out, sk.to(tl.float16), mask=mask)
+
+
+@triton.jit(do_not_specialize=SIZES)
 def score(
     sq_ptr, sk_ptr, maxima_ptr, score_ptr, limit_ptr, rankings, num_steps, num_blocks, first_row_block,
     row_blocks,
@@ -112,13 +129,15 @@ def score(
 
 @triton.jit(do_not_specialize=SIZES)
 def best_blocks(
-    score_ptr, index_ptr, count_ptr, limit_ptr, rankings, num_steps, num_blocks, num_selected,
+    score_ptr, index_ptr, count_ptr, limit_ptr, rankings, num_steps, num_blocks, num_selected, top_p,
     BLOCK: tl.constexpr, J_POW2: tl.constexpr, CAUSAL: tl.constexpr, HAS_LIMIT: tl.constexpr,
+    HAS_TOP_P: tl.constexpr,
 ):  # fmt: skip
     """The `num_selected` best permitted blocks of one query block, ascending, the own block among them.
 
     The smallest score that is still selected is found by bisection on the ordered bit pattern of the
-    scores, so nothing is sorted; of equal scores the earlier blocks are taken.
+    scores, so nothing is sorted; of equal scores the earlier blocks are taken. With `top_p`, of those only
+    as many as it takes, from the best down, to hold that share of the softmax over permitted blocks.
     """
     own, list_head = tl.program_id(0), tl.program_id(1)
     limit = tl.load(limit_ptr + list_head // rankings).to(tl.int32) if HAS_LIMIT else num_steps
@@ -128,6 +147,9 @@ def best_blocks(
     if CAUSAL:
         permitted = permitted & (blocks <= own)
     scores = tl.load(score_ptr + list_row * num_blocks + blocks, mask=permitted, other=float("-inf"))
+    if HAS_TOP_P:
+        weights = tl.exp(scores - tl.maximum(tl.max(scores, 0), -1e30))
+        share = weights / tl.maximum(tl.sum(weights, 0), 1e-30)
     scores = tl.where(blocks == own, float("inf"), scores)
     bits = scores.to(tl.int32, bitcast=True)
     order = tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).to(tl.int64)  # as integers, ordered like the scores
@@ -141,6 +163,17 @@ def best_blocks(
     above, tied = order > low, order == low
     room = wanted - tl.sum(above.to(tl.int32), 0)
     chosen = above | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= room))
+    if HAS_TOP_P:
+        low, high = tl.full([], -(1 << 31), tl.int64), tl.full([], 1 << 31, tl.int64)
+        for _ in range(0, 32):  # beyond `high` lies less than `top_p`, beyond `low` does not
+            middle = (low + high) >> 1
+            less = tl.sum(tl.where(order > middle, share, 0.0), 0) < top_p
+            low, high = tl.where(less, low, middle), tl.where(less, middle, high)
+        # of blocks tied at `high`, as many as are still needed
+        tied_share = tl.where(order == high, share, 0.0)
+        before = tl.sum(tl.where(order > high, share, 0.0), 0) + tl.cumsum(tied_share, 0) - tied_share
+        chosen = chosen & ((order > high) | ((order == high) & (before < top_p)))
+        wanted = tl.sum(chosen.to(tl.int32), 0)
     slot = tl.cumsum(chosen.to(tl.int32), 0) - 1
     tl.store(index_ptr + list_row * num_selected + slot, blocks, mask=chosen)
     tl.store(
@@ -154,9 +187,10 @@ def best_blocks(
 @triton.jit(do_not_specialize=SIZES)
 def read_bits(
     index_ptr, count_ptr, bits_ptr, full_ptr, limit_ptr, rankings, num_steps, num_blocks, slots, words,
-    BLOCK: tl.constexpr, SLOTS_POW2: tl.constexpr, CAUSAL: tl.constexpr, HAS_LIMIT: tl.constexpr,
+    BLOCK: tl.constexpr, SLOTS_POW2: tl.constexpr, WORDS_POW2: tl.constexpr, CAUSAL: tl.constexpr,
+    HAS_LIMIT: tl.constexpr,
 ):  # fmt: skip
-    """One bit per permitted block on a query block's list (`bits` starts as zeros); how many need no mask.
+    """One bit per permitted block on a query block's list; how many need no mask.
 
     Lists are ascending, so the blocks that need one (a partial last block, the diagonal) stand at the end.
     """
@@ -171,6 +205,9 @@ def read_bits(
     listed = listed & (block * BLOCK < limit) & (own * BLOCK < limit)
     if CAUSAL:
         listed = listed & (block <= own)
+    word = tl.arange(0, WORDS_POW2)
+    tl.store(bits_ptr + list_row * words + word, 0, mask=word < words)
+    tl.debug_barrier()  # other threads of this program set bits in these words
     tl.atomic_or(bits_ptr + list_row * words + block // 32, 1 << (block % 32), mask=listed, sem="relaxed")
 
 
@@ -192,6 +229,32 @@ def count_readers(bits_ptr, count_ptr, num_blocks, words, ROWS: tl.constexpr):
         total += tl.sum(_readers(bits_ptr, list_head, word, num_blocks, words, first, ROWS), 0)
     blocks = word * 32 + tl.arange(0, 32)
     tl.store(count_ptr + list_head * num_blocks + blocks, total, mask=blocks < num_blocks)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def place_readers(
+    count_ptr, offset_ptr, order_ptr, num_blocks, list_heads, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Where the readers of each key block begin, and the key blocks of a list head by number of readers."""
+    blocks, list_head = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
+    base = list_head * num_blocks
+    own = tl.load(count_ptr + base + blocks, mask=blocks < num_blocks, other=0)
+    before = tl.zeros([ROWS], tl.int32)
+    rank = tl.zeros([ROWS], tl.int32)
+    columns = tl.arange(0, COLUMNS)
+    for first in range(0, base, COLUMNS):
+        before += tl.sum(tl.load(count_ptr + first + columns, mask=first + columns < base, other=0), 0)
+    for first in range(0, num_blocks, COLUMNS):
+        other = first + columns
+        count = tl.load(count_ptr + base + other, mask=other < num_blocks, other=-1)[None, :]
+        earlier = (other[None, :] < blocks[:, None]) & (count >= 0)
+        before += tl.sum(tl.where(earlier, count, 0), 1)
+        ahead = (count > own[:, None]) | ((count == own[:, None]) & earlier)
+        rank += tl.sum(ahead.to(tl.int32), 1)
+    tl.store(offset_ptr + base + blocks, before, mask=blocks < num_blocks)
+    tl.store(order_ptr + base + rank, blocks, mask=blocks < num_blocks)
+    last = (list_head == list_heads - 1) & (blocks == num_blocks - 1)
+    tl.store(offset_ptr + base + blocks + 1, before + own, mask=last)
 
 
 @triton.jit(do_not_specialize=SIZES)
