@@ -27,7 +27,7 @@ from pipelines.signing import load_key
 from validation.gates import Stage
 from validation.kpis import Kpi, Reference, kpi
 from validation.record import Record
-from validation.statistics import METRICS, Interval
+from validation.statistics import METRICS, Interval, quantile_interval
 
 if TYPE_CHECKING:
     from pipelines.edge.runtime import EdgeModel
@@ -288,7 +288,7 @@ def edge_kpis(
     errors = np.array(bundle.parity.window_errors)
     return [
         measured("parity_max_abs_error", _range(bundle.parity.max_abs_error, errors)),
-        measured("latency_p99_ms", _quantile_interval(latency, 0.99, confidence)),
+        measured("latency_p99_ms", quantile_interval(latency, 0.99, confidence=confidence)),
         measured("peak_memory_bytes", _range(float(memory.max()), memory)),
         measured("bundle_bytes", float(bundle.size_bytes)),
     ]
@@ -298,12 +298,4 @@ def _range(value: float, samples: np.ndarray) -> Interval:
     """A worst case with the spread of what was seen."""
     return Interval(
         value=value, low=float(samples.min()), high=max(value, float(samples.max())), n=len(samples)
-    )
-
-
-def _quantile_interval(samples: np.ndarray, share: float, confidence: float) -> Interval:
-    draws = np.random.default_rng(0).choice(samples, size=(1000, len(samples)))
-    low, high = np.quantile(np.quantile(draws, share, axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(
-        value=float(np.quantile(samples, share)), low=float(low), high=float(high), n=len(samples)
     )

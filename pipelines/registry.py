@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -159,6 +159,33 @@ class Tracker:
         """MLflow's own record of a run: status, tags, params, last metrics, inputs."""
         return self._client.get_run(run_id)
 
+    def find_runs(self, tags: Mapping[str, str]) -> "list[Run]":
+        """Finished runs that carry all of these tags, oldest first."""
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        filter_string, page, found = f"attributes.status = 'FINISHED' and {wanted}", None, []
+        while page is None or page:
+            answer = self._client.search_runs(
+                [self._experiment_id],
+                filter_string,
+                max_results=BATCH,
+                order_by=["attributes.start_time ASC"],
+                page_token=page,
+            )
+            found += list(answer)
+            page = answer.token or ""
+        return found
+
+    def load_dict(self, run_id: str, name: str) -> dict[str, Any]:
+        """A mapping that was logged as JSON. Raises InputError where there is no such run or no such file."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = self._client.download_artifacts(run_id, name, folder)
+                return json.loads(Path(path).read_bytes())
+        except (MlflowException, OSError, ValueError) as error:
+            raise InputError(f"run {run_id}: no readable {name} ({_first_line(error)})") from None
+
     # Model versions
 
     def register_version(
@@ -185,7 +212,7 @@ class Tracker:
         if existing := self._find_version(name, checkpoint_hash, run_id):
             return existing
         with tempfile.TemporaryDirectory() as folder:
-            _save_servable(Path(folder) / "model", checkpoint, config, density)
+            save_servable(Path(folder) / "model", checkpoint, config, density)
             self._client.log_artifacts(run_id, f"{folder}/model", "model")
         hashes = {"checkpoint": checkpoint_hash, "snapshot": snapshot_hash}
         stored = self._client.create_model_version(
@@ -289,7 +316,7 @@ def _experiment_id(client: "MlflowClient", settings: Settings) -> str:
     return client.create_experiment(EXPERIMENT, None if is_server else settings.artifacts.as_uri())
 
 
-def _save_servable(folder: Path, checkpoint: Path, config: Path, density: float) -> None:
+def save_servable(folder: Path, checkpoint: Path, config: Path, density: float) -> None:
     """Write an MLflow model that is code plus safetensors (no pickle), and see that it answers."""
     import mlflow.pyfunc
     import numpy as np
@@ -314,6 +341,13 @@ def _save_servable(folder: Path, checkpoint: Path, config: Path, density: float)
     expected = (1, 2 * shape["block_size"] + 1, shape["num_outputs"])
     if answer.shape != expected or not np.isfinite(answer).all():
         raise InputError(f"{checkpoint}: served, it answers {answer.shape} or no finite numbers; train again")
+
+
+def load_servable(folder: Path) -> Callable[[Mapping[str, Any]], Any]:
+    """The answering function of a saved model, loaded as MLflow's server loads it: arrays in, array out."""
+    import mlflow.pyfunc
+
+    return mlflow.pyfunc.load_model(str(folder)).predict
 
 
 @contextmanager

@@ -14,22 +14,14 @@ from pydantic import Field
 from validation.gates import Stage
 from validation.kpis import KINDS, Kpi
 from validation.record import Record
-from validation.thresholds import Rollback, bound_of
+from validation.thresholds import Rollback, Sample, bound_of
 
 
-class RollbackPolicy(Record):
+class RollbackPolicy(Sample):
     """What takes a live model back at one stage, and how much evidence a window needs to count."""
 
     stage: Stage
     rules: tuple[Rollback, ...] = Field(min_length=1)
-    min_windows: int = Field(ge=1)
-    min_timings: int = Field(ge=1)
-    min_processes: int = Field(ge=1)
-
-    def needed(self, name: str) -> int:
-        """How many of what KPI `name` counts one window of observation has to hold."""
-        counts = {"windows": self.min_windows, "timings": self.min_timings, "processes": self.min_processes}
-        return counts.get(KINDS[name].counted, 1)
 
 
 class Breach(Record):
