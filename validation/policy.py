@@ -6,6 +6,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field, model_validator
 
+from validation.canary import CanaryPolicy
 from validation.drift import DriftPolicy
 from validation.gates import Finite, Stage, StagePolicy, Threshold
 from validation.record import Record
@@ -73,6 +74,7 @@ class Policy(Record):
     drift: DriftPolicy
     data: DataPolicy
     cost: CostPolicy
+    canary: CanaryPolicy = CanaryPolicy()
 
     def stage(self, stage: Stage) -> StagePolicy:
         """What the gate of one stage needs to know."""
