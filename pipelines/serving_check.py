@@ -12,13 +12,15 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from pipelines.checkpoint import Checkpoint, load_model
 from pipelines.data.windows import WindowBatch, Windows
 from pipelines.fingerprint import ROOT
 from pipelines.job import Job, Prepared
-from pipelines.registry import save_servable
+from pipelines.servable import save_model, sign_model, verify_model
+from pipelines.signing import key_id, load_key
 from validation.kpis import Kpi, kpi
 from validation.record import Record
 from validation.statistics import Interval, quantile_interval
@@ -50,7 +52,13 @@ def serving_kpis(job: Job, prepared: Prepared, checkpoint: Checkpoint, part: str
     def compute() -> ServingCheck:
         job.report("loading as it will be served", 0, 1)
         check = check_serving(
-            checkpoint, windows, part, density, num_requests=num_requests, threads=job.settings.threads
+            checkpoint,
+            windows,
+            part,
+            density,
+            key=load_key(job.settings.keys),
+            num_requests=num_requests,
+            threads=job.settings.threads,
         )
         job.report("loading as it will be served", 1, 1)
         return check
@@ -62,15 +70,24 @@ def serving_kpis(job: Job, prepared: Prepared, checkpoint: Checkpoint, part: str
 
 
 def check_serving(
-    checkpoint: Checkpoint, windows: Windows, part: str, density: float, *, num_requests: int, threads: int
+    checkpoint: Checkpoint,
+    windows: Windows,
+    part: str,
+    density: float,
+    *,
+    key: Ed25519PrivateKey,
+    num_requests: int,
+    threads: int,
 ) -> ServingCheck:
-    """Save the checkpoint as a servable model, load it in a fresh process and send it windows of `part`."""
+    """Save and sign the checkpoint as it is registered, load it in a fresh process, send it windows of `part`."""
     cutoffs = windows.cutoffs(part)
     picked = cutoffs[np.linspace(0, len(cutoffs) - 1, min(num_requests, len(cutoffs))).astype(int)]
     requests = [windows.batch(np.array([cutoff])) for cutoff in picked]
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model"
-        save_servable(model, checkpoint.weights, checkpoint.weights.with_name("config.json"), density)
+        save_model(model, checkpoint.weights, checkpoint.weights.with_name("config.json"), density)
+        sign_model(model, key)
+        verify_model(model, {key_id(key.public_key()): key.public_key()}, checkpoint.sha256)
         answers, report = ask_fresh_process(model, requests, threads)
     golden = golden_answers(checkpoint, requests, density)
     return _compared(golden, answers, report)

@@ -18,11 +18,11 @@ def main() -> None:
     folder, requests, answers, threads = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
     import torch
 
-    from pipelines.registry import load_servable
+    from pipelines.servable import load_model
 
     torch.set_num_threads(threads)
     started = time.perf_counter()
-    predict = load_servable(folder)
+    predict = load_model(folder).predict
     load_ms = (time.perf_counter() - started) * 1e3
     with np.load(requests, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
