@@ -1,11 +1,12 @@
 """The second blessing: a fresh process loads the model in the form that is registered, and answers rightly.
 
-Golden requests are real windows; the golden answers are the judged checkpoint's own. What comes back has to have
-their shape, be finite, agree with them, and come in time.
+Golden requests are real windows; the golden answers are the judged checkpoint's own. What comes back has to
+have their shape, be finite, agree with them, and come in time.
 """
 
 import json
 import logging
+import math
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from pipelines.fingerprint import ROOT
 from pipelines.job import Job, Prepared
 from pipelines.servable import save_model, sign_model, verify_model
 from pipelines.signing import key_id, load_key
+from validation.errors import InputError
 from validation.kpis import Kpi, kpi
 from validation.record import Record
 from validation.statistics import Interval, quantile_interval
@@ -37,7 +39,7 @@ class ServingCheck(Record):
     usable: int
     """Answers of the right shape, all finite."""
     errors: tuple[float, ...]
-    """Largest difference from the checkpoint's own answer, for each usable one; in outputs before any sigmoid."""
+    """Largest difference from the checkpoint's own answer, of each usable one; before any sigmoid."""
     latency_ms: tuple[float, ...]
     load_ms: float
     failure: str
@@ -79,17 +81,20 @@ def check_serving(
     num_requests: int,
     threads: int,
 ) -> ServingCheck:
-    """Save and sign the checkpoint as it is registered, load it in a fresh process, send it windows of `part`."""
+    """Save and sign the checkpoint as for the registry, load it in a fresh process, send it windows."""
     cutoffs = windows.cutoffs(part)
     picked = cutoffs[np.linspace(0, len(cutoffs) - 1, min(num_requests, len(cutoffs))).astype(int)]
     requests = [windows.batch(np.array([cutoff])) for cutoff in picked]
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(folder) / "model"
-        save_model(model, checkpoint.weights, checkpoint.weights.with_name("config.json"), density)
-        sign_model(model, key)
-        verify_model(model, {key_id(key.public_key()): key.public_key()}, checkpoint.sha256)
-        answers, report = ask_fresh_process(model, requests, threads)
     golden = golden_answers(checkpoint, requests, density)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            model = Path(folder) / "model"
+            save_model(model, checkpoint.weights, checkpoint.weights.with_name("config.json"), density)
+            sign_model(model, key)
+            verify_model(model, {key_id(key.public_key()): key.public_key()}, checkpoint.sha256)
+            answers, report = ask_fresh_process(model, requests, threads)
+    except InputError as error:  # it cannot even be saved in that form: a finding, which the gate judges
+        answers, report = {}, _no_report(str(error))
     return _compared(golden, answers, report)
 
 
@@ -128,17 +133,20 @@ def ask_fresh_process(
 
 
 def _run(command: list[str]) -> dict:
-    empty = {"load_ms": float("nan"), "latency_ms": []}
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, cwd=ROOT, timeout=_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        return empty | {"failure": f"no answer within {_TIMEOUT_S} s"}
+        return _no_report(f"no answer within {_TIMEOUT_S} s")
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        return empty | {"failure": last[0]}
+        return _no_report(last[0])
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def _no_report(failure: str) -> dict:
+    return {"load_ms": math.nan, "latency_ms": [], "failure": failure}
 
 
 def _compared(golden: Answers, answers: dict[int, NDArray[np.float32]], report: dict) -> ServingCheck:

@@ -21,8 +21,8 @@ class Evidence(Record):
 
     `task_metric` is the job's main metric; `slices` are the slice columns that the dataset file declares.
     `not_comparable` says of a reference, in words, why it was not scored on the candidate's windows.
-    `looks` are all times this stage was asked about this candidate, the present one last. `measured_at` is when
-    the oldest scores were made, `judged_at` when the gate was asked (ISO 8601, UTC).
+    `looks` are all times this stage was asked about this candidate, the present one last. `measured_at` is
+    when the oldest scores were made, `judged_at` when the gate was asked (ISO 8601, UTC).
     """
 
     checkpoint: str
@@ -55,7 +55,12 @@ def staleness(evidence: Evidence, max_age_hours: float | None, now: str | None) 
         return ""
     if evidence.measured_at is None or now is None:
         return "it does not say when it was measured"
-    age = (datetime.fromisoformat(now) - datetime.fromisoformat(evidence.measured_at)).total_seconds() / 3600
+    age = age_hours(evidence.measured_at, now)
     if age > max_age_hours:
         return f"it was measured {age:,.0f} hours ago, {max_age_hours:g} are allowed: score again"
-    return "it was measured after it was judged" if age < 0 else ""
+    return "it was measured after it was judged: set the clock" if age < -1 else ""
+
+
+def age_hours(then: str, now: str) -> float:
+    """Hours from one ISO 8601 time to a later one."""
+    return (datetime.fromisoformat(now) - datetime.fromisoformat(then)).total_seconds() / 3600

@@ -4,14 +4,17 @@ A check passes when even the pessimistic end of the interval keeps the bound, fa
 end breaks it, and holds in between. No evidence is never PASS.
 
 How often it errs. Intervals are two-sided at `confidence`, so each end errs with probability
-alpha = (1 - confidence) / 2, one-sided: 2.5% at 0.95. A gate passes only when every required check passes, and a
-worst-group check only when every group does, so passing a model that breaks a bound needs that very check to
-err: alpha at most, however many checks and groups there are, without any correction (intersection-union
-test: Berger, Technometrics 24, 1982). Failing needs one group alone, and so the optimistic ends of groups are
-those of a band that holds for all of them at once (validation.simultaneous). Asking again spends shares of
-alpha that were fixed in advance and add up to it (alpha spending: Slud and Wei, JASA 77, 1982; Lan and DeMets,
-Biometrika 70, 1983), here by look and with the union bound instead of the looks' joint distribution: later
-data need be neither as many as planned nor contain the earlier ones, and the bootstrap need not be normal.
+alpha = (1 - confidence) / 2, one-sided: 2.5% at 0.95. A gate passes only when every required check passes,
+and a worst-group check only when every group does. So a model that breaks a bound passes only if that very
+check errs: with probability alpha at most, however many checks and groups there are, without any correction
+(intersection-union test: Berger, Technometrics 24, 1982). To fail, one group is enough, and so the
+optimistic ends of groups are those of a band that holds for all at once (validation.simultaneous).
+
+Asking again spends shares of alpha that were fixed in advance and add up to it (Slud and Wei, JASA 77, 1982;
+Lan and DeMets, Biometrika 70, 1983), here by look and with the union bound in place of the looks' joint
+distribution: so later data need be neither as many as planned nor contain the earlier, and the bootstrap
+need not be normal. Intervals that allow any number of looks (validation.betting, for the canary) are wider
+at every one of them; a gate is asked a few times, mostly once, and the first look is nearly free here.
 """
 
 import math
@@ -233,7 +236,8 @@ def _gap_in_confidence(kpi: Kpi, bench: _Bench) -> str:
     """An interval less certain than this time of asking needs proves nothing, nor does asking too often."""
     kind, policy, look = KINDS[kpi.name], bench.policy, bench.evidence.look
     if kind.counted == "windows" and look > len(policy.looks):
-        return f"it is asked for the {look}th time, {len(policy.looks)} are allowed: train a new candidate"
+        nth = f"{look}{ {2: 'nd', 3: 'rd'}.get(look, 'th') }"
+        return f"it is asked for the {nth} time, {len(policy.looks)} are allowed: train a new candidate"
     if kpi.low == kpi.high or not (kind.is_estimated or kpi.confidence):
         return ""
     needed = policy.confidence_at(look) if kind.counted == "windows" else policy.confidence
@@ -273,7 +277,7 @@ def _is_readable(kpi: Kpi) -> bool:
 
 
 def _compare(kpi: Kpi, bound: float, higher_is_better: bool) -> Outcome:
-    """The pessimistic end is the KPI's own; the optimistic end of a group is that of the band over all groups."""
+    """By the KPI's own pessimistic end, and for a group by the optimistic end of the band over all."""
     low, high = _optimistic_ends(kpi)
     pessimistic, optimistic = (kpi.low, high) if higher_is_better else (-kpi.high, -low)
     floor = bound if higher_is_better else -bound

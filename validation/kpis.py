@@ -93,7 +93,12 @@ KINDS: dict[str, KpiKind] = {
             counted="windows",
             highest=1.0,
         ),
-        _cost("canary_latency_ratio", "median over real requests of latency, candidate / incumbent", "x", "windows"),
+        _cost(
+            "canary_latency_ratio",
+            "median over real requests of latency, candidate / incumbent",
+            "x",
+            "windows",
+        ),
         KpiKind(
             name="selection_recall",
             meaning="share of dense attention's mass that falls on the blocks read",
@@ -122,8 +127,8 @@ class Kpi(Record):
     `reference_value` is the reference's own metric there (a relative margin is a share of it).
     `slice` is "" for all steps, else "column=group". n counts what KpiKind.counted says.
     `confidence` is that of the two-sided interval (None: exact, or the range seen); `joint_low` and
-    `joint_high` are the ends of a band that holds, at the same confidence, for all groups of a slice check at once.
-    `checkpoint`, `snapshot`, `reference_checkpoint` are the digests of what was measured.
+    `joint_high` are the ends of a band that holds, at the same confidence, for all groups of a slice check at
+    once. `checkpoint`, `snapshot`, `reference_checkpoint` are the digests of what was measured.
     """
 
     name: str

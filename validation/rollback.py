@@ -37,8 +37,8 @@ def breached(
 ) -> Breach | None:
     """The first rule that the live model broke in its last windows, None while it keeps them all. Pure.
 
-    `history` holds what was measured live, one Kpi per rule and window of observation, oldest first; what is about
-    another checkpoint or a slice is passed over. `task_metric` is the job's main metric.
+    `history` holds what was measured live, one Kpi per rule and window of observation, oldest first; what is
+    about another checkpoint or a slice is passed over. `task_metric` is the job's main metric.
     """
     found = (_breach(history, rule, policy, checkpoint, task_metric) for rule in policy.rules)
     return next((breach for breach in found if breach is not None), None)

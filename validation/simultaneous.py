@@ -2,8 +2,8 @@
 
 All groups share the same resamples of windows, so their joint distribution comes free: the largest
 studentised deviation over the groups, on each resample, gives one critical value for all of them (max-T:
-Westfall and Young, Resampling-Based Multiple Testing, 1993; Romano and Wolf, Econometrica 73, 2005). Groups that
-move together cost less than Bonferroni would charge.
+Westfall and Young, Resampling-Based Multiple Testing, 1993; Romano and Wolf, Econometrica 73, 2005). Groups
+that move together cost less than Bonferroni would charge.
 """
 
 import math
@@ -33,7 +33,7 @@ def intervals_at_once(
     block_length: int,
     seed: int,
 ) -> list[tuple[Interval, Interval]]:
-    """For each group (candidate, reference): its own interval, and its part of the band that covers all groups.
+    """For each group (candidate, reference): its own interval, and its part of the band over all groups.
 
     Of the metric itself where the reference is None, else of metric(candidate) - metric(reference). All
     groups hold the same windows (see Scored.restrict). Both are two-sided at `confidence`, the second for all

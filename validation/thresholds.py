@@ -65,7 +65,7 @@ class Threshold(Demand):
 
 
 class Rollback(Demand):
-    """One demand on what is live: broken in `windows` windows of observation in a row, it takes the model back."""
+    """One demand on what is live: broken in `windows` observations in a row, it takes the model back."""
 
     windows: int = Field(ge=1)
 
