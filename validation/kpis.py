@@ -84,7 +84,12 @@ KINDS: dict[str, KpiKind] = {
             counted="windows",
             highest=1.0,
         ),
-        _cost("canary_latency_ratio", "median over real requests of latency, candidate / incumbent", "x", "windows"),
+        _cost(
+            "canary_latency_ratio",
+            "median over real requests of latency, candidate / incumbent",
+            "x",
+            "windows",
+        ),
         KpiKind(
             name="selection_recall",
             meaning="share of dense attention's mass that falls on the blocks read",
