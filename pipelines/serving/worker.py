@@ -46,8 +46,11 @@ def main(descriptor: int) -> None:
 
 def _import_everything() -> None:
     """All but sparse_model, whose copy in each model's folder is the one that counts."""
-    import mlflow.pyfunc.scoring_server  # noqa: F401
     import torch  # noqa: F401
+
+    from pipelines.servable import import_mlflow
+
+    import_mlflow()
 
 
 def _reap(children: set[int]) -> None:
