@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparse_model.attention import triton_launch
 from sparse_model.attention.selection import BlockSelection, check_budget, num_blocks_of
-from sparse_model.attention.triton_problem import Lists, looks, problem_of
+from sparse_model.attention.triton_problem import Lists, key_of, problem_of
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -94,7 +94,7 @@ def _backward(
     """Gradients of q, k and v; the summaries' gradients are spread over the steps they average."""
     grad = grad if grad.stride(3) == 1 else grad.contiguous()
     p = problem_of(q, k, v, indices, counts, block_size, causal, lengths, summaries)
-    p = p._replace(key=(*p.key, looks(grad), looks(out)))
+    p = p._replace(key=key_of(p.key, grad, out))
     product = triton_launch.row_products(p, out, grad)
     lists = Lists(indices.contiguous(), counts.contiguous(), full, bits)
     return triton_launch.launch_backward(p, grad, q, k, v, lse, product, lists, (mean_k, mean_v))

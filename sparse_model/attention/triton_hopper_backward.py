@@ -292,6 +292,18 @@ def _compute(
 
 
 @gluon.jit
+def _sum_of_chunks(ptr, chunks, mean_stride, D: gl.constexpr, OUT: gl.constexpr):
+    """Sum over the chunks of one mean's gradient, [D]; many at once, for one after the other they would wait."""
+    C: gl.constexpr = gl.BlockedLayout([1, 4], [128 // D, D // 4], [4, 1], [1, 0])
+    channel = gl.arange(0, D, gl.SliceLayout(0, C))[None, :]
+    total = gl.zeros([16, D], gl.float32, C)
+    for first in range(0, chunks, 16):
+        chunk = (first + gl.arange(0, 16, gl.SliceLayout(1, C)))[:, None]
+        total += gl.load(ptr + chunk.to(gl.int64) * mean_stride + channel, mask=chunk < chunks, other=0.0)
+    return gl.convert_layout(gl.sum(total, 0), gl.SliceLayout(0, OUT))
+
+
+@gluon.jit
 def _store(
     acc0, acc1, batch, h, block, chunk, group, limit, sizes, outputs, softmax_scale,
     D: gl.constexpr, PASS: gl.constexpr, SUMMARIES: gl.constexpr, OUT: gl.constexpr,
@@ -313,14 +325,9 @@ def _store(
         if PASS == KEYS:
             if SUMMARIES:
                 share = 1.0 / gl.maximum(gl.minimum(limit - block * 128, 128), 1).to(gl.float32)
-                for i in range(0, chunks):
-                    mean_at = (
-                        i * mean_stride
-                        + ((batch * groups + h) * num_blocks + block).to(gl.int64) * D
-                        + channel
-                    )
-                    acc0 += (gl.load(mean0_ptr + mean_at) * share)[None, :]
-                    acc1 += (gl.load(mean1_ptr + mean_at) * share)[None, :]
+                mean_at = ((batch * groups + h) * num_blocks + block).to(gl.int64) * D
+                acc0 += (_sum_of_chunks(mean0_ptr + mean_at, chunks, mean_stride, D, OUT) * share)[None, :]
+                acc1 += (_sum_of_chunks(mean1_ptr + mean_at, chunks, mean_stride, D, OUT) * share)[None, :]
             acc0 = gl.where((row < limit)[:, None], acc0, 0.0)
             acc1 = gl.where((row < limit)[:, None], acc1, 0.0)
             at1 = (

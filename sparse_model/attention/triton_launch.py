@@ -7,7 +7,7 @@ blocks, J key blocks, K list slots, W words of 32 bits.
 # Triton compiles the kernels and knows their types; it is not installed everywhere.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from sparse_model.attention import triton_backward, triton_forward, triton_selection
 from sparse_model.attention.selection import num_blocks_of
-from sparse_model.attention.triton_problem import Lists, Problem, Rows, Transposed, launch, looks, rows_of
+from sparse_model.attention.triton_problem import Lists, Problem, Rows, Transposed, key_of, launch, rows_of
 
-import os
-TRY_FORWARD = int(os.environ.get("TRY_FORWARD", "0"))
-TRY_BACKWARD = [0, 0, 0]
+TRY_FORWARD = {64: 5, 128: 0}
+TRY_BACKWARD = {64: [3, 1, 1], 128: [3, 0, 0]}
 _LOG2_E = 1.4426950408889634
 _SCRATCH_ELEMENTS = 1 << 26  # float16 block maxima held at once while scoring: 128 MiB
+_SCORE_PROGRAMS = 1056  # two rounds of four programs on each of 132 processors
 
 
 class Tile(NamedTuple):
@@ -31,6 +31,16 @@ class Tile(NamedTuple):
     keys: int
     warps: int
     stages: int
+
+
+class ScoreTile(NamedTuple):
+    """Key blocks that the ranking multiplies at once, its warps and loads ahead; the same for its sweeps."""
+
+    blocks: int = 4
+    warps: int = 4
+    stages: int = 3
+    sweep: int = 32
+    sweep_warps: int = 4
 
 
 def forward_tile(block_size: int) -> Tile:
@@ -128,7 +138,7 @@ def _launch_hopper(
         q_rows.tile(64), *(t.tile(128) for t in (k_rows, v_rows, mean_k, mean_v)),
         out, lse, lists.indices_BSQK, lists.counts_BSQ, lists.full_BSQ, lists.bits_BSQW, p.lengths_B,
         p.scale * _LOG2_E, *q_rows.steps_apart, *k_rows.steps_apart, *v_rows.steps_apart, *out.stride()[:3],
-        *p.sizes, p.slots, p.words, items, STAGES=stages, TRY=TRY_FORWARD, **p.flags("D", "CAUSAL", "SUMMARIES", "HAS_LIMIT"),
+        *p.sizes, p.slots, p.words, items, STAGES=stages, TRY=TRY_FORWARD[p.channels], **p.flags("D", "CAUSAL", "SUMMARIES", "HAS_LIMIT"),
         num_warps=4,
     )  # fmt: skip
 
@@ -240,7 +250,7 @@ def launch_hopper_backward(
             *rows[far].steps_apart, *rows[far + 1].steps_apart, *out0.stride()[:3], *out1.stride()[:3],
             *p.sizes, p.slots, p.words, items, chunks, triton.cdiv(p.num_blocks, max(chunks, 1)),
             means[0].numel(),
-            STAGES=4 if p.channels == 64 else 3, AHEAD=ahead[which], PASS=which, TRY=TRY_BACKWARD[which], **flags, num_warps=4,
+            STAGES=4 if p.channels == 64 else 3, AHEAD=ahead[which], PASS=which, TRY=TRY_BACKWARD[p.channels][which], **flags, num_warps=4,
         )  # fmt: skip
 
     groups = p.batch * p.groups
@@ -299,29 +309,36 @@ def launch_scores(
     block_size: int,
     causal: bool,
     lengths_B: Tensor | None,
-    blocks_at_once: int = 4,
-    warps: int = 4,
-    stages: int = 3,
+    tile: ScoreTile | None = None,
 ) -> Tensor:
     """Block scores [B, S, Q, J] from float16 products."""
     batch, rankings, num_steps, channels = sq_BSNE.shape
-    num_blocks = num_blocks_of(num_steps, block_size)
-    key = (block_size, causal, *(looks(t) for t in (sq_BSNE, sk_BSNE, lengths_B)))
+    num_blocks, lists = num_blocks_of(num_steps, block_size), batch * rankings
+    tile = tile or ScoreTile()
+    key = key_of(block_size, causal, sq_BSNE, sk_BSNE, lengths_B)
     sq, sk = _as_half(sq_BSNE, sk_BSNE, key)
     scores = sq.new_empty((batch, rankings, num_blocks, num_blocks), dtype=torch.float32)
-    row_blocks = max(1, min(num_blocks, _SCRATCH_ELEMENTS // (batch * rankings * num_blocks * block_size)))
-    scratch = sq.new_empty(batch * rankings * row_blocks * num_blocks * block_size)
+    row_blocks = max(1, min(num_blocks, _SCRATCH_ELEMENTS // (lists * num_blocks * block_size)))
+    scratch = sq.new_empty(lists * row_blocks * num_blocks * block_size)
+    chunks = max(1, min(triton.cdiv(num_blocks, 16), _SCORE_PROGRAMS // (row_blocks * lists)))
+    flags = {"BLOCK": block_size, "CAUSAL": causal, "HAS_LIMIT": lengths_B is not None}
     for first in range(0, num_blocks, row_blocks):
+        rows = min(row_blocks, num_blocks - first)
         launch(
-            triton_selection.score, (min(row_blocks, num_blocks - first), batch * rankings), (first, *key),
-            sq, sk, scratch, scores, lengths_B, rankings, num_steps, num_blocks, first, row_blocks,
-            BLOCK=block_size, E=channels, AT_ONCE=blocks_at_once, SWEEP=32, CAUSAL=causal,
-            HAS_LIMIT=lengths_B is not None, PACKED=sq.is_cuda, num_warps=warps, num_stages=stages,
+            triton_selection.maxima, (rows, chunks, lists), (first, key),
+            sq, sk, scratch, lengths_B, rankings, num_steps, num_blocks, first, row_blocks,
+            triton.cdiv(num_blocks, chunks), E=channels, AT_ONCE=tile.blocks,
+            PACKED=sq.is_cuda and block_size >= 64, **flags, num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+        launch(
+            triton_selection.score, (rows, lists), (first, key),
+            scratch, scores, lengths_B, rankings, num_steps, num_blocks, first, row_blocks,
+            SWEEP=tile.sweep, **flags, num_warps=tile.sweep_warps,
         )  # fmt: skip
     return scores
 
 
-def _as_half(sq_BSNE: Tensor, sk_BSNE: Tensor, key: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+def _as_half(sq_BSNE: Tensor, sk_BSNE: Tensor, key: int) -> tuple[Tensor, Tensor]:
     """Scaled selector queries and selector keys as float16, packed."""
     batch, rankings, num_steps, channels = sq_BSNE.shape
     sq, sk = (torch.empty(sq_BSNE.shape, dtype=torch.float16, device=sq_BSNE.device) for _ in range(2))
@@ -348,7 +365,7 @@ def launch_best_blocks(
     indices = scores.new_empty((batch, rankings, num_blocks, num_selected), dtype=torch.int32)
     counts = scores.new_empty((batch, rankings, num_blocks), dtype=torch.int32)
     wide = triton.next_power_of_2(num_blocks)
-    key = (num_selected, block_size, num_steps, causal, looks(scores), looks(lengths_B))
+    key = key_of(num_selected, block_size, num_steps, causal, scores, lengths_B)
     launch(
         triton_selection.best_blocks, (num_blocks, batch * rankings), key,
         scores, indices, counts, lengths_B, rankings, num_steps, num_blocks, num_selected, top_p or 1.0,

@@ -6,6 +6,7 @@ Shape suffixes: B batch, H heads, S selector heads, N steps, D channels, Q query
 # Triton compiles the kernels and knows their types; it is not installed everywhere.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -107,8 +108,8 @@ class Problem(NamedTuple):
     lengths_B: Tensor | None
     batch: int
     float32: bool
-    key: tuple[Any, ...]
-    """All of it that a launch depends on; see `launch`."""
+    key: int
+    """Stands for all of it that a launch depends on; see `launch`."""
 
     @property
     def scale(self) -> float:
@@ -160,22 +161,28 @@ def problem_of(
         lengths_B=lengths,
         batch=q.shape[0],
         float32=q.dtype == torch.float32,
-        key=(size, causal, summaries, *(looks(t) for t in (q, k, v, indices, counts, lengths))),
+        key=key_of(size, causal, summaries, q, k, v, indices, counts, lengths),
     )
 
 
-def looks(t: Tensor | None) -> tuple[Any, ...] | None:
-    """What Triton specialises a kernel on."""
-    return None if t is None else (t.dtype, t.device, t.shape, t.stride(), t.data_ptr() % 16)
+_KEYS: dict[Any, int] = {}
+_NUMBERS = itertools.count()
+
+
+def key_of(*settings: Any) -> int:
+    """A number for these settings and for what Triton specialises a kernel on in these tensors."""
+    key = tuple(
+        (t.dtype, t.device.index, t.shape, t.stride(), t.data_ptr() % 16) if isinstance(t, Tensor) else t
+        for t in settings
+    )
+    return _KEYS.setdefault(key, next(_NUMBERS))
 
 
 _COMPILED: dict[Any, Any] = {}
 _MOST_COMPILED = 4096  # sequences of very many lengths must not fill the memory
 
 
-def launch(
-    kernel: Any, grid: tuple[int, ...], key: tuple[Any, ...], *arguments: Any, **options: Any
-) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], key: Any, *arguments: Any, **options: Any) -> None:
     """Run a kernel; from the second time on without Triton's look-up, 40 us of host time for 50 arguments.
 
     Arguments come in the kernel's order and its constants by name. An equal `key` promises equal dtypes,
@@ -190,6 +197,7 @@ def launch(
             constants = tuple(options[name] for name in kernel.arg_names[len(arguments) :])
             if len(_COMPILED) >= _MOST_COMPILED:
                 _COMPILED.clear()
+                _KEYS.clear()
             _COMPILED[full_key] = compiled, constants
         return
     compiled, constants = found
