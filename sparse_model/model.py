@@ -81,7 +81,7 @@ class SparseEncoder(nn.Module):
         noise, probes = (training.ranking_noise, training.probes_P) if training else (0.0, None)
         selector: list[SelectorTerms] = []
         for layer in self.layers:
-            run = partial(recomputed, layer) if recompute else layer
+            run = partial(recomputed, layer) if recompute and torch.is_grad_enabled() else layer
             x, terms = run(x, budget, lengths_B, noise, probes)
             if terms is not None:
                 selector.append(terms)

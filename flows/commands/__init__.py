@@ -1,0 +1,1 @@
+"""Commands of `dankai`, one module per group; heavy packages are imported by the functions that use them."""
