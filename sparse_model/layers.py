@@ -89,8 +89,9 @@ class Attention(nn.Module):
     def heads(self, x_BNW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries [B, H, N, D], rotated keys and plain values [B, G, N, D]."""
         q = self.to_q(x_BNW).unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2)
-        kv = self.to_kv(x_BNW).unflatten(-1, (2, self.config.num_kv_heads, -1)).permute(2, 0, 3, 1, 4)
-        return rotary(q), rotary(kv[0]), kv[1]
+        kv = self.to_kv(x_BNW).unflatten(-1, (2 * self.config.num_kv_heads, -1)).transpose(1, 2)
+        k, v = kv.chunk(2, dim=1)  # not indexed: the gradient of an index is a tensor of zeros, and a sum
+        return rotary(q), rotary(k), v
 
     def select(
         self, x_BNW: Tensor, budget: Budget, lengths_B: Tensor | None = None, ranking_noise: float = 0.0
