@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparse_model import layers
+from sparse_model.captured import Captured
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.model import SparseEncoder, Training
 
@@ -112,3 +113,8 @@ def test_recomputed_gradients_are_the_kept_ones_from_a_fraction_of_the_memory(bu
     assert len(whole) == len(again) > 10
     assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
     assert again_bytes < whole_bytes / 3
+
+
+def test_recording_a_pass_needs_a_gpu() -> None:
+    with pytest.raises(ValueError, match="numeric: must be on a CUDA device"):
+        Captured(model_of(), *inputs_of(10), None)
