@@ -31,8 +31,8 @@ def plain_gate(hidden: Tensor) -> Tensor:
 def model_of(groups: int = 8, dtype: torch.dtype = torch.bfloat16, num_layers: int = 2) -> SparseEncoder:
     torch.manual_seed(0)
     config = ModelConfig(
-        num_numeric=4, cardinalities=(), num_outputs=1, width=512, num_layers=num_layers, num_heads=8, num_kv_heads=groups,
-        ffn_width=1408, block_size=128,
+        num_numeric=4, cardinalities=(), num_outputs=1, width=512, num_layers=num_layers, num_heads=8,
+        num_kv_heads=groups, ffn_width=1408, block_size=128,
     )  # fmt: skip
     model = SparseEncoder(config)
     torch.nn.init.normal_(model.head.weight, std=0.05)
