@@ -21,7 +21,7 @@ from sparse_model.losses import SelectorTerms, selector_terms
 
 _ROTARY_BASE = 10_000.0
 # What inference holds at once. On a GPU large enough to fill it, on a CPU small enough for its cache.
-_HEAD_ROWS = 1 << 17  # rows of a head's queries, keys and values
+_HEAD_ROWS = 1 << 18  # rows of a head's queries, keys and values
 _FFN_ROWS = {"cuda": 8192, "cpu": 1024}  # rows of the feed-forward
 
 

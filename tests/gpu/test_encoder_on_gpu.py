@@ -119,6 +119,7 @@ def test_recomputed_gradients_are_as_close_as_a_second_run(budget: Budget | None
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_a_recorded_pass_answers_new_inputs_as_the_model_does(budget: Budget | None) -> None:
+    """Sparse bit by bit; dense may be given another kernel of cuDNN's."""
     from sparse_model.captured import Captured
 
     model = model_of()
@@ -126,7 +127,7 @@ def test_a_recorded_pass_answers_new_inputs_as_the_model_does(budget: Budget | N
     with torch.no_grad():
         for seed in (1, 2):
             new = inputs_of(4000, seed=seed)
-            assert torch.equal(recorded(*new), model(*new, budget))
+            assert error(recorded(*new), model(*new, budget)) <= (0.0 if budget else 1e-2)
 
 
 def test_a_recorded_pass_refuses_another_shape() -> None:
