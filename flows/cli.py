@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+<<<<<<< HEAD
 from flows.commands.bench import bench
+=======
+from flows.commands.serve import serve, shadow
+>>>>>>> main
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings
@@ -120,18 +124,23 @@ def _settings() -> "Settings":
     return settings
 
 
+dankai.add_command(serve)
+dankai.add_command(shadow)
+
+
 def main() -> None:
     """Entry point: exit 0 when the job was done whatever the verdicts, 2 for input that cannot be used."""
     sys.exit(_answer(dankai))
 
 
 def _answer(command: Callable[..., object]) -> int:
+    from pipelines.escaping import printable
     from validation.errors import InputError
 
     try:
         command(standalone_mode=False)
     except InputError as error:
-        click.echo(f"dankai: {error}", err=True)
+        click.echo(printable(f"dankai: {error}"), err=True)
         return 2
     except click.ClickException as error:
         error.show()
