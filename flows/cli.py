@@ -7,11 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-<<<<<<< HEAD
 from flows.commands.bench import bench
-=======
 from flows.commands.serve import serve, shadow
->>>>>>> main
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings
@@ -83,9 +80,6 @@ def ui(port: int) -> None:
     os.execvp(str(Path(sys.executable).with_name("mlflow")), command)
 
 
-dankai.add_command(bench)
-
-
 def _run(dataset: Path, policy: Path, quiet: bool) -> None:
     import os
 
@@ -124,6 +118,7 @@ def _settings() -> "Settings":
     return settings
 
 
+dankai.add_command(bench)
 dankai.add_command(serve)
 dankai.add_command(shadow)
 
