@@ -187,16 +187,18 @@ def growth(lengths: list[int]) -> list[Row]:
 
 
 def main(folder: Path | None = None) -> dict[str, Any]:
-    """Measure, print, and write model.json into `folder`."""
+    """Measure, print, and write model.json into `folder`, anew after each table."""
     result: dict[str, Any] = {"environment": environment(), "config": encoder().config.to_dict()}
-    result["inference"] = [row for n in LENGTHS for row in compare(INFERENCE, inference, n)]
-    print(table(result["inference"]), flush=True)
-    result["training"] = [row for n in LENGTHS for row in compare(TRAINING, training_step, n)]
-    print(table(result["training"]), flush=True)
-    result["growth"] = growth([1 << power for power in range(14, 21)])
-    print(table(result["growth"]), flush=True)
-    if folder is not None:
-        (folder / "model.json").write_text(json.dumps(result, indent=1) + "\n")
+    tables: dict[str, Callable[[], list[Row]]] = {
+        "inference": lambda: [row for n in LENGTHS for row in compare(INFERENCE, inference, n)],
+        "training": lambda: [row for n in LENGTHS for row in compare(TRAINING, training_step, n)],
+        "growth": lambda: growth([1 << power for power in range(14, 21)]),
+    }
+    for name, rows in tables.items():
+        result[name] = rows()
+        print(table(result[name]), flush=True)
+        if folder is not None:
+            (folder / "model.json").write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
