@@ -25,7 +25,7 @@ from pipelines.data.windows import WindowBatch, Windows
 from pipelines.training_plan import Mode, TrainingPlan
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.detection import hide_spans
-from sparse_model.losses import task_loss
+from sparse_model.losses import Probes, task_loss
 from sparse_model.model import SparseEncoder, Training
 
 Report = Callable[[str, int, int], None]
@@ -108,8 +108,7 @@ class Fit(lightning.LightningModule):
         numeric, known, categorical, target, mask = batch
         if self.model.config.task == "detect":
             known, mask = hide_spans(known, mask, random)
-        probes = torch.randint(numeric.shape[1], (self.plan.num_probes,), generator=random)
-        request = None if self.mode == "dense" else Training(probes.to(numeric.device), self._noise(budget))
+        request = None if self.mode == "dense" else Training(self._probes(numeric, random), self._noise(budget))
         budget = None if self.mode != "sparse" else budget or self._random_budget(random)
         outputs, selector = self.model.predict(numeric, known, categorical, budget, training=request)
         loss = task_loss(outputs, target, mask, self.model.config.task)
@@ -121,6 +120,12 @@ class Fit(lightning.LightningModule):
         if self.mode == "selector":
             return divergence, terms
         return loss + self.plan.selector_weight * divergence + self.plan.sparsity_weight * entropy, terms
+
+    def _probes(self, numeric: Tensor, random: torch.Generator) -> Probes:
+        """Steps drawn evenly; for a frozen model half of them where its attention has most to lose."""
+        peaked = self.plan.num_probes // 2 if self.mode == "selector" else 0
+        steps = torch.randint(numeric.shape[1], (1, self.plan.num_probes - peaked), generator=random)
+        return Probes(steps.to(numeric.device), peaked)
 
     def _random_budget(self, random: torch.Generator) -> Budget:
         choice = int(torch.randint(len(self.plan.densities), (1,), generator=random))

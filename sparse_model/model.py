@@ -1,6 +1,6 @@
 """The encoder: columns in, one prediction per step out; dense or sparse with the same weights.
 
-Shape suffixes: B batch, N steps, F numeric columns, C categorical columns, W width, O outputs, P probes.
+Shape suffixes: B batch, N steps, F numeric columns, C categorical columns, W width, O outputs.
 """
 
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.layers import Layer
-from sparse_model.losses import SelectorTerms
+from sparse_model.losses import Probes, SelectorTerms
 
 
 class Training(NamedTuple):
     """What a training step asks for beyond the prediction."""
 
-    probes_P: Tensor
-    """int64, steps on which the selector is compared with the attention."""
+    probes: Probes
+    """Where the selector is compared with the attention."""
     ranking_noise: float = 0.0
     """Standard deviation of the noise on block scores: early exploration."""
 
@@ -67,7 +67,7 @@ class SparseEncoder(nn.Module):
     ) -> Prediction:
         """Outputs and, when `training` is given, every layer's selector terms."""
         x = self.embed(numeric_BNF, known_BNF, categorical_BNC)
-        noise, probes = (training.ranking_noise, training.probes_P) if training else (0.0, None)
+        noise, probes = (training.ranking_noise, training.probes) if training else (0.0, None)
         selector: list[SelectorTerms] = []
         for layer in self.layers:
             x, terms = layer(x, budget, lengths_B, noise, probes)

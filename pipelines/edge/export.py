@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pipelines.files import replace_file
 from sparse_model.config import ModelConfig
-from sparse_model.layers import FeedForward, Layer
+from sparse_model.layers import FeedForward, Layer, rotary_frequencies
 from sparse_model.model import SparseEncoder
 from validation.record import Record
 
@@ -167,8 +167,8 @@ def _steps(op: _Op, config: ModelConfig, num_steps: Value, num_selected: Value) 
         op.Where(exists_JR, 0.0, -_INF),
         op.Unsqueeze(op.Div(one_JR, op.Max(count_J1, 1.0)), [2]),
         op.Log(op.Squeeze(count_J1, [1])),
-        _rotation(op, position_M, config.head_dim),
-        _rotation(op, position_M, config.selector_dim),
+        _rotation(op, position_M, config.head_dim, config.rotary_share),
+        _rotation(op, position_M, config.selector_dim, config.rotary_share),
         num_selected,
     )
     return steps, op.Sub(padded, num_steps)
@@ -299,11 +299,9 @@ def _heads(op: _Op, x_MX: Value, num_heads: int) -> Value:
     return op.Transpose(op.Reshape(x_MX, [0, num_heads, -1]), perm=[1, 0, 2])
 
 
-def _rotation(op: _Op, position_M: Value, channels: int) -> _Rotation:
-    half = channels // 2
-    frequency = 10_000.0 ** (-torch.arange(half, dtype=torch.float32) / half)  # sparse_model.layers.rotary
+def _rotation(op: _Op, position_M: Value, channels: int, share: float) -> _Rotation:
     position_M1 = op.Unsqueeze(op.Cast(position_M, to=DataType.FLOAT), [1])
-    angle = op.Mul(position_M1, _weight(op, f"frequency_{channels}", frequency))
+    angle = op.Mul(position_M1, _weight(op, f"frequency_{channels}", rotary_frequencies(channels, share)))
     return _Rotation(op.Cos(angle), op.Sin(angle))
 
 
