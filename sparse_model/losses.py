@@ -122,19 +122,26 @@ def _mean_keys(k_BHND: Tensor, block_size: int, valid_BN: Tensor | None) -> tupl
 def peaked_rows(
     q_BHND: Tensor, k_BGND: Tensor, count: int, block_size: int, lengths_B: Tensor | None = None
 ) -> Tensor:
-    """`count` steps per sequence, drawn in proportion to the squared error of reading summaries only, [B, P]."""
-    weight_BN = torch.cat(
+    """`count` steps per sequence that decide what their query blocks should read, [B, P].
+
+    Of every query block the row that would lose most by summaries; among these drawn in proportion to the
+    square of that loss, an error of the output.
+    """
+    worst_BN = torch.cat(
         [
-            missed_mass(rows, k_BGND, block_size, lengths_B).square().sum(-1).amax(1)
+            missed_mass(rows, k_BGND, block_size, lengths_B).amax((1, 3))
             for rows in q_BHND.split(_SCANNED_ROWS, dim=2)
         ],
         dim=-1,
     )
     valid_BN = valid_steps(k_BGND, lengths_B)
-    weight_BN = weight_BN + torch.finfo(weight_BN.dtype).tiny
     if valid_BN is not None:
-        weight_BN = weight_BN * valid_BN
-    return torch.multinomial(weight_BN, count, replacement=True)
+        worst_BN = worst_BN * valid_BN
+    extra = num_blocks_of(worst_BN.shape[1], block_size) * block_size - worst_BN.shape[1]
+    worst = pad(worst_BN, (0, extra)).unflatten(1, (-1, block_size)).max(-1)
+    weight_BQ = worst.values.square() + torch.finfo(worst_BN.dtype).tiny
+    block_BP = torch.multinomial(weight_BQ, count, replacement=True)
+    return block_BP * block_size + worst.indices.gather(1, block_BP)
 
 
 def rows_at(t_BHND: Tensor, steps_BP: Tensor) -> Tensor:

@@ -17,9 +17,13 @@ from sparse_model.model import SparseEncoder, Training
 
 DENSITIES = (0.25, 0.125, 0.0625, 0.03125, 0.015625)
 """Budgets of the tables; one is drawn for every training step, so that one checkpoint serves them all."""
-_SELECTOR_WEIGHT = 0.3  # of the divergence in the loss; TrainingPlan's default
-_RANKING_NOISE = 0.5  # during the first third of a stage; TrainingPlan's default
-_EVEN_PROBES, _ASKED_PROBES = 96, 32  # probe steps of a sequence: drawn evenly, and among those asked about
+RECIPE = {
+    "selector_weight": 0.3,  # of the divergence in the loss, as in TrainingPlan
+    "ranking_noise": 0.5,  # during the first third of a stage, as in TrainingPlan
+    "even_probes": 96,  # steps of a sequence on which selector and attention are compared
+    "asked_probes": 32,  # further ones, among those asked about: there a missed link costs
+    "weight_decay": 0.05,
+}
 
 
 class Batch(NamedTuple):
@@ -91,19 +95,27 @@ def fit(
     device = next(model.parameters()).device
     random = torch.Generator(device).manual_seed(seed)
     torch.manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.rate, betas=(0.9, 0.98), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(stage.updates))
+    optimizer, schedule = optimizer_of(list(model.parameters()), stage)
     losses = []
     for update in range(stage.updates):
         batch = make_batch(stage.batch, stage.num_steps, random)
-        noise = _RANKING_NOISE if update < stage.updates / 3 else 0.0
+        noise = RECIPE["ranking_noise"] if update < stage.updates / 3 else 0.0
         budget = Budget(densities[int(torch.randint(len(densities), ()))]) if densities else None
         request = Training(_probes(batch, random), noise) if densities and teach else None
         logits, divergence = logits_of(model, batch, budget, readout, request)
         loss = cross_entropy(logits.flatten(0, 1), batch.labels_BA.flatten())
-        step(model, optimizer, schedule, loss + _SELECTOR_WEIGHT * divergence)
+        step(model, optimizer, schedule, loss + RECIPE["selector_weight"] * divergence)
         losses.append(loss.detach())
     return float(torch.stack(losses[-max(1, len(losses) // 10) :]).mean())
+
+
+def optimizer_of(
+    parameters: list[torch.nn.Parameter], stage: Stage
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW with warm-up and cosine decay over the stage, as in training."""
+    decay = RECIPE["weight_decay"]
+    optimizer = torch.optim.AdamW(parameters, lr=stage.rate, betas=(0.9, 0.98), weight_decay=decay)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(stage.updates))
 
 
 def warm_cosine(updates: int) -> Callable[[int], float]:
@@ -132,8 +144,8 @@ def _probes(batch: Batch, random: torch.Generator) -> Probes:
     """Steps drawn evenly, and some that are asked about: there a missed link costs."""
     num_batch, num_steps = batch.numeric_BNF.shape[:2]
     device = batch.numeric_BNF.device
-    even = torch.randint(num_steps, (num_batch, _EVEN_PROBES), generator=random, device=device)
-    return Probes(torch.cat([even, batch.asked_BA[:, :_ASKED_PROBES]], dim=1))
+    even = torch.randint(num_steps, (num_batch, int(RECIPE["even_probes"])), generator=random, device=device)
+    return Probes(torch.cat([even, batch.asked_BA[:, : int(RECIPE["asked_probes"])]], dim=1))
 
 
 @torch.no_grad()

@@ -1,8 +1,12 @@
 """The pilot: a selector fitted to a frozen dense model on sequences without labels."""
 
+from typing import Any
+
 import torch
 
-from pipelines.benchmarks.quality.fitting import MakeBatch, Stage, step, warm_cosine
+from pipelines.benchmarks.quality.fitting import Batch, MakeBatch, Stage, optimizer_of, step
+from sparse_model.config import Budget
+from sparse_model.coverage import coverage
 from sparse_model.layers import Attention
 from sparse_model.losses import Probes
 from sparse_model.model import SparseEncoder, Training
@@ -15,9 +19,7 @@ def fit_selector(model: SparseEncoder, make_batch: MakeBatch, stage: Stage, seed
     device = next(model.parameters()).device
     random = torch.Generator(device).manual_seed(seed)
     torch.manual_seed(seed)
-    parameters = freeze_backbone(model)
-    optimizer = torch.optim.AdamW(parameters, lr=stage.rate, betas=(0.9, 0.98), weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(stage.updates))
+    optimizer, schedule = optimizer_of(freeze_backbone(model), stage)
     losses = []
     for _ in range(stage.updates):
         batch = make_batch(stage.batch, stage.num_steps, random)
@@ -43,3 +45,11 @@ def freeze_backbone(model: SparseEncoder) -> list[torch.nn.Parameter]:
         assert isinstance(attention, Attention)
         opened += attention.selector.requires_grad_(True).parameters()
     return opened
+
+
+def error_by_layer_and_head(model: SparseEncoder, batch: Batch, budget: Budget) -> dict[str, Any]:
+    """What the pilot knows beforehand, without labels: errors at stake and left, [layers][heads]."""
+    known = torch.ones_like(batch.numeric_BNF)
+    at_stake, left = coverage(model, batch.numeric_BNF, known, batch.categorical_BNC, budget)
+    rounded = ([[round(value, 4) for value in row] for row in t.tolist()] for t in (at_stake, left))
+    return dict(zip(("error_at_stake", "error_left"), rounded, strict=True))

@@ -22,7 +22,7 @@ def config(**changes: object) -> ModelConfig:
     values: dict[str, object] = {
         "num_numeric": KEY_BITS, "cardinalities": (FIRST_CLASS + NUM_CLASSES,), "num_outputs": NUM_CLASSES,
         "width": 128, "num_layers": 2, "num_heads": 4, "num_kv_heads": 4, "ffn_width": 256, "block_size": 64,
-        "selector_heads": 1, "rotary_share": 0.5,
+        "selector_heads": 1, "rotary_share": 0.25,
     }  # fmt: skip
     return ModelConfig(**{**values, **changes})  # pyright: ignore[reportArgumentType]
 
