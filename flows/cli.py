@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flows.commands.bench import bench
 from flows.commands.serve import serve, shadow
 
 if TYPE_CHECKING:
@@ -77,6 +78,9 @@ def ui(port: int) -> None:
     command += ["--port", str(port), "--workers", "1", "--artifacts-destination", str(settings.artifacts)]
     click.echo(f"MLflow UI: http://127.0.0.1:{port}  (Ctrl-C stops it)", err=True)
     os.execvp(str(Path(sys.executable).with_name("mlflow")), command)
+
+
+dankai.add_command(bench)
 
 
 def _run(dataset: Path, policy: Path, quiet: bool) -> None:

@@ -48,6 +48,9 @@ class TrainingPlan(Record):
     validation_windows: Positive = 32
     devices: Positive = 1
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    recompute: bool = False
+    """Keep each layer's input and attention for the gradient and make the rest again: long windows fit into
+    far less memory, a step takes a little longer, the gradients are the same."""
 
     @model_validator(mode="after")
     def _curriculum_adds_up(self) -> "TrainingPlan":

@@ -3,6 +3,7 @@
 Shape suffixes: B batch, N steps, F numeric columns, C categorical columns, W width, O outputs.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.layers import Layer
 from sparse_model.losses import Probes, SelectorTerms
+from sparse_model.recomputation import recomputed
 
 
 class Training(NamedTuple):
@@ -64,13 +66,23 @@ class SparseEncoder(nn.Module):
         budget: Budget | None,
         lengths_B: Tensor | None = None,
         training: Training | None = None,
+        recompute: bool = False,
     ) -> Prediction:
-        """Outputs and, when `training` is given, every layer's selector terms."""
+        """Outputs and, when `training` is given, every layer's selector terms.
+
+        `recompute` keeps of each layer only its input and its attention for the gradient, and makes the
+        rest again when it is asked for: far less memory for a little more time, the same gradients.
+        """
         x = self.embed(numeric_BNF, known_BNF, categorical_BNC)
+        if training is None and not torch.is_grad_enabled():
+            for layer in self.layers:
+                layer.add_to_(x, budget, lengths_B)  # pyright: ignore[reportCallIssue]
+            return Prediction(self.head(self.norm(x)), [])
         noise, probes = (training.ranking_noise, training.probes) if training else (0.0, None)
         selector: list[SelectorTerms] = []
         for layer in self.layers:
-            x, terms = layer(x, budget, lengths_B, noise, probes)
+            run = partial(recomputed, layer) if recompute and torch.is_grad_enabled() else layer
+            x, terms = run(x, budget, lengths_B, noise, probes)
             if terms is not None:
                 selector.append(terms)
         return Prediction(self.head(self.norm(x)), selector)
