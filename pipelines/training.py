@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.checkpoint import Checkpoint, load_model, save_weights
 from pipelines.data.windows import WindowBatch, Windows
+from pipelines.pilot import errors_left, with_dense_layers
 from pipelines.training_plan import Mode, TrainingPlan
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.detection import hide_spans
@@ -93,6 +94,7 @@ class Fit(lightning.LightningModule):
 
     def validation_step(self, batch: list[Tensor], index: int) -> Tensor:
         """The loss that the training is selected by, on fixed windows at the target budget."""
+        torch.manual_seed(index)  # peaked rows are drawn too: the same ones at every validation
         random = torch.Generator().manual_seed(index)
         loss, _ = self._loss(batch, random, Budget(self.plan.target_density))
         self.log("validation_loss", loss, batch_size=batch[0].shape[0])
@@ -216,10 +218,15 @@ def train(
     started = time.monotonic()
     _run(_trainer(fit, [best, last], report), fit, folder)
     fit.load_state_dict(_state(folder / "best.ckpt"))
+    if mode == "selector":
+        errors_L = errors_left(model, fit.val_dataloader(), Budget(plan.target_density))
+        for layer, error in enumerate(errors_L):
+            fit.curve[f"layer{layer}_error_left"] = [(fit.curve["train_loss"][-1][0], error)]
+        model = with_dense_layers(model, [error > plan.max_error_left for error in errors_L])
     checkpoint = Checkpoint(
         folder=str(folder),
         sha256=save_weights(model, folder),
-        config=config.to_dict(),
+        config=model.config.to_dict(),
         snapshot=windows.snapshot.content_hash,
         plan=plan.digest(),
         mode=mode,

@@ -80,11 +80,14 @@ class Selector(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention that is dense without a budget and block-sparse with one; the weights are shared."""
+    """Self-attention that is dense without a budget and block-sparse with one; the weights are shared.
 
-    def __init__(self, config: ModelConfig) -> None:
+    With `reads_all` it is dense with a budget too.
+    """
+
+    def __init__(self, config: ModelConfig, reads_all: bool = False) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.reads_all = config, reads_all
         kv_width = config.num_kv_heads * config.head_dim
         self.to_q = nn.Linear(config.width, config.width, bias=False)
         self.to_kv = nn.Linear(config.width, 2 * kv_width, bias=False)
@@ -101,11 +104,12 @@ class Attention(nn.Module):
     def select(
         self, x_BNW: Tensor, budget: Budget, lengths_B: Tensor | None = None, ranking_noise: float = 0.0
     ) -> BlockSelection:
-        """The blocks that the selector would read for this input."""
+        """The blocks that are read for this input."""
         size = self.config.block_size
         with torch.no_grad():
             sq, sk = self.selector(x_BNW)
-        num_selected = budget.num_selected(num_blocks_of(x_BNW.shape[1], size))
+        num_blocks = num_blocks_of(x_BNW.shape[1], size)
+        num_selected = num_blocks if self.reads_all else budget.num_selected(num_blocks)
         return select(sq, sk, num_selected, size, lengths_B=lengths_B, ranking_noise=ranking_noise)
 
     def forward(
@@ -118,7 +122,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, SelectorTerms | None]:
         """Attention output [B, N, W] and, when `probes` names steps, the selector's loss terms there."""
         q, k, v = self.heads(x_BNW)
-        chosen = None if budget is None else self.select(x_BNW, budget, lengths_B, ranking_noise)
+        chosen = None if budget is None or self.reads_all else self.select(x_BNW, budget, lengths_B, ranking_noise)
         out_BNW = self._read(q, k, v, chosen, lengths_B)
         terms = None
         if probes is not None:
@@ -131,7 +135,7 @@ class Attention(nn.Module):
         self, x_BNW: Tensor, input_BNW: Tensor, budget: Budget | None, lengths_B: Tensor | None = None
     ) -> None:
         """Add the attention output for `input_BNW` to `x_BNW` in place, some heads at a time."""
-        chosen = None if budget is None else self.select(input_BNW, budget, lengths_B)
+        chosen = None if budget is None or self.reads_all else self.select(input_BNW, budget, lengths_B)
         together = self._heads_at_once(x_BNW.shape[0] * x_BNW.shape[1])
         for first in range(0, self.config.num_heads, together):
             heads = slice(first, first + together)
@@ -240,10 +244,10 @@ def _add_product_(x: Tensor, part: Tensor, weight: Tensor) -> None:
 class Layer(nn.Module):
     """Pre-norm residual layer: attention, then feed-forward."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, reads_all: bool = False) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.width)
-        self.attention = Attention(config)
+        self.attention = Attention(config, reads_all)
         self.ffn_norm = nn.RMSNorm(config.width)
         self.ffn = FeedForward(config)
 

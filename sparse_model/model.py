@@ -44,7 +44,9 @@ class SparseEncoder(nn.Module):
         self.embed_categorical = nn.ModuleList(
             nn.Embedding(size, config.width) for size in config.cardinalities
         )
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(
+            Layer(config, number in config.dense_layers) for number in range(config.num_layers)
+        )
         self.norm = nn.RMSNorm(config.width)
         self.head = nn.Linear(config.width, config.num_outputs)
         for embedding in self.embed_categorical:

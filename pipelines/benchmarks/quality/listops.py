@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipelines.benchmarks.quality.fitting import Batch, MakeBatch
+from pipelines.files import exclusive_lock
 from sparse_model.config import ModelConfig
 
 MIN_LENGTH, MAX_LENGTH, MAX_DEPTH, MAX_ARGS, OPERATION_SHARE = 500, 2000, 10, 10, 0.25
@@ -92,11 +93,11 @@ def make(seed: int, count: int) -> tuple[Tensor, Tensor]:
 def dataset(folder: Path, seed: int, num_train: int, num_test: int, workers: int) -> tuple[Tensor, ...]:
     """Training codes and values, then test codes and values; made once per folder."""
     path = folder / f"listops-{seed}-{num_train}-{num_test}.pt"
-    if not path.exists():
-        parts = list(_parts(seed, num_train + num_test, workers))
-        codes, values = (torch.cat(column)[: num_train + num_test] for column in zip(*parts, strict=True))
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save((codes, values), path)
+    with exclusive_lock(path.with_suffix(".lock")):  # others wait for it instead of making it too
+        if not path.exists():
+            parts = list(_parts(seed, num_train + num_test, workers))
+            codes, values = (torch.cat(column)[: num_train + num_test] for column in zip(*parts, strict=True))
+            torch.save((codes, values), path)
     codes, values = torch.load(path, weights_only=True)
     return codes[:num_train], values[:num_train], codes[num_train:], values[num_train:]
 

@@ -8,6 +8,7 @@ Shape suffixes: B batch, N steps, A asked steps (one per pair), V values.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from pipelines.benchmarks.quality.fitting import Batch
 from sparse_model.config import ModelConfig
@@ -57,7 +58,11 @@ def _gaps(num_sequences: int, space: int, count: int, random: torch.Generator) -
 
 
 def readout(model: SparseEncoder, outputs_BAO: Tensor) -> Tensor:
-    """Logits over the values, [B, A, V]: the outputs against the embeddings of the value tokens."""
+    """Logits over the values, [B, A, V]: the outputs against the directions of the value tokens' embeddings.
+
+    Directions, because embeddings start so small that logits could not grow from them within a training.
+    """
     embedding = model.embed_categorical[0].weight
     assert isinstance(embedding, Tensor)
-    return outputs_BAO @ embedding[len(embedding) // 2 :].to(outputs_BAO.dtype).T
+    directions = normalize(embedding[len(embedding) // 2 :], dim=-1)
+    return outputs_BAO @ directions.to(outputs_BAO.dtype).T

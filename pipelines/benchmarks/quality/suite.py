@@ -65,7 +65,7 @@ FULL = Size(
     mqar_dense=(Stage(1024, 150, 16, 1e-3), Stage(4096, 150, 8, 1e-3), Stage(16384, 60, 2, 5e-4)),
     mqar_sparse=(Stage(4096, 400, 4, 1e-3), Stage(16384, 150, 1, 5e-4)),
     listops_examples=(96_000, 2_000),
-    listops=Stage(listops.MAX_LENGTH, 3000, 32, 1e-3),
+    listops=Stage(listops.MAX_LENGTH, 2500, 32, 1e-3),
 )  # fmt: skip
 QUICK = Size(
     name="quick",
