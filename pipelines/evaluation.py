@@ -32,6 +32,7 @@ from validation.statistics import (
     block_length_for,
     interval,
     paired_interval,
+    resample_weights,
     same_windows,
 )
 
@@ -222,7 +223,16 @@ def _family_kpis(
     masks, metric = panel.groups, METRICS[name]
     ours = [panel.ours.restrict(masks[label]) for label in labels]
     theirs = [panel.theirs[versus].restrict(masks[label]) if versus else None for label in labels]
-    found = intervals_at_once(metric, list(zip(ours, theirs, strict=True)), **how)
+    pairs = list(zip(ours, theirs, strict=True))
+    weights = resample_weights(panel.ours.num_windows, how["block_length"], how["num_resamples"], how["seed"])
+    found = intervals_at_once(
+        metric,
+        pairs,
+        weights,
+        confidence=how["confidence"],
+        block_length=how["block_length"],
+        overlap=how["overlap"],
+    )
     return [
         kpi(
             name,
@@ -254,6 +264,7 @@ class Resampling(TypedDict):
     num_resamples: int
     block_length: int
     seed: int
+    overlap: int
 
 
 def overlap(spec: DatasetSpec) -> int:
@@ -272,6 +283,7 @@ def resampling(
         "num_resamples": math.ceil(policy.num_resamples * (1 - policy.confidence) / (1 - confidence) - 1e-9),
         "block_length": block_length_for(num_windows, overlap(spec)),
         "seed": 0,
+        "overlap": overlap(spec),
     }
 
 
