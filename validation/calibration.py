@@ -1,7 +1,7 @@
 """How often the gate errs, measured: the real statistics and the real judge on simulated windows.
 
-Each case puts a model exactly on its bound, where passing it and failing it are both decided by chance alone, and
-counts how often either happens. The loss of every step is a window's own share plus noise; windows that
+Each case puts a model exactly on its bound, where passing it and failing it are both decided by chance alone,
+and counts how often either happens. The loss of every step is a window's own share plus noise; windows that
 overlap share all but one of the pieces that their loss is a mean of.
 """
 
@@ -17,7 +17,7 @@ from validation.gates import Outcome, StagePolicy, judge
 from validation.kpis import Kpi, kpi
 from validation.record import Record
 from validation.simultaneous import intervals_at_once
-from validation.statistics import METRICS, Floats, Scored, Weights, block_length_for, resample_weights
+from validation.statistics import METRICS, Floats, Scored, block_length_for, resample_weights
 from validation.thresholds import Threshold
 
 _MARGIN = 0.1
@@ -36,7 +36,7 @@ class Case(Record):
     num_groups: int = 1
     """Groups asked about by a worst-group check; 1: one check over all steps."""
     num_at_bound: int = 1
-    """Groups that lose exactly what is allowed; the others lose nothing. 0: every group is as the reference."""
+    """Groups that lose exactly what is allowed; the others lose nothing."""
     heavy_tails: bool = False
     """Losses follow Student's t with 3 degrees of freedom instead of the normal law."""
 
@@ -112,16 +112,15 @@ def _rules(case: Case, confidence: float, looks: tuple[float, ...]) -> StagePoli
     )
 
 
-def _weights(rules: StagePolicy, look: int, num_windows: int, case: Case, num_resamples: int) -> Weights:
+def _weights(rules: StagePolicy, look: int, num_windows: int, case: Case, num_resamples: int) -> Floats:
     """Resamples of one look: as many beyond either end of its interval as at the policy's confidence."""
     more = (1 - rules.confidence) / (1 - rules.confidence_at(look))
     length = block_length_for(num_windows, case.overlap)
-    return resample_weights(num_windows, length, math.ceil(num_resamples * more), seed=look)
+    drawn = resample_weights(num_windows, length, math.ceil(num_resamples * more), seed=look)
+    return drawn.astype(np.float64)  # every simulated mean would convert them again
 
 
-def _decide(
-    case: Case, rules: StagePolicy, weights: list[Weights], generator: np.random.Generator
-) -> Outcome:
+def _decide(case: Case, rules: StagePolicy, weights: list[Floats], generator: np.random.Generator) -> Outcome:
     ours, theirs = _losses(case, generator)
     evidence = Evidence(
         checkpoint="candidate",
@@ -143,7 +142,7 @@ def _decide(
 
 
 def _losses(case: Case, generator: np.random.Generator) -> tuple[Floats, Floats]:
-    """Losses of candidate and reference [W, G]; the groups of a window have half of their variance in common."""
+    """Losses of candidate and reference [W, G]; half of their variance is common to a window's groups."""
     num = case.windows[-1]
 
     def noise() -> Floats:
@@ -163,7 +162,7 @@ def _draw(case: Case, generator: np.random.Generator, shape: tuple[int, int]) ->
 
 
 def _kpis(
-    case: Case, rules: StagePolicy, evidence: Evidence, ours: Floats, theirs: Floats, weights: Weights
+    case: Case, rules: StagePolicy, evidence: Evidence, ours: Floats, theirs: Floats, weights: Floats
 ) -> Iterator[Kpi]:
     is_grouped = case.num_groups > 1
     groups = [slice(index, index + 1) for index in range(case.num_groups)]

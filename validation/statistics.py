@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from validation.record import Record
 
 Floats = NDArray[np.float64]
-Weights = NDArray[np.int64]  # [R, W]
+Weights = NDArray[np.int64] | NDArray[np.float64]  # [R, W] whole numbers
 Statistic = Callable[[Weights], Floats]  # [R, W] -> [R]; NaN where a resample leaves the metric undefined
 
 MIN_BLOCKS = 5  # with fewer independent blocks an interval is far too narrow: better none than a false one
@@ -327,7 +327,7 @@ def interval_of(
 
 @lru_cache(maxsize=1024)
 def widening(block_length: int, overlap: int) -> float:
-    """By how much blocks of `block_length` windows, `overlap` of which score a common step, spread too little.
+    """By how much blocks of `block_length` windows, `overlap` of which share a step, spread too little.
 
     Resampled blocks lose the dependence across their seams: of the covariance at lag k they keep the share
     1 - k / block_length (Kuensch, Annals of Statistics 17, 1989). Windows that share steps are dependent in a
