@@ -14,9 +14,10 @@ from pydantic import Field
 
 from pipelines.checkpoint import Checkpoint, load_model
 from pipelines.clock import now
-from pipelines.cost import CostComparison, Payback
+from pipelines.cost import CostComparison
 from pipelines.data.spec import DatasetSpec
 from pipelines.data.windows import Windows
+from pipelines.payback import Payback
 from pipelines.scoring import Scores, load_scored, load_slices
 from pipelines.training import to_tensors
 from validation.evidence import Evidence, Look
@@ -31,6 +32,7 @@ from validation.statistics import (
     Scored,
     block_length_for,
     interval,
+    num_telling_windows,
     paired_interval,
     resample_weights,
     same_windows,
@@ -205,7 +207,10 @@ def _group_kpis(
         return []
     smallest = sliced.get(versus, math.inf)
     groups = panel.groups
-    counted = [label for label in groups if panel.ours.restrict(groups[label]).num_scored_windows >= smallest]
+    telling = {
+        label: num_telling_windows(METRICS[name], panel.ours.restrict(keep)) for label, keep in groups.items()
+    }
+    counted = [label for label in groups if telling[label] >= smallest]
     kpis = []
     for family in (counted, *([label] for label in groups if label not in counted)):
         kpis += _family_kpis(panel, name, versus, family, how, is_judged=family is counted)
@@ -236,7 +241,7 @@ def _family_kpis(
     return [
         kpi(
             name,
-            own,
+            own.model_copy(update={"n": num_telling_windows(metric, subject)}),
             joint=joint if is_judged else None,
             checkpoint=panel.candidate.scored,
             snapshot=panel.candidate.snapshot,
@@ -245,7 +250,7 @@ def _family_kpis(
             reference_value=metric(reference) if reference is not None else None,
             reference_checkpoint=panel.references[versus].scored if versus else None,
         )
-        for label, reference, (own, joint) in zip(labels, theirs, found, strict=True)
+        for label, subject, reference, (own, joint) in zip(labels, ours, theirs, found, strict=True)
     ]
 
 
@@ -290,7 +295,7 @@ def resampling(
 def cost_kpis(cost: CostComparison, repaid: Payback, checkpoint: str, snapshot: str) -> list[Kpi]:
     """Latency and memory ratios at the configured length, and the payback."""
     measured = partial(kpi, checkpoint=checkpoint, snapshot=snapshot)
-    days = Interval(value=repaid.days, low=repaid.low, high=repaid.high, n=1)
+    days = Interval(value=repaid.days, low=repaid.low, high=repaid.high, n=1, confidence=repaid.confidence)
     return [
         measured("latency_p50_ratio", cost.latency_p50_ratio),
         measured("latency_p99_ratio", cost.latency_p99_ratio),

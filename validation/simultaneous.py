@@ -85,7 +85,7 @@ def _half_widths(
         deviation = np.abs(draws - np.array([own[index].value for index in usable]))
         spread = np.nanstd(draws, axis=0, ddof=1)
         ratios = np.divide(deviation, spread, out=np.zeros_like(deviation), where=spread > 0)
-        critical = float(np.quantile(np.nanmax(ratios, axis=1), confidence))
+        critical = float(np.quantile(np.nan_to_num(ratios).max(axis=1), confidence))
         for index, each in zip(usable, spread, strict=True):
             halves[index] = critical * _expansion(confidence, num_blocks[index]) * float(each)
     return halves

@@ -78,6 +78,8 @@ class Metric:
     name: str
     higher_is_better: bool
     prepare: Callable[[Scored], Statistic]
+    is_ranking: bool = False
+    """Positives are ranked against negatives, so windows that hold only one of the two tell little."""
 
     def __call__(self, scored: Scored) -> float:
         """The metric on every window once; NaN when undefined (nothing scored, one class, NaN)."""
@@ -187,13 +189,26 @@ def _mean_precision(positives: Floats, negatives: Floats) -> float:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("auroc", True, _ranked(_area_under_roc)),
-        Metric("average_precision", True, _ranked(_mean_precision)),
+        Metric("auroc", True, _ranked(_area_under_roc), is_ranking=True),
+        Metric("average_precision", True, _ranked(_mean_precision), is_ranking=True),
         Metric("log_loss", False, _mean_of(_cross_entropy)),
         Metric("mse", False, _mean_of(_squared_error)),
         Metric("mae", False, _mean_of(_absolute_error)),
     )
 }
+
+
+def num_telling_windows(metric: Metric, scored: Scored) -> int:
+    """Windows that inform the metric: for a ranking, the fewer of those with a positive and with a negative.
+
+    Fifty windows of a group that once had an event say nothing of how well its events are found.
+    """
+    if not metric.is_ranking:
+        return scored.num_scored_windows
+    return min(
+        scored.restrict(scored.targets > 0).num_scored_windows,
+        scored.restrict(scored.targets <= 0).num_scored_windows,
+    )
 
 
 def block_length_for(num_windows: int, overlap: int = 1) -> int:
