@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flows.commands.serve import serve, shadow
+
 if TYPE_CHECKING:
     from pipelines.settings import Settings
     from pipelines.summary import RolloutSummary
@@ -115,18 +117,23 @@ def _settings() -> "Settings":
     return settings
 
 
+dankai.add_command(serve)
+dankai.add_command(shadow)
+
+
 def main() -> None:
     """Entry point: exit 0 when the job was done whatever the verdicts, 2 for input that cannot be used."""
     sys.exit(_answer(dankai))
 
 
 def _answer(command: Callable[..., object]) -> int:
+    from pipelines.escaping import printable
     from validation.errors import InputError
 
     try:
         command(standalone_mode=False)
     except InputError as error:
-        click.echo(f"dankai: {error}", err=True)
+        click.echo(printable(f"dankai: {error}"), err=True)
         return 2
     except click.ClickException as error:
         error.show()
