@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flows.commands.gate import gate
 from flows.commands.serve import serve, shadow
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def _settings() -> "Settings":
     return settings
 
 
+dankai.add_command(gate)
 dankai.add_command(serve)
 dankai.add_command(shadow)
 

@@ -20,8 +20,9 @@ from pipelines.data.windows import Windows
 from pipelines.payback import Payback
 from pipelines.scoring import Scores, load_scored, load_slices
 from pipelines.training import to_tensors
+from validation.errors import InputError
 from validation.evidence import Evidence, Look
-from validation.gates import Stage, StagePolicy, Verdict, judge
+from validation.gates import Stage, Verdict, judge
 from validation.kpis import Kpi, Reference, kpi
 from validation.policy import Policy
 from validation.record import Record
@@ -37,6 +38,7 @@ from validation.statistics import (
     resample_weights,
     same_windows,
 )
+from validation.thresholds import Threshold
 
 TASK_METRICS: dict[str, tuple[str, ...]] = {
     "event": ("auroc", "average_precision", "log_loss"),
@@ -92,8 +94,9 @@ def evaluate(
         measured_at=min(each.scored_at for each in (candidate, *references.values())) or None,
         judged_at=judged_at or now(),
     )
-    how = resampling(policy, spec, panel.ours.num_windows, rules.confidence_at(evidence.look))
-    kpis = (*task_kpis(panel, TASK_METRICS[spec.task], _sliced(rules), how), *measured)
+    names, confidence = TASK_METRICS[spec.task], rules.confidence_at(evidence.look)
+    how = resampling_of(policy, overlap(spec), panel.ours.num_windows, confidence)
+    kpis = (*_panel_kpis(panel, names, groups_asked(rules.thresholds), how), *measured)
     return Evaluation(
         stage=stage,
         subject=candidate.subject,
@@ -156,16 +159,30 @@ def _other_windows(name: str, candidate: Scores, ours: Scored, reference: Scores
     return ""
 
 
-def _sliced(rules: StagePolicy) -> dict[Reference | None, int]:
+def groups_asked(thresholds: Iterable[Threshold]) -> dict[Reference | None, int]:
     """Against whom groups are compared, and the smallest group that counts there."""
     asked: dict[Reference | None, int] = {}
-    for threshold in rules.thresholds:
+    for threshold in thresholds:
         if threshold.slice:
             asked[threshold.versus] = min(threshold.min_group, asked.get(threshold.versus, 1 << 62))
     return asked
 
 
-def task_kpis(
+def task_kpis(evaluation: Evaluation, names: Sequence[str], policy: Policy) -> list[Kpi]:
+    """The task metrics of a stored evaluation, computed again from its scores as `policy` wants them.
+
+    Raises InputError where the scores are gone or were altered.
+    """
+    if evaluation.candidate is None:
+        raise InputError(f"{evaluation.subject}: the evaluation does not say where its scores lie")
+    rules, look = policy.stage(evaluation.stage), evaluation.verdict.evidence.look
+    panel = _Panel.of(evaluation.candidate, evaluation.references)
+    windows, confidence = panel.ours.num_windows, rules.confidence_at(look)
+    how = resampling_of(policy, evaluation.overlap, windows, confidence)
+    return _panel_kpis(panel, names, groups_asked(rules.thresholds), how)
+
+
+def _panel_kpis(
     panel: _Panel, names: Sequence[str], sliced: Mapping[Reference | None, int], how: "Resampling"
 ) -> list[Kpi]:
     """Task metrics over all windows, alone and paired with each reference; in groups the main metric."""
@@ -277,18 +294,20 @@ def overlap(spec: DatasetSpec) -> int:
     return math.ceil(max(1, spec.horizon) / spec.stride)
 
 
-def resampling(
-    policy: Policy, spec: DatasetSpec, num_windows: int, confidence: float | None = None
-) -> Resampling:
+def resampling(policy: Policy, spec: DatasetSpec, num_windows: int) -> Resampling:
+    """How metrics over windows of a dataset are resampled, at the policy's confidence."""
+    return resampling_of(policy, overlap(spec), num_windows, policy.confidence)
+
+
+def resampling_of(policy: Policy, overlap: int, num_windows: int, confidence: float) -> Resampling:
     """Blocks long enough for windows that share steps of their horizons, and as many resamples beyond either
     end of the interval as the policy's own confidence would leave there."""
-    confidence = confidence or policy.confidence
     return {
         "confidence": confidence,
         "num_resamples": math.ceil(policy.num_resamples * (1 - policy.confidence) / (1 - confidence) - 1e-9),
-        "block_length": block_length_for(num_windows, overlap(spec)),
+        "block_length": block_length_for(num_windows, overlap),
         "seed": 0,
-        "overlap": overlap(spec),
+        "overlap": overlap,
     }
 
 
