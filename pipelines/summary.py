@@ -74,6 +74,8 @@ def _value(check: Check) -> str:
     if kpi is None:
         return "not measured"
     unit = KINDS[kpi.name].unit
+    if kpi.name == "payback_days" and math.isinf(kpi.value):
+        return "does not pay back"
     if unit == "B":
         return f"{kpi.value / 2**20:.1f} MiB [{kpi.low / 2**20:.1f}, {kpi.high / 2**20:.1f}]"
     sign = "+" if kpi.versus else ""
