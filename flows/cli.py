@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flows.commands.budget import budget
+
 if TYPE_CHECKING:
     from pipelines.settings import Settings
     from pipelines.summary import RolloutSummary
@@ -75,6 +77,9 @@ def ui(port: int) -> None:
     command += ["--port", str(port), "--workers", "1", "--artifacts-destination", str(settings.artifacts)]
     click.echo(f"MLflow UI: http://127.0.0.1:{port}  (Ctrl-C stops it)", err=True)
     os.execvp(str(Path(sys.executable).with_name("mlflow")), command)
+
+
+dankai.add_command(budget)
 
 
 def _run(dataset: Path, policy: Path, quiet: bool) -> None:

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from validation.record import Record
 
 Mode = Literal["dense", "sparse", "selector", "adapt"]
-"""What is trained: everything, read densely or sparsely; the selector alone (pilot); selector and head (new site)."""
+"""Everything, read densely or sparsely; the selector alone (pilot); selector and head (a new site)."""
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 

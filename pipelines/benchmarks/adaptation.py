@@ -36,7 +36,15 @@ from pipelines.fingerprint import ROOT, environment
 from pipelines.scoring import load_scored, score_model
 from pipelines.training_plan import Mode, TrainingPlan
 from validation.policy import load_policy
-from validation.statistics import METRICS, Interval, Metric, Scored, Statistic, Weights, interval, paired_interval
+from validation.statistics import (
+    METRICS,
+    Metric,
+    Scored,
+    Statistic,
+    Weights,
+    interval,
+    paired_interval,
+)
 
 SITE = "LGA"
 NUM_WINDOWS = (50, 100, 200, 400)
@@ -67,7 +75,7 @@ def site_spec() -> DatasetSpec:
 
 
 def source_and_site(spec: DatasetSpec, folder: Path) -> tuple[Windows, Windows]:
-    """The other airports' windows, and the new one's in their scales and vocabularies (its name is unknown)."""
+    """The other airports' windows, and the new one's in their terms (its own name is unknown there)."""
     import polars as pl
 
     snapshot = take_snapshot(spec, folder)
@@ -141,7 +149,8 @@ class Benchmark:
 
 def _side_by_side(each: Sequence[Scored]) -> Scored:
     scores, targets, mask = (
-        np.concatenate([getattr(one, field) for one in each], axis=-1) for field in ("scores", "targets", "mask")
+        np.concatenate([getattr(one, field) for one in each], axis=-1)
+        for field in ("scores", "targets", "mask")
     )
     return Scored(scores, targets, mask)
 

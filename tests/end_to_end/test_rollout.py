@@ -83,7 +83,7 @@ def test_the_summary_names_versions_and_hashes(summary: dict[str, Any], folder: 
     assert sha256.match(summary["prepared"]["snapshot"]["content_hash"])
     assert sha256.match(summary["bundle"]["manifest_sha256"])
     assert summary["state"]["releases"][-1]["stage"] == "steady"
-    assert summary["sweep"]["densities"] == [0.25, 0.5]
+    assert [point["density"] for point in summary["calibration"]["points"]] == [0.25, 0.5]
     assert [cost["num_steps"] for cost in summary["costs"]] == [80, 320, 1280]
 
 
