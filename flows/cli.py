@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flows.commands.budget import budget
+from flows.commands.explain import explain
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings
@@ -80,6 +81,7 @@ def ui(port: int) -> None:
 
 
 dankai.add_command(budget)
+dankai.add_command(explain)
 
 
 def _run(dataset: Path, policy: Path, quiet: bool) -> None:

@@ -50,7 +50,8 @@ class Conditions(Record):
     confidence: float
 
     def __str__(self) -> str:
-        where = self.machine if self.device == "cuda" else f"{self.threads} threads of {self.machine}"
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        where = self.machine if self.device == "cuda" else f"{threads} of {self.machine}"
         return f"{self.num_steps:,} steps on {where}"
 
 

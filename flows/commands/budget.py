@@ -59,8 +59,10 @@ def _as_json(calibration: "Calibration", chosen: "Budget | None") -> str:
 
 
 def _print(calibration: "Calibration", chosen: "Budget | None") -> None:
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
+
+    from flows.tables import console
 
     metric = calibration.points[0].metric
     title = f"{calibration.num_windows} validation windows; {calibration.conditions}"
@@ -70,10 +72,12 @@ def _print(calibration: "Calibration", chosen: "Budget | None") -> None:
     for point in calibration.points:
         values = (f"{point.density:g}", f"{point.num_selected}", f"{point.task_metric:.4f}")
         mark = "bold" if chosen and chosen.density == point.density else None
-        table.add_row(*values, _range(point.loss, "+.2%"), *_cost(point.cost), style=mark)
+        cells = (*values, _range(point.loss, "+.2%"), *_cost(point.cost))
+        table.add_row(*map(escape, cells), style=mark)
     table.add_section()
-    table.add_row("dense", "all", f"{calibration.dense_metric:.4f}", "", *_cost(calibration.dense_cost))
-    Console(soft_wrap=True).print(table)
+    cells = ("dense", "all", f"{calibration.dense_metric:.4f}", "", *_cost(calibration.dense_cost))
+    table.add_row(*map(escape, cells))
+    console().print(table)
     if chosen is not None:
         click.echo(f"density {chosen.density:g}")
 
@@ -88,5 +92,6 @@ def _cost(cost: "Cost") -> tuple[str, str, str]:
 
 
 def _range(interval: "Interval", form: str) -> str:
-    """Value and ends; the brackets are escaped, as they would be read as a style."""
-    return f"{interval.value:{form}} \\[{interval.low:{form}}, {interval.high:{form}}]"
+    if interval.low != interval.low:  # too few windows
+        return f"{interval.value:{form}} [no interval]"
+    return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
