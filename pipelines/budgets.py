@@ -5,6 +5,7 @@ No heavy imports: serving, devices' manifests and the command line read these re
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from sparse_model.config import Budget
@@ -98,10 +99,7 @@ class Calibration(Record):
     def _impossible(self, targets: "list[_Target]") -> str:
         for target in targets:
             if not any(map(target.is_kept, self.points)):
-                best = min(self.points, key=lambda point: _nan_last(target.worst(point)))
-                return (
-                    f"{target} cannot be kept: density {best.density:g} comes nearest with {target.of(best)}"
-                )
+                return f"{target} cannot be kept: {_nearest(self.points, target)}"
         kept = "; ".join(f"{target} allows densities {_listed(self.points, target)}" for target in targets)
         return f"no measured one keeps every target: {kept}"
 
@@ -118,9 +116,6 @@ class _Target:
 
     def is_kept(self, point: BudgetPoint) -> bool:
         return self.worst(point) <= self.bound
-
-    def of(self, point: BudgetPoint) -> str:
-        return f"up to {self.worst(point):,.4g}{self.unit}"
 
     def __str__(self) -> str:
         return f"{self.name} {self.bound:,.4g}{self.unit}"
@@ -149,8 +144,12 @@ def _targets(latency_ms: float | None, memory_bytes: float | None, max_loss: flo
     return targets
 
 
-def _nan_last(value: float) -> float:
-    return value if value == value else float("inf")
+def _nearest(points: tuple[BudgetPoint, ...], target: _Target) -> str:
+    known = [point for point in points if isfinite(target.worst(point))]
+    if not known:
+        return "there were too few windows to tell"
+    best = min(known, key=target.worst)
+    return f"density {best.density:g} comes nearest with up to {target.worst(best):,.4g}{target.unit}"
 
 
 def _listed(points: tuple[BudgetPoint, ...], target: _Target) -> str:
