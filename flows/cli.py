@@ -9,6 +9,7 @@ import click
 
 from flows.commands.budget import budget
 from flows.commands.explain import explain
+from flows.commands.serve import serve, shadow
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings
@@ -80,10 +81,6 @@ def ui(port: int) -> None:
     os.execvp(str(Path(sys.executable).with_name("mlflow")), command)
 
 
-dankai.add_command(budget)
-dankai.add_command(explain)
-
-
 def _run(dataset: Path, policy: Path, quiet: bool) -> None:
     import os
 
@@ -122,18 +119,25 @@ def _settings() -> "Settings":
     return settings
 
 
+dankai.add_command(budget)
+dankai.add_command(explain)
+dankai.add_command(serve)
+dankai.add_command(shadow)
+
+
 def main() -> None:
     """Entry point: exit 0 when the job was done whatever the verdicts, 2 for input that cannot be used."""
     sys.exit(_answer(dankai))
 
 
 def _answer(command: Callable[..., object]) -> int:
+    from pipelines.escaping import printable
     from validation.errors import InputError
 
     try:
         command(standalone_mode=False)
     except InputError as error:
-        click.echo(f"dankai: {error}", err=True)
+        click.echo(printable(f"dankai: {error}"), err=True)
         return 2
     except click.ClickException as error:
         error.show()

@@ -3,9 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from pipelines.budgets import FILE, BudgetPoint, Calibration, Conditions, Cost
 from pipelines.checkpoint import Checkpoint
-from pipelines.cost import Subject, Timings, measure_turns, quantile_interval, worst_case
+from pipelines.cost import Subject, Timings, measure_turns, worst_case
 from pipelines.data.spec import DatasetSpec
 from pipelines.evaluation import TASK_METRICS, resampling
 from pipelines.files import replace_file
@@ -14,7 +16,7 @@ from pipelines.job import Job, Prepared
 from pipelines.judging import score
 from pipelines.scoring import load_scored
 from sparse_model.config import Budget
-from validation.statistics import METRICS, Interval, Metric, Scored, paired_interval
+from validation.statistics import METRICS, Interval, Metric, Scored, paired_interval, quantile_interval
 
 _REPEATS = 20  # inferences per process: with fewer in all than forty the 99th percentile is one accident
 _PROCESSES = 2  # per budget: memory repeats closely from one fresh process to the next
@@ -111,10 +113,10 @@ def _loss(job: Job, metric: Metric, ours: Scored, theirs: Scored) -> Interval:
 
 
 def _cost(job: Job, timed: Timings) -> Cost:
-    confidence = job.policy.confidence
+    latency, confidence = np.array(timed.latency_ms), job.policy.confidence
     return Cost(
-        latency_p50_ms=quantile_interval(timed.latency_ms, 0.5, confidence),
-        latency_p99_ms=quantile_interval(timed.latency_ms, 0.99, confidence),
+        latency_p50_ms=quantile_interval(latency, 0.5, confidence=confidence),
+        latency_p99_ms=quantile_interval(latency, 0.99, confidence=confidence),
         peak_memory_bytes=worst_case(timed.memory_bytes),
     )
 

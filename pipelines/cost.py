@@ -45,15 +45,6 @@ class Timings(Record):
         return float(np.quantile(self.latency_ms, share))
 
 
-def quantile_interval(samples: Sequence[float] | np.ndarray, share: float, confidence: float) -> Interval:
-    """A quantile of timings with its bootstrap percentile interval; it never reaches beyond what was seen."""
-    draws = np.random.default_rng(0).choice(samples, size=(1000, len(samples)))
-    low, high = np.quantile(np.quantile(draws, share, axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(
-        value=float(np.quantile(samples, share)), low=float(low), high=float(high), n=len(samples)
-    )
-
-
 def worst_case(samples: Sequence[float] | np.ndarray, value: float | None = None) -> Interval:
     """The largest value seen (or a `value` known to be the worst), with the range of what was seen."""
     low, high = float(np.min(samples)), float(np.max(samples))

@@ -16,14 +16,14 @@ from validation.errors import unknown_name
 from validation.kpis import Kpi, kpi
 from validation.policy import Policy
 from validation.record import Record
-from validation.statistics import METRICS, Scored, interval
+from validation.simultaneous import intervals_at_once
+from validation.statistics import METRICS, Floats, Scored, interval
 
 if TYPE_CHECKING:
     import torch
 
     from sparse_model.model import SparseEncoder
 
-Array = NDArray[np.float64] | NDArray[np.float32]
 _AUDITED_WINDOWS = 64
 _AUDITED_STEPS = (
     128  # of a window's asked steps, evenly spread: a dense row costs as much as the window is long
@@ -161,13 +161,18 @@ def _asked_block(
     )
 
 
-def _mean(part_BLHPX: "torch.Tensor") -> Array:
+def _mean(part_BLHPX: "torch.Tensor") -> NDArray[np.float32]:
     """Over sequences, layers, heads and asked steps."""
     return part_BLHPX.float().mean((0, 1, 2, 3)).numpy()
 
 
 def _read_blocks(
-    windows: Windows, batch: WindowBatch, steps_N: Array, summaries_J: Array, read_by_J: Array, size: int
+    windows: Windows,
+    batch: WindowBatch,
+    steps_N: NDArray[np.float32],
+    summaries_J: NDArray[np.float32],
+    read_by_J: NDArray[np.float32],
+    size: int,
 ) -> list[ReadBlock]:
     """Every key block, most mass first."""
     starts = np.arange(len(summaries_J)) * size
@@ -206,17 +211,22 @@ def missed_mass_kpis(
 
     Two KPIs each: `missed_mass`, which neither exact reading nor summaries carry, and `unread_mass`, which
     was left to summaries. Dense rows of some evenly spread steps are run in some evenly spread windows of
-    `part`; means over layers and heads, with block-bootstrap intervals over windows.
+    `part`; means over layers and heads, with block-bootstrap intervals over windows and, for the groups, a
+    band that holds for all of them at once.
     """
     audited = _audit(checkpoint, windows, part, density)
+    how = resampling(policy, windows.spec, len(audited.mask))
     measured = partial(kpi, checkpoint=checkpoint.sha256, snapshot=windows.snapshot.content_hash)
-    kpis = []
-    for label, keep in {"": np.ones_like(audited.mask), **audited.groups()}.items():
-        for name, mass in (("missed_mass", audited.missed), ("unread_mass", audited.unread)):
-            # The mean of a mass is its mean distance from none at all.
-            scored = Scored(mass, np.zeros_like(mass), audited.mask * keep)
-            how = resampling(policy, windows.spec, scored.num_windows)
-            kpis.append(measured(name, interval(METRICS["mae"], scored, **how), slice=label))
+    kpis, groups = [], audited.groups()
+    for name, mass in (("missed_mass", audited.missed), ("unread_mass", audited.unread)):
+        # A mass is its own distance from none at all, so its mean is a mean absolute error.
+        metric, whole = METRICS["mae"], Scored(mass, np.zeros_like(mass), audited.mask)
+        kpis.append(measured(name, interval(metric, whole, **how)))
+        found = intervals_at_once(metric, [(whole.restrict(keep), None) for keep in groups.values()], **how)
+        kpis += [
+            measured(name, own, slice=label, joint=joint)
+            for label, (own, joint) in zip(groups, found, strict=True)
+        ]
     return kpis
 
 
@@ -224,16 +234,16 @@ def missed_mass_kpis(
 class _Audited:
     """Dense rows of some windows, [W, P] each."""
 
-    unread: Array
-    missed: Array
-    mask: Array
+    unread: Floats
+    missed: Floats
+    mask: Floats
     """1 where the step is one that the model is asked about."""
     slices: Mapping[str, NDArray[np.str_]]
 
-    def groups(self) -> dict[str, Array]:
+    def groups(self) -> dict[str, NDArray[np.bool_]]:
         """Mask of every group of every slice column: "origin=JFK" and so on."""
         return {
-            f"{column}={group}": (values == group).astype(np.float64)
+            f"{column}={group}": values == group
             for column, values in self.slices.items()
             for group in np.unique(values)
         }
@@ -255,7 +265,7 @@ def _audit(checkpoint: Checkpoint, windows: Windows, part: str, density: float) 
         audited = audit(model, *_inputs(batch), Budget(density), torch.from_numpy(steps))
         for found, kept in zip(audited, (unread, missed), strict=True):
             kept.append(found[0].double().mean((0, 1)).numpy())
-        masks.append(batch.target_mask[0, steps].max(-1))
+        masks.append(batch.target_mask[0, steps].max(-1).astype(np.float64))
         rows.append(batch.rows[0, steps])
     slices = {name: windows.column(name).astype(str)[np.stack(rows)] for name in windows.spec.slices}
     return _Audited(np.stack(unread), np.stack(missed), np.stack(masks), slices)

@@ -122,7 +122,8 @@ def missed_by_mass(model: SparseEncoder, batches: list[list[Tensor]], most: int)
     )
     curves = []
     for blocks in range(1, most + 1):
-        missed = [audit(model, *batch[:3], Budget(blocks / num_blocks), rows).missed for batch in batches]
+        budget = Budget(blocks / num_blocks)
+        missed = [audit(model, *_inputs(batch), budget, rows).missed for batch in batches]
         curves.append(torch.cat(missed).mean((0, 3)).unflatten(1, (model.config.selector_heads, -1)).mean(-1))
     curve_KLS = torch.stack(curves)
 
@@ -133,13 +134,18 @@ def missed_by_mass(model: SparseEncoder, batches: list[list[Tensor]], most: int)
     return worth
 
 
+def _inputs(batch: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    numeric, known, categorical, *_ = batch
+    return numeric, known, categorical
+
+
 def loss_of(model: SparseEncoder, batches: list[list[Tensor]]) -> Callable[[Shares], float]:
     """Mean task loss of validation windows under any shares."""
 
     def worth(shares: Shares) -> float:
         with reading(model, shares), torch.inference_mode():
             losses = [
-                task_loss(model(*batch[:3], Budget(1.0)), batch[3], batch[4], model.config.task)
+                task_loss(model(*_inputs(batch), Budget(1.0)), batch[3], batch[4], model.config.task)
                 for batch in batches
             ]
         return float(torch.stack(losses).mean())

@@ -58,7 +58,8 @@ def test_the_mass_it_tells_is_the_mass_that_made_the_output(
         chosen = layer.attention.select(layer.attention_norm(model.embed(*given_)), budget)  # pyright: ignore
     means = torch.stack([part.mean(2) for part in v.split(BLOCK, dim=2)], dim=2)
     told = reading.steps_BLHPN[:, 0] @ v + reading.summaries_BLHPJ[:, 0] @ means
-    torch.testing.assert_close(told, attend(q, k, v, chosen, implementation="reference"))
+    expected = attend(q, k, v, chosen, implementation="reference")  # pyright: ignore[reportArgumentType]
+    torch.testing.assert_close(told, expected)
     total = reading.steps_BLHPN.sum(-1) + reading.summaries_BLHPJ.sum(-1)
     torch.testing.assert_close(total, torch.ones_like(total))
 
