@@ -6,7 +6,7 @@ from datetime import datetime
 import numpy as np
 
 from pipelines.data.spec import Split
-from pipelines.data.windows import Windows
+from pipelines.data.windows import FIXED_PARTS, Windows
 
 _HELD_BACK = 0.2  # of the few windows: on them the best weights are chosen
 
@@ -27,11 +27,11 @@ def latest_windows(windows: Windows, num_windows: int) -> Windows:
     if first < 0:
         most = (test - spec.lookback) // spec.stride
         raise spec.refuse("split.test", f"only {most} windows lie before it, {num_windows} were asked for")
-    used = windows.parts >= 0
+    is_later = ~np.isin(windows.parts, range(len(FIXED_PARTS)))  # months of a replay, or not used at all
     split = Split(
         validation=_time(windows, test - held_back * spec.stride),
         test=_time(windows, test),
-        end=None if used.all() else _time(windows, int(np.argmin(used))),
+        end=_time(windows, int(np.argmax(is_later))) if is_later.any() else None,
     )
     site = spec.model_copy(update={"split": split})
     return Windows(windows.snapshot, site, windows.preprocessing, windows.table[first:])

@@ -38,9 +38,15 @@ def budget(
     from pipelines.data.spec import load_spec
     from pipelines.release import live_checkpoint
     from pipelines.settings import load_settings
+    from validation.errors import InputError
 
     spec = load_spec(dataset)
-    calibration = load_calibration(Path(live_checkpoint(load_settings(), spec.name).folder))
+    live = live_checkpoint(load_settings(), spec.name)
+    if live.mode == "dense":
+        raise InputError(
+            f"{spec.name}: the dense incumbent is live, which reads everything: it has no budgets"
+        )
+    calibration = load_calibration(Path(live.folder))
     bounds = {"latency_ms": latency_ms, "max_loss": max_loss}
     bounds["memory_bytes"] = None if memory_mib is None else memory_mib * 2**20
     is_asked = any(bound is not None for bound in bounds.values())

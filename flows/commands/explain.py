@@ -53,8 +53,8 @@ def explain(
     if when is None and not audit:
         raise click.UsageError("give --window TIME, --audit or both")
     spec, settings = load_spec(dataset), load_settings()
-    share = _share(density, spec.training.target_density)
     checkpoint = live_checkpoint(settings, spec.name)
+    share = _share(density, 1.0 if checkpoint.mode == "dense" else spec.training.target_density)
     windows = windows_of(checkpoint, spec, settings)
     window = _explained(checkpoint, windows, when, entity, share, num_steps) if when else None
     missed = _audited(checkpoint, windows, part, share) if audit else None
@@ -68,6 +68,7 @@ def explain(
 
 
 def _share(density: float | None, default: float) -> float:
+    """What was asked for, or what the live model reads: everything, while that is the dense incumbent."""
     from sparse_model.config import Budget
 
     try:
