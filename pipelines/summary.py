@@ -3,13 +3,13 @@
 import math
 from pathlib import Path
 
+from pipelines.budgets import Calibration
 from pipelines.cost import CostComparison
 from pipelines.edge.bundle import Bundle
 from pipelines.evaluation import Evaluation
 from pipelines.files import replace_file
 from pipelines.fingerprint import Environment
 from pipelines.job import Prepared
-from pipelines.judging import BudgetSweep
 from pipelines.replay import Month
 from pipelines.rollout import RolloutState
 from validation.gates import Check, Outcome
@@ -40,7 +40,7 @@ class RolloutSummary(Record):
     prepared: Prepared
     evaluations: tuple[Evaluation, ...]
     costs: tuple[CostComparison, ...]
-    sweep: BudgetSweep | None
+    calibration: Calibration | None
     bundle: Bundle | None
     months: tuple[Month, ...]
     state: RolloutState

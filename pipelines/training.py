@@ -1,4 +1,4 @@
-"""Training under Lightning: dense, sparse end to end, or the selector alone. Runs without MLflow or Prefect.
+"""Training under Lightning: dense, sparse end to end, or parts alone. Runs without MLflow or Prefect.
 
 Every batch is a pure function of (seed, step), so a training that was killed goes on from its last
 checkpoint with exactly the batches it would have seen.
@@ -33,6 +33,11 @@ Report = Callable[[str, int, int], None]
 """Progress: what is being done, units done, units planned."""
 Curve = dict[str, list[tuple[int, float]]]
 """Metrics by step: name -> [(step, value)]."""
+TRAINED_PARTS: dict[Mode, frozenset[str]] = {
+    "selector": frozenset({"selector"}),
+    "adapt": frozenset({"selector", "head"}),
+}
+"""Modes that start from given weights and train some modules of the model, by name; the others train all."""
 
 
 class Batches(Dataset[list[Tensor]]):
@@ -69,10 +74,9 @@ class Fit(lightning.LightningModule):
         self.model, self.windows, self.plan, self.seed = model, windows, plan, seed
         self.mode: Mode = mode
         self.curve: Curve = {}
-        if mode == "selector":
-            model.requires_grad_(False)
-            for layer in model.layers:
-                layer.attention.selector.requires_grad_(True)  # pyright: ignore
+        if mode in TRAINED_PARTS:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(not TRAINED_PARTS[mode].isdisjoint(name.split(".")))
 
     def train_dataloader(self) -> DataLoader[list[Tensor]]:
         """The batches of the current epoch; the dataloader is made anew for each (see Trainer)."""
@@ -111,7 +115,8 @@ class Fit(lightning.LightningModule):
         if self.model.config.task == "detect":
             known, mask = hide_spans(known, mask, random)
         request = None if self.mode == "dense" else Training(self._probes(numeric, random), self._noise(budget))
-        budget = None if self.mode != "sparse" else budget or self._random_budget(random)
+        is_sparse = self.mode in ("sparse", "adapt")
+        budget = (budget or self._random_budget(random)) if is_sparse else None
         outputs, selector = self.model.predict(
             numeric, known, categorical, budget, training=request, recompute=self.plan.recompute
         )
@@ -207,10 +212,10 @@ def train(
 
     A checkpoint is kept in `folder` after every `plan.steps_per_epoch` steps; called again with the
     same arguments after a crash, the training goes on from there. `warm_start` gives the first
-    weights ("selector" needs it: the dense model whose attention the selector learns).
+    weights ("selector" needs the dense model whose attention it learns, "adapt" the model of another site).
     """
-    if mode == "selector" and warm_start is None:
-        raise ValueError("warm_start: fitting the selector needs the dense model it learns from")
+    if mode in TRAINED_PARTS and warm_start is None:
+        raise ValueError(f"warm_start: {mode} trains a part of a model and needs the model")
     lightning.seed_everything(seed, verbose=False)
     model = load_model(warm_start).train() if warm_start else SparseEncoder(config)
     fit = Fit(model, windows, plan, mode, seed)
