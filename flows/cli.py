@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from flows.commands.bench import bench
+from flows.commands.budget import budget
+from flows.commands.explain import explain
+from flows.commands.gate import gate
 from flows.commands.serve import serve, shadow
 
 if TYPE_CHECKING:
@@ -119,6 +122,9 @@ def _settings() -> "Settings":
 
 
 dankai.add_command(bench)
+dankai.add_command(gate)
+dankai.add_command(budget)
+dankai.add_command(explain)
 dankai.add_command(serve)
 dankai.add_command(shadow)
 

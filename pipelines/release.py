@@ -5,7 +5,7 @@ import getpass
 from pipelines.candidates import register
 from pipelines.checkpoint import Checkpoint
 from pipelines.job import Job
-from pipelines.release_log import Action, Decision, Stage
+from pipelines.release_log import Action, Decision, ReleaseLog, Stage
 from pipelines.rollout import (
     CLIMB,
     RolloutState,
@@ -15,7 +15,25 @@ from pipelines.rollout import (
     current_state,
     reconcile,
 )
+from pipelines.settings import Settings
+from pipelines.steps import stored
+from validation.errors import InputError
 from validation.gates import Verdict
+
+
+def live_checkpoint(settings: Settings, dataset: str) -> Checkpoint:
+    """The model that is live for a dataset, as it was trained here. Raises InputError where there is none."""
+    live = None
+    if settings.home.is_dir():  # opening the log would make it
+        live = current_state(ReleaseLog.open(settings), dataset).live
+    if live is None:
+        raise InputError(
+            f"{dataset}: nothing is live in {settings.home}; run its rollout, or set DANKAI_HOME"
+        )
+    for checkpoint in stored(settings.steps, f"{dataset}-train", Checkpoint):
+        if checkpoint.sha256 == live.checkpoint:
+            return checkpoint
+    raise InputError(f"{dataset}: {settings.steps} has no training of the live model {live.checkpoint[:12]}")
 
 
 def start_pilot(job: Job, incumbent: Checkpoint) -> RolloutState:

@@ -17,7 +17,7 @@ from torch.nn.functional import linear, silu
 from sparse_model.attention import BlockSelection, attend, dense, select
 from sparse_model.attention.selection import num_blocks_of
 from sparse_model.config import Budget, ModelConfig
-from sparse_model.losses import SelectorTerms, selector_terms
+from sparse_model.losses import Probes, SelectorTerms, selector_terms
 
 _ROTARY_BASE = 10_000.0
 # What inference holds at once. On a GPU large enough to fill it, on a CPU small enough for its cache.
@@ -26,35 +26,40 @@ _FFN_ROWS = {"cuda": 8192, "cpu": 1024}  # rows of the feed-forward
 
 
 @lru_cache
-def _frequency(half: int, device: torch.device) -> Tensor:
-    """Radians per step of each channel pair; worked out on the CPU, so that all devices turn alike."""
+def rotary_frequencies(channels: int, share: float, device: torch.device) -> Tensor:
+    """Radians per step of each channel pair; all but the fastest `share` of them stand still.
+
+    Worked out on the CPU, so that all devices turn alike.
+    """
+    half = channels // 2
     with torch.inference_mode(False):  # it is kept, and the next one to ask may be a training
-        return (_ROTARY_BASE ** (-torch.arange(half, dtype=torch.float32) / half)).to(device)
+        pair = torch.arange(half, dtype=torch.float32)
+        return (_ROTARY_BASE ** (-pair / half) * (pair < round(share * half))).to(device)
 
 
-def rotary(x_BHND: Tensor) -> Tensor:
+def rotary(x_BHND: Tensor, share: float = 1.0) -> Tensor:
     """Rotate channel pairs by step number (RoPE, Su et al. 2021); computed, not tabled, so any N works."""
     if x_BHND.is_cuda:
         from sparse_model.fused import Rotate  # needs Triton, which comes with PyTorch for GPUs
 
-        return Rotate.apply(x_BHND, _frequency(x_BHND.shape[-1] // 2, x_BHND.device))
-    return torch.cat(_turned(x_BHND), dim=-1)
+        return Rotate.apply(x_BHND, rotary_frequencies(x_BHND.shape[-1], share, x_BHND.device))
+    return torch.cat(_turned(x_BHND, share), dim=-1)
 
 
-def rotary_(x_BHND: Tensor) -> None:
+def rotary_(x_BHND: Tensor, share: float = 1.0) -> None:
     """`rotary` in place."""
     if x_BHND.is_cuda:
         from sparse_model.fused import rotate_
 
-        return rotate_(x_BHND, _frequency(x_BHND.shape[-1] // 2, x_BHND.device))
-    for half, turned in zip(x_BHND.chunk(2, dim=-1), _turned(x_BHND), strict=True):
+        return rotate_(x_BHND, rotary_frequencies(x_BHND.shape[-1], share, x_BHND.device))
+    for half, turned in zip(x_BHND.chunk(2, dim=-1), _turned(x_BHND, share), strict=True):
         half.copy_(turned)
 
 
-def _turned(x_BHND: Tensor) -> tuple[Tensor, Tensor]:
+def _turned(x_BHND: Tensor, share: float) -> tuple[Tensor, Tensor]:
     first, second = x_BHND.chunk(2, dim=-1)
     steps = torch.arange(x_BHND.shape[-2], device=x_BHND.device, dtype=torch.float32)
-    angle_ND = steps[:, None] * _frequency(first.shape[-1], x_BHND.device)
+    angle_ND = steps[:, None] * rotary_frequencies(x_BHND.shape[-1], share, x_BHND.device)
     cos, sin = angle_ND.cos().to(x_BHND.dtype), angle_ND.sin().to(x_BHND.dtype)
     return first * cos - second * sin, first * sin + second * cos
 
@@ -64,22 +69,25 @@ class Selector(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads = config.selector_heads
+        self.config = config
         self.to_qk = nn.Linear(config.width, 2 * config.selector_heads * config.selector_dim, bias=False)
 
     def forward(self, x_BNW: Tensor) -> tuple[Tensor, Tensor]:
         """Selector queries and keys, each [B, S, N, E], rotated by position like the attention's own."""
-        qk = self.to_qk(x_BNW).unflatten(-1, (2 * self.heads, -1)).transpose(1, 2)
-        queries, keys = rotary(qk).chunk(2, dim=1)
+        qk = self.to_qk(x_BNW).unflatten(-1, (2 * self.config.selector_heads, -1)).transpose(1, 2)
+        queries, keys = rotary(qk, self.config.rotary_share).chunk(2, dim=1)
         return queries, keys
 
 
 class Attention(nn.Module):
-    """Self-attention that is dense without a budget and block-sparse with one; the weights are shared."""
+    """Self-attention that is dense without a budget and block-sparse with one; the weights are shared.
 
-    def __init__(self, config: ModelConfig) -> None:
+    With `reads_all` it is dense with a budget too.
+    """
+
+    def __init__(self, config: ModelConfig, reads_all: bool = False) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.reads_all = config, reads_all
         kv_width = config.num_kv_heads * config.head_dim
         self.to_q = nn.Linear(config.width, config.width, bias=False)
         self.to_kv = nn.Linear(config.width, 2 * kv_width, bias=False)
@@ -91,16 +99,17 @@ class Attention(nn.Module):
         q = self.to_q(x_BNW).unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2)
         kv = self.to_kv(x_BNW).unflatten(-1, (2 * self.config.num_kv_heads, -1)).transpose(1, 2)
         k, v = kv.chunk(2, dim=1)  # not indexed: the gradient of an index is a tensor of zeros, and a sum
-        return rotary(q), rotary(k), v
+        return rotary(q, self.config.rotary_share), rotary(k, self.config.rotary_share), v
 
     def select(
         self, x_BNW: Tensor, budget: Budget, lengths_B: Tensor | None = None, ranking_noise: float = 0.0
     ) -> BlockSelection:
-        """The blocks that the selector would read for this input."""
+        """The blocks that are read for this input."""
         size = self.config.block_size
         with torch.no_grad():
             sq, sk = self.selector(x_BNW)
-        num_selected = budget.num_selected(num_blocks_of(x_BNW.shape[1], size))
+        num_blocks = num_blocks_of(x_BNW.shape[1], size)
+        num_selected = num_blocks if self.reads_all else budget.num_selected(num_blocks)
         return select(sq, sk, num_selected, size, lengths_B=lengths_B, ranking_noise=ranking_noise)
 
     def forward(
@@ -109,16 +118,16 @@ class Attention(nn.Module):
         budget: Budget | None,
         lengths_B: Tensor | None = None,
         ranking_noise: float = 0.0,
-        probes_P: Tensor | None = None,
+        probes: Probes | None = None,
     ) -> tuple[Tensor, SelectorTerms | None]:
-        """Attention output [B, N, W] and, when `probes_P` names steps, the selector's loss terms there."""
+        """Attention output [B, N, W] and, when `probes` names steps, the selector's loss terms there."""
         q, k, v = self.heads(x_BNW)
-        chosen = None if budget is None else self.select(x_BNW, budget, lengths_B, ranking_noise)
+        chosen = None if budget is None or self.reads_all else self.select(x_BNW, budget, lengths_B, ranking_noise)
         out_BNW = self._read(q, k, v, chosen, lengths_B)
         terms = None
-        if probes_P is not None:
+        if probes is not None:
             sq, sk = self.selector(x_BNW)
-            terms = selector_terms(q, k, sq, sk, probes_P, self.config.block_size, lengths_B)
+            terms = selector_terms(q, k, sq, sk, probes, self.config.block_size, lengths_B)
         return self.to_out(out_BNW), terms
 
     @torch.no_grad()
@@ -126,7 +135,7 @@ class Attention(nn.Module):
         self, x_BNW: Tensor, input_BNW: Tensor, budget: Budget | None, lengths_B: Tensor | None = None
     ) -> None:
         """Add the attention output for `input_BNW` to `x_BNW` in place, some heads at a time."""
-        chosen = None if budget is None else self.select(input_BNW, budget, lengths_B)
+        chosen = None if budget is None or self.reads_all else self.select(input_BNW, budget, lengths_B)
         together = self._heads_at_once(x_BNW.shape[0] * x_BNW.shape[1])
         for first in range(0, self.config.num_heads, together):
             heads = slice(first, first + together)
@@ -171,7 +180,7 @@ class Attention(nn.Module):
         to_k, to_v = self.to_kv.weight.unflatten(0, (2, -1, channels))[:, groups].flatten(1, 2)
         to_q = self.to_q.weight.unflatten(0, (-1, channels))[heads].flatten(0, 1)
         qkv_BHND = linear(x_BNW, torch.cat([to_q, to_k, to_v])).unflatten(-1, (-1, channels)).transpose(1, 2)
-        rotary_(qkv_BHND[:, : num_queries + num_keys])
+        rotary_(qkv_BHND[:, : num_queries + num_keys], self.config.rotary_share)
         q, k, v = qkv_BHND.split([num_queries, num_keys, num_keys], dim=1)
         return q, k, v
 
@@ -235,10 +244,10 @@ def _add_product_(x: Tensor, part: Tensor, weight: Tensor) -> None:
 class Layer(nn.Module):
     """Pre-norm residual layer: attention, then feed-forward."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, reads_all: bool = False) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.width)
-        self.attention = Attention(config)
+        self.attention = Attention(config, reads_all)
         self.ffn_norm = nn.RMSNorm(config.width)
         self.ffn = FeedForward(config)
 
@@ -248,9 +257,9 @@ class Layer(nn.Module):
         budget: Budget | None,
         lengths_B: Tensor | None = None,
         ranking_noise: float = 0.0,
-        probes_P: Tensor | None = None,
+        probes: Probes | None = None,
     ) -> tuple[Tensor, SelectorTerms | None]:
-        mixed, terms = self.attention(self.attention_norm(x_BNW), budget, lengths_B, ranking_noise, probes_P)
+        mixed, terms = self.attention(self.attention_norm(x_BNW), budget, lengths_B, ranking_noise, probes)
         x_BNW = x_BNW + mixed
         return x_BNW + self.ffn(self.ffn_norm(x_BNW)), terms
 
