@@ -9,6 +9,7 @@ from torch import Tensor
 from sparse_model import layers
 from sparse_model.captured import Captured
 from sparse_model.config import Budget, ModelConfig
+from sparse_model.losses import Probes
 from sparse_model.model import SparseEncoder, Training
 
 BUDGETS = [None, Budget(0.3)]
@@ -18,7 +19,7 @@ def model_of(heads: int = 4, groups: int = 2, rankings: int = 2, dtype: torch.dt
     torch.manual_seed(0)
     config = ModelConfig(
         num_numeric=3, cardinalities=(5,), num_outputs=2, width=8 * heads, num_heads=heads,
-        num_kv_heads=groups, selector_heads=rankings, ffn_width=40, block_size=16,
+        num_kv_heads=groups, selector_heads=rankings, ffn_width=40, block_size=16, rotary_share=0.5,
     )  # fmt: skip
     model = SparseEncoder(config)
     torch.nn.init.normal_(model.head.weight)
@@ -93,7 +94,7 @@ def test_a_model_that_has_answered_can_still_be_trained() -> None:
 def gradients(budget: Budget | None, recompute: bool) -> tuple[list[Tensor], int]:
     """Gradients of a training step with noise on the ranking, and the bytes that were kept for them."""
     model, inputs, kept = model_of(), inputs_of(200), {}
-    request = Training(torch.arange(0, 200, 30), ranking_noise=0.5)
+    request = Training(Probes(torch.arange(0, 200, 30)[None]), ranking_noise=0.5)
 
     def keep(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
