@@ -47,7 +47,9 @@ def encoder(num_kv_heads: int = 8) -> SparseEncoder:
         num_kv_heads=num_kv_heads, ffn_width=1408, block_size=128,
     )  # fmt: skip
     with torch.device("cuda"):
-        return SparseEncoder(config).bfloat16()
+        model = SparseEncoder(config).bfloat16()
+    torch.nn.init.normal_(model.head.weight, std=0.02)  # it starts as zeros, and zero gradients run faster
+    return model
 
 
 def plain(model: SparseEncoder, inputs: Inputs) -> Tensor:
