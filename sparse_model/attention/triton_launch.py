@@ -20,7 +20,7 @@ from sparse_model.attention.triton_problem import Lists, Problem, Rows, Transpos
 TRY_FORWARD = {64: 5, 128: 0}
 TRY_BACKWARD = {64: [3, 1, 1], 128: [3, 0, 0]}
 _LOG2_E = 1.4426950408889634
-_SCRATCH_ELEMENTS = 1 << 25  # float16 block maxima held at once while scoring: 64 MiB, or it decides the peak
+_SCRATCH_ELEMENTS = 1 << 26  # float16 block maxima held at once while scoring: 128 MiB
 _SCORE_PROGRAMS = 1056  # two rounds of four programs on each of 132 processors
 
 
