@@ -7,19 +7,16 @@ end breaks it, and holds in between. No evidence is never PASS.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from validation.errors import unknown_name
-from validation.kpis import KINDS, TASK_KINDS, TASK_METRIC, Kpi, KpiKind, Reference
+from validation.kpis import KINDS, TASK_KINDS, Kpi, KpiKind, Reference
 from validation.record import Record
+from validation.thresholds import ANY_COLUMN, WORST, Severity, Threshold, bound_of
 
 Stage = Literal["pilot", "training", "edge", "steady"]
-Severity = Literal["required", "warn", "dry_run"]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-WORST = "worst:"
-ANY_COLUMN = "*"
 
 
 class Outcome(StrEnum):
@@ -38,66 +35,23 @@ def worst(outcomes: Iterable[Outcome]) -> Outcome:
     return max(outcomes, key=_SEVERITY_OF_OUTCOME.__getitem__, default=Outcome.HOLD)
 
 
-class Threshold(Record):
-    """One demand on one KPI: a bound (`at_least`, `at_most`), or how much worse than `versus` it may be.
-
-    `margin` is in the KPI's unit, `relative_margin` a share of the reference's value. `slice` "worst:origin"
-    asks it of every group of that column with at least `min_group` windows; "worst:*" of every slice column
-    that the dataset declares. `warn` and `dry_run` are reported and never decide.
-    """
-
-    kpi: str
-    at_least: Finite | None = None
-    at_most: Finite | None = None
-    margin: Annotated[Finite, Field(ge=0)] | None = None
-    relative_margin: Annotated[Finite, Field(ge=0, lt=1)] | None = None
-    versus: Reference | None = None
-    slice: Annotated[str, StringConstraints(pattern=r"^(worst:.+)?$")] = ""
-    min_group: int = Field(default=1, ge=1)
-    severity: Severity = "required"
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> "Threshold":
-        for problem in _contradictions(self):
-            raise ValueError(problem)
-        return self
-
-
-def _contradictions(threshold: Threshold) -> Iterable[str]:
-    if threshold.kpi != TASK_METRIC and threshold.kpi not in KINDS:
-        yield unknown_name("KPI", threshold.kpi, [TASK_METRIC, *KINDS])
-        return
-    forms = [threshold.at_least, threshold.at_most, threshold.margin, threshold.relative_margin]
-    if sum(form is not None for form in forms) != 1:
-        yield "give exactly one of at_least, at_most, margin, relative_margin"
-    is_margin = threshold.margin is not None or threshold.relative_margin is not None
-    if is_margin != (threshold.versus is not None):
-        yield "margin and relative_margin go together with versus: dense, baseline or champion"
-    if threshold.kpi == TASK_METRIC:
-        if not is_margin:
-            yield "task_metric means another metric in each job: give it a relative_margin, not a bound"
-        return
-    yield from _impossible_bound(threshold, KINDS[threshold.kpi])
-
-
-def _impossible_bound(threshold: Threshold, kind: KpiKind) -> Iterable[str]:
-    if threshold.at_least is not None and not kind.higher_is_better:
-        yield f"{kind.name} is better when lower, so at_least contradicts it: use at_most"
-    if threshold.at_most is not None and kind.higher_is_better:
-        yield f"{kind.name} is better when higher, so at_most contradicts it: use at_least"
-    bound = threshold.at_least if threshold.at_least is not None else threshold.at_most
-    if bound is not None and not kind.lowest <= bound <= kind.highest:
-        yield f"{kind.name} lies in [{kind.lowest:g}, {kind.highest:g}]: a bound of {bound:g} decides nothing"
-
-
 class StagePolicy(Record):
-    """What one stage asks, and how much evidence it needs before it answers."""
+    """What one stage asks, and how much evidence it needs before it answers.
+
+    `thresholds` make the first blessing (quality), `serving` the second (it loads and answers where it will serve).
+    `policy` is the digest of the whole policy that this is a part of.
+    """
 
     stage: Stage
     thresholds: tuple[Threshold, ...]
+    serving: tuple[Threshold, ...] = ()
+    confidence: float = 0.95
+    looks: tuple[float, ...] = (1.0,)
     min_windows: int = Field(ge=1)
     min_timings: int = Field(ge=1)
     min_processes: int = Field(ge=1)
+    max_age_hours: float | None = None
+    policy: str = ""
 
 
 class Evidence(Record):
@@ -182,7 +136,7 @@ class _Finding(NamedTuple):
 
 def _checks(threshold: Threshold, bench: _Bench) -> Iterable[Check]:
     """One check per slice column asked about; none for "worst:*" on a dataset that declares no slices."""
-    name = bench.evidence.task_metric if threshold.kpi == TASK_METRIC else threshold.kpi
+    name = threshold.name_in(bench.evidence.task_metric)
     column = threshold.slice.removeprefix(WORST)
     for asked in bench.evidence.slices if column == ANY_COLUMN else (column,):
         judge_steps = _judge_worst_group if asked else _judge_all
@@ -253,7 +207,7 @@ def _judge_one(kpi: Kpi, threshold: Threshold, bench: _Bench, needed: int) -> _F
     gap = _gap_in_evidence(kpi, threshold, bench.evidence, needed)
     if gap:
         return _Finding(Outcome.HOLD, f"{said}: HOLD because {gap}", kpi)
-    bound = _bound(kpi, threshold)
+    bound = bound_of(kpi, threshold)
     outcome = _compare(kpi, bound, KINDS[kpi.name].higher_is_better)
     return _Finding(outcome, f"{said}, allowed {_number(bound)}: {_explain(outcome)}", kpi)
 
@@ -297,18 +251,6 @@ def _is_readable(kpi: Kpi) -> bool:
     if not kind.may_be_infinite and not all(math.isfinite(number) for number in numbers):
         return False
     return kpi.versus is not None or kind.lowest <= kpi.value <= kind.highest
-
-
-def _bound(kpi: Kpi, threshold: Threshold) -> float:
-    """The worst value that is still allowed, in the KPI's (or the difference's) unit."""
-    if threshold.at_least is not None:
-        return threshold.at_least
-    if threshold.at_most is not None:
-        return threshold.at_most
-    loss = threshold.margin if threshold.margin is not None else 0.0
-    if threshold.relative_margin is not None and kpi.reference_value is not None:
-        loss = threshold.relative_margin * abs(kpi.reference_value)
-    return -loss if KINDS[kpi.name].higher_is_better else loss
 
 
 def _compare(kpi: Kpi, bound: float, higher_is_better: bool) -> Outcome:

@@ -1,7 +1,7 @@
 """The KPIs a gate may ask for: names, directions, units; and the record of one measured value."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -16,7 +16,10 @@ TASK_METRIC = "task_metric"  # a policy's word for the job's own main metric, wh
 
 
 class KpiKind(Record):
-    """What a KPI's name means. `lowest` and `highest` bound the values that are possible at all."""
+    """What a KPI's name means. `lowest` and `highest` bound the values that are possible at all.
+
+    `is_live` marks what can be measured again and again while a model answers.
+    """
 
     name: str
     meaning: str
@@ -26,6 +29,7 @@ class KpiKind(Record):
     lowest: float = 0.0
     highest: float = math.inf
     may_be_infinite: bool = False
+    is_live: bool = False
 
 
 def _task(
@@ -38,11 +42,12 @@ def _task(
         unit=unit,
         counted="windows",
         highest=highest,
+        is_live=True,
     )
 
 
-def _cost(name: str, meaning: str, unit: str, counted: Counted = "timings") -> KpiKind:
-    return KpiKind(name=name, meaning=meaning, higher_is_better=False, unit=unit, counted=counted)
+def _cost(name: str, meaning: str, unit: str, counted: Counted = "timings", **more: Any) -> KpiKind:
+    return KpiKind(name=name, meaning=meaning, higher_is_better=False, unit=unit, counted=counted, **more)
 
 
 TASK_KINDS = (
@@ -61,8 +66,9 @@ KINDS: dict[str, KpiKind] = {
         _cost("latency_p99_ratio", "99th percentile of latency, candidate / dense", "x"),
         _cost("peak_memory_ratio", "peak memory of inference, candidate / dense", "x", "processes"),
         _cost("training_memory_ratio", "peak memory of a training step, candidate / dense", "x", "processes"),
-        _cost("latency_p99_ms", "99th percentile of latency", "ms"),
-        _cost("peak_memory_bytes", "peak memory of inference", "B", "processes"),
+        _cost("latency_p99_ms", "99th percentile of latency", "ms", is_live=True),
+        _cost("error_rate", "requests without a usable answer / requests", "", highest=1.0, is_live=True),
+        _cost("peak_memory_bytes", "peak memory of inference", "B", "processes", is_live=True),
         _cost("bundle_bytes", "size of the edge bundle", "B", "once"),
         _cost("parity_max_abs_error", "largest difference of a score from the checkpoint's", "", "windows"),
         _cost("seed_spread", "(largest - smallest) / |mean| of the task metric over seeds", "", "once"),
