@@ -20,6 +20,7 @@ from pipelines.job import Job, Prepared
 from pipelines.judging import judge_stage, score
 from pipelines.release import decide, enter_challenger
 from pipelines.scoring import Scores, load_scored
+from pipelines.second_look import Lineup
 from validation.data import DataReport, validate
 from validation.drift import DriftReport, PerformanceChange, detect_drift
 from validation.gates import Outcome
@@ -65,8 +66,8 @@ def replay_month(
     scores = score(job, prepared, champion, month, density, "champion")
     evaluation = None
     if challenger is not None:
-        evaluation = _meet(job, prepared, month, challenger, scores, baseline)
-        if evaluation.verdict.outcome is Outcome.PASS:
+        evaluation, is_live = _meet(job, prepared, month, challenger, champion, scores, baseline)
+        if is_live:
             champion = challenger
     drift = _drift(job, prepared, month, scores, released)
     following = None
@@ -101,15 +102,24 @@ def _validate_month(job: Job, prepared: Prepared, month: str) -> DataReport:
 
 
 def _meet(
-    job: Job, prepared: Prepared, month: str, challenger: Checkpoint, champion: Scores, baseline: Scores
-) -> Evaluation:
-    """Challenger and champion on the same windows of a month that neither was trained on."""
+    job: Job,
+    prepared: Prepared,
+    month: str,
+    challenger: Checkpoint,
+    champion: Checkpoint,
+    live: Scores,
+    baseline: Scores,
+) -> tuple[Evaluation, bool]:
+    """Challenger and champion on the same windows of a month that neither was trained on.
+
+    Also whether the challenger is live now: a PASS may have to wait for a person.
+    """
     scores = score(job, prepared, challenger, month, job.plan.target_density, "challenger")
-    evaluation = judge_stage(
-        job, prepared, "steady", scores, {"champion": champion, "baseline": baseline}, []
-    )
-    decide(job, challenger, evaluation.verdict, job.plan.target_density)
-    return evaluation
+    evaluation = judge_stage(job, prepared, "steady", scores, {"champion": live, "baseline": baseline}, [])
+    lineup = Lineup(candidate=challenger, champion=champion)
+    state = decide(job, lineup, evaluation.verdict, job.plan.target_density)
+    is_live = challenger.sha256 in {release.checkpoint for release in state.releases}
+    return evaluation, evaluation.verdict.outcome is Outcome.PASS and is_live
 
 
 def _value(job: Job, scores: Scores) -> Interval:

@@ -12,7 +12,7 @@ from pipelines.fingerprint import Environment
 from pipelines.job import Prepared
 from pipelines.judging import BudgetSweep
 from pipelines.replay import Month
-from pipelines.rollout import RolloutState
+from pipelines.rollout import Pending, RolloutState
 from validation.gates import Check, Outcome
 from validation.kpis import KINDS
 from validation.record import Record
@@ -110,6 +110,8 @@ def sentence_of(evaluations: tuple[Evaluation, ...], state: RolloutState) -> str
     if last.verdict.outcome is not Outcome.PASS and last.stage != "steady":
         reasons = " / ".join(last.verdict.reasons)
         return f"The climb stopped at the {last.stage} gate with {last.verdict.outcome}: {reasons}"
+    if state.pending is not None:
+        return waiting_sentence(state, state.pending)
     judged = next((each.verdict.evidence.checkpoint for each in evaluations if each.stage == "edge"), None)
     releases = [release.checkpoint for release in state.releases]
     if judged is not None and judged not in releases:
@@ -118,6 +120,17 @@ def sentence_of(evaluations: tuple[Evaluation, ...], state: RolloutState) -> str
             "start this one in another DANKAI_HOME to release it."
         )
     return f"Stage {state.stage} is reached; version {state.champion} is live."
+
+
+def waiting_sentence(state: RolloutState, pending: Pending) -> str:
+    """What waits for whom, and what to type."""
+    lacking = pending.terms.persons - len(pending.approved_by)
+    who = f"{lacking} person" if lacking == 1 else f"{lacking} persons"
+    ask = f'dankai approve {pending.id} --as NAME --reason "..."'
+    return (
+        f"Version {pending.version} passed its gate; going from {state.stage} to {pending.to_stage} waits for the "
+        f"approval of {who} until {pending.terms.expires}: {ask}"
+    )
 
 
 def write_summary(summary: RolloutSummary, home: Path) -> Path:
