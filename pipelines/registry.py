@@ -1,16 +1,12 @@
-"""MLflow: runs, their evidence, and model versions with aliases. The only module that imports mlflow.
+"""MLflow: runs, their evidence, model versions with aliases. Only this and pipelines.servable import mlflow.
 
 One client, explicit run ids and no active run, so threads and processes never write into each other's runs.
 """
 
-import json
 import logging
 import re
-import shutil
-import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -20,26 +16,24 @@ from typing import TYPE_CHECKING, Any
 from pipelines.actors import account_name
 from pipelines.addresses import require_answer, unreachable
 from pipelines.files import exclusive_lock, sha256_of
-from pipelines.fingerprint import ROOT, environment, process_is_alive, process_tags
+from pipelines.fingerprint import environment, process_is_alive, process_tags
+from pipelines.servable import save_model, sign_model, verify_model
 from pipelines.settings import Settings
+from pipelines.signing import load_key, trusted_keys
 from validation.errors import InputError
 from validation.record import Record
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion as StoredVersion
-    from mlflow.models import ModelSignature
 
 EXPERIMENT = "dankai"
 ACCOUNT = "mlflow.user"  # shown by MLflow's own pages
 SAMPLE_SECONDS = 5
 BATCH = 1000  # MLflow's limit of metrics in one call
 PARAM_BATCH = 100
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-SERVING_PACKAGES = ("mlflow", "torch", "safetensors", "numpy")
 logger = logging.getLogger(__name__)
 
 
@@ -62,9 +56,10 @@ def registered_name(dataset: str) -> str:
 class Tracker:
     """Runs and model versions of one installation."""
 
-    def __init__(self, client: "MlflowClient", experiment_id: str, uri: str) -> None:
+    def __init__(self, client: "MlflowClient", experiment_id: str, uri: str, keys: Path) -> None:
         self._client = client
         self._experiment_id = experiment_id
+        self._keys = keys
         self.uri = uri
 
     @classmethod
@@ -86,7 +81,7 @@ class Tracker:
                 experiment_id = _experiment_id(client, settings)
             except (MlflowException, SQLAlchemyError) as error:
                 raise unreachable(uri, error) from error
-        tracker = cls(client, experiment_id, uri)
+        tracker = cls(client, experiment_id, uri, settings.keys)
         tracker._fail_dead_runs()
         return tracker
 
@@ -187,7 +182,8 @@ class Tracker:
         if existing := self._find_version(name, checkpoint_hash, run_id):
             return existing
         with tempfile.TemporaryDirectory() as folder:
-            _save_servable(Path(folder) / "model", checkpoint, config, density)
+            save_model(Path(folder) / "model", checkpoint, config, density)
+            sign_model(Path(folder) / "model", load_key(self._keys))
             self._client.log_artifacts(run_id, f"{folder}/model", "model")
         hashes = {"checkpoint": checkpoint_hash, "snapshot": snapshot_hash}
         stored = self._client.create_model_version(
@@ -196,11 +192,28 @@ class Tracker:
         return _version(stored)
 
     def download_version(self, version: ModelVersion, folder: Path) -> Path:
-        """Folder with its model.safetensors and config.json. Raises InputError if they were altered."""
-        model = Path(self._client.download_artifacts(version.run_id, "model", str(folder))) / "artifacts"
-        if sha256_of(model / WEIGHTS) != version.checkpoint:
-            raise InputError(f"{version.name} version {version.version}: its stored weights were altered")
-        return model
+        """Folder with its model.safetensors and config.json; MLflow's model is the folder above.
+
+        Raises InputError if the files are not those that were signed when the version was registered.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            model = Path(self._client.download_artifacts(version.run_id, "model", str(folder)))
+        except (MlflowException, OSError) as error:
+            said = f"{version.name} version {version.version}: its files cannot be had"
+            raise InputError(f"{said} ({_first_line(error)})") from error
+        verify_model(model, trusted_keys(self._keys), version.checkpoint)
+        return model / "artifacts"
+
+    def get_version(self, name: str, version: int) -> ModelVersion:
+        """Raises InputError if the registry has no such version."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return _version(self._client.get_model_version(name, str(version)))
+        except MlflowException as error:
+            raise InputError(f"{name}: there is no version {version} ({_first_line(error)})") from error
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Point `alias` at a version. Raises InputError if the registry has no such version."""
@@ -302,79 +315,6 @@ def _experiment_id(client: "MlflowClient", settings: Settings) -> str:
         return experiment.experiment_id
     is_server = settings.tracking_uri.startswith("http")  # it knows where its artifacts go
     return client.create_experiment(EXPERIMENT, None if is_server else settings.artifacts.as_uri())
-
-
-def _save_servable(folder: Path, checkpoint: Path, config: Path, density: float) -> None:
-    """Write an MLflow model that is code plus safetensors (no pickle), and see that it answers."""
-    import mlflow.pyfunc
-    import numpy as np
-
-    shape = json.loads(config.read_text())
-    with tempfile.TemporaryDirectory() as staging:
-        artifacts = {"weights": f"{staging}/{WEIGHTS}", "config": f"{staging}/{CONFIG}"}
-        shutil.copyfile(checkpoint, artifacts["weights"])  # MLflow follows no links
-        shutil.copyfile(config, artifacts["config"])
-        with _own_modules():
-            mlflow.pyfunc.save_model(
-                str(folder),
-                python_model=str(Path(__file__).with_name("serving_model.py")),
-                artifacts=artifacts,
-                code_paths=[str(ROOT / "sparse_model")],
-                signature=_signature(shape, density),
-                input_example=_question(shape),
-                pip_requirements=[f"{name}=={_installed(name)}" for name in SERVING_PACKAGES],
-            )
-            # MLflow only warns when its example fails, so the answer is looked at here.
-            answer = mlflow.pyfunc.load_model(str(folder)).predict(_question(shape))
-    expected = (1, 2 * shape["block_size"] + 1, shape["num_outputs"])
-    if answer.shape != expected or not np.isfinite(answer).all():
-        raise InputError(f"{checkpoint}: served, it answers {answer.shape} or no finite numbers; train again")
-
-
-@contextmanager
-def _own_modules() -> Iterator[None]:
-    """Loading a model leaves its copy of sparse_model first on sys.path: use ours and put the path back."""
-    import sparse_model.model  # noqa: F401  (what is imported already is not looked for again)
-
-    path = sys.path
-    try:
-        # MLflow insists on a hint about type hints, which it would then read as a schema.
-        with warnings.catch_warnings(record=True):
-            yield
-    finally:
-        sys.path = path
-
-
-def _signature(shape: Mapping[str, Any], density: float) -> "ModelSignature":
-    """Named arrays in, one array out; a caller may choose the density."""
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema, TensorSpec
-
-    single, steps = np.dtype("float32"), (-1, -1)
-    columns, codes = shape["num_numeric"], len(shape["cardinalities"])
-    inputs: list[ColSpec | TensorSpec] = [
-        TensorSpec(single, (*steps, columns), "numeric"),
-        TensorSpec(single, (*steps, columns), "known"),
-        TensorSpec(np.dtype("int64"), (*steps, codes), "categorical"),
-    ]
-    outputs = Schema([TensorSpec(single, (*steps, shape["num_outputs"]))])
-    return ModelSignature(Schema(inputs), outputs, ParamSchema([ParamSpec("density", "double", density)]))
-
-
-def _question(shape: Mapping[str, Any]) -> dict[str, "np.ndarray"]:
-    """One short sequence: two whole blocks and a part of one."""
-    import numpy as np
-
-    num_steps, codes = 2 * shape["block_size"] + 1, len(shape["cardinalities"])
-    numeric = np.ones((1, num_steps, shape["num_numeric"]), np.float32)
-    return {"numeric": numeric, "known": numeric, "categorical": np.zeros((1, num_steps, codes), np.int64)}
-
-
-def _installed(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package).split("+")[0]  # a local label like +cpu is not on the index
 
 
 def _version(stored: "StoredVersion") -> ModelVersion:

@@ -75,6 +75,23 @@ KINDS: dict[str, KpiKind] = {
         _cost("quarantined_share", "rows that failed an expectation / rows", "", "once"),
         _cost("density", "key blocks read / key blocks there are", "", "windows"),
         KpiKind(
+            name="shadow_disagreement",
+            meaning="mean difference of the answers to real requests, candidate against incumbent",
+            higher_is_better=False,
+            unit="",
+            counted="windows",
+            highest=1.0,
+        ),
+        KpiKind(
+            name="canary_error_rate",
+            meaning="share of real requests that the incumbent answered and the candidate did not",
+            higher_is_better=False,
+            unit="",
+            counted="windows",
+            highest=1.0,
+        ),
+        _cost("canary_latency_ratio", "median over real requests of latency, candidate / incumbent", "x", "windows"),
+        KpiKind(
             name="selection_recall",
             meaning="share of dense attention's mass that falls on the blocks read",
             higher_is_better=True,

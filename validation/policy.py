@@ -7,6 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from validation.canary import CanaryPolicy
 from validation.drift import DriftPolicy
 from validation.gates import Stage, StagePolicy
 from validation.record import Record
@@ -123,6 +124,7 @@ class Policy(Record):
     drift: DriftPolicy
     data: DataPolicy
     cost: CostPolicy
+    canary: CanaryPolicy = CanaryPolicy()
 
     @field_validator("looks")
     @classmethod

@@ -268,7 +268,7 @@ import numpy as np
 model = mlflow.pyfunc.load_model(sys.argv[1])
 question = dict(np.load(sys.argv[2]))
 answers = {name: model.predict(question, params) for name, params in
-           {"default": None, "dense": {"density": 0.0}, "half": {"density": 0.5}}.items()}
+           {"default": None, "dense": {"budget": 0.0}, "half": {"budget": 0.5}}.items()}
 np.savez(sys.argv[3], **answers)
 import sparse_model
 print(sparse_model.__file__)
