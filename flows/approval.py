@@ -11,11 +11,10 @@ from prefect.input import RunInput
 from pydantic import Field
 
 from pipelines.actors import Actor, refuse_unusable_name
-from pipelines.approvals import find_request
+from pipelines.approvals import find_request, waiting_sentence
 from pipelines.release import answer_request
 from pipelines.release_log import ReleaseLog
 from pipelines.settings import load_settings
-from pipelines.summary import waiting_sentence
 
 DEPLOYMENT = "approval/approval"
 
@@ -30,7 +29,7 @@ class Answer(RunInput):
 
 @flow(name="approval", flow_run_name="approve {request}?")
 def approval(request: str) -> str:
-    """Suspend until somebody answers the request; then record the answer, judge again, and say what came of it."""
+    """Suspend until somebody answers; then record the answer, judge again, and say what came of it."""
     settings = load_settings()
     state, pending = find_request(ReleaseLog.open(settings), request)
     asked = waiting_sentence(state, pending)
@@ -44,13 +43,15 @@ def approval(request: str) -> str:
 
 
 def ask_in_prefect(request: str) -> None:
-    """Start the run that asks, where a Prefect server has this deployment; elsewhere people use the command line."""
+    """Start the run that asks, where a Prefect server serves it; elsewhere there is `dankai approve`."""
     from prefect.deployments import run_deployment
 
     if load_settings().prefect_api_url is None:
         return
     try:
-        run_deployment(DEPLOYMENT, parameters={"request": request}, timeout=0, idempotency_key=request, as_subflow=False)
+        run_deployment(
+            DEPLOYMENT, parameters={"request": request}, timeout=0, idempotency_key=request, as_subflow=False
+        )
     except ObjectNotFound:
         return
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flows.commands import release
+
 if TYPE_CHECKING:
     from pipelines.settings import Settings
     from pipelines.summary import RolloutSummary
@@ -25,7 +27,7 @@ policy_option = click.option(
 bootstrap_option = click.option(
     "--bootstrap",
     metavar="REASON",
-    help="Let the first model (the dense incumbent) in, and say why; asked for once, when nothing is live yet.",
+    help="Why the first model (the dense incumbent) may go live; needed once, when nothing is live yet.",
 )
 quiet_option = click.option("--quiet", is_flag=True, help="No progress display.")
 
@@ -85,6 +87,10 @@ def ui(port: int) -> None:
     os.execvp(str(Path(sys.executable).with_name("mlflow")), command)
 
 
+for command in release.COMMANDS:
+    dankai.add_command(command)
+
+
 def _run(dataset: Path, policy: Path, quiet: bool, bootstrap: str | None) -> None:
     import os
 
@@ -109,13 +115,12 @@ def _check(dataset: Path, policy: Path, settings: "Settings", bootstrap: str | N
     from pipelines.preparation import refuse_unusable
     from pipelines.release import refuse_without_bootstrap
     from pipelines.release_log import ReleaseLog
-    from pipelines.release_store import store_of
     from validation.policy import load_policy
 
     spec = load_spec(dataset)
     load_policy(policy)
     refuse_unusable(spec, settings)
-    refuse_without_bootstrap(ReleaseLog(store_of(settings), settings.keys), spec.name, bootstrap)
+    refuse_without_bootstrap(ReleaseLog.of(settings), spec.name, bootstrap)
     return spec.name
 
 

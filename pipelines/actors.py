@@ -24,7 +24,7 @@ class Actor(Record):
 
 
 def person(name: str | None = None) -> Actor:
-    """Whoever runs this process, under `name` or else the account's. Raises InputError on a name that is none."""
+    """Whoever runs this process, as `name` or by the account's. Raises InputError on a name that is none."""
     account = account_name()
     chosen = account if name is None else name.strip()
     refuse_unusable_name(chosen)

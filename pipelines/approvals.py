@@ -42,7 +42,7 @@ def find_request(log: ReleaseLog, request_id: str) -> tuple[RolloutState, Pendin
 
 
 def approve(log: ReleaseLog, state: RolloutState, actor: Actor, reason: str) -> RolloutState:
-    """Record one person's approval. Raises InputError once it expired, or where this person may not approve."""
+    """Record a person's approval. Raises InputError once it expired or where this person may not approve."""
     return _answer(log, state, Action.APPROVE, actor, reason)
 
 
@@ -54,8 +54,8 @@ def decline(log: ReleaseLog, state: RolloutState, actor: Actor, reason: str) -> 
 def conclude(log: ReleaseLog, state: RolloutState, judge_again: JudgeAgain, actor: Actor) -> RolloutState:
     """Judge an approved candidate once more and record what came of it; nothing while approvals are lacking.
 
-    `judge_again` scores the candidate and what it is compared with on the data as it is now. Raises InputError
-    where the request expired meanwhile, StaleDecision where something else was decided during the look.
+    `judge_again` scores the candidate and what it is compared with on the data as it is now. Raises
+    InputError where the request expired meanwhile, StaleDecision where something else was decided then.
     """
     pending = state.pending
     if pending is None or not pending.is_approved:
@@ -69,6 +69,17 @@ def conclude(log: ReleaseLog, state: RolloutState, judge_again: JudgeAgain, acto
     plain = about(state, candidate, action, to_stage, actor, reason)
     extra = {"request": pending.request}
     return record(log, state, plain.model_copy(update={**evidence_of(verdict), **extra}))
+
+
+def waiting_sentence(state: RolloutState, pending: Pending) -> str:
+    """What waits for whom, and what to type."""
+    lacking = pending.terms.persons - len(pending.approved_by)
+    who = f"{lacking} person" if lacking == 1 else f"{lacking} persons"
+    ask = f'dankai approve {pending.id} --as NAME --reason "..."'
+    return (
+        f"Version {pending.version} passed its gate; going from {state.stage} to {pending.to_stage} waits "
+        f"for the approval of {who} until {pending.terms.expires}: {ask}"
+    )
 
 
 def refuse_expired(dataset: str, pending: Pending) -> None:

@@ -35,9 +35,9 @@ def apply_verdict(
 ) -> RolloutState:
     """Record what the gate said of `candidate`: PASS promotes, HOLD holds, FAIL fails.
 
-    With `terms` a PASS only asks for the promotion, and people answer (approvals.py). The verdict of the stage
-    that was reached climbs to the next one; the steady gate's replaces the champion. Raises InputError where
-    the verdict is about something else than this candidate, stage or champion.
+    With `terms` a PASS only asks for the promotion, and people answer (approvals.py). The verdict of the
+    stage that was reached climbs to the next one; the steady gate's replaces the champion. Raises InputError
+    where the verdict is about something else than this candidate, stage or champion.
     """
     refuse_foreign(verdict, state, candidate)
     action = _ACTION_OF_OUTCOME[verdict.outcome]
@@ -47,7 +47,7 @@ def apply_verdict(
     to_stage = next_stage(state.stage, verdict) if is_pass else state.stage
     extra = {"terms": terms} if action is Action.REQUEST else {}
     plain = about(state, candidate, action, to_stage, actor, reasons_of(verdict))
-    return record(log, state, plain.model_copy(update=evidence_of(verdict) | extra))
+    return record(log, state, plain.model_copy(update={**evidence_of(verdict), **extra}))
 
 
 def terms_of(approval: Approval, trainer: str) -> ApprovalTerms:

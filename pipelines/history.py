@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from pipelines.reconciliation import refuse_lost_entries
 from pipelines.registry import Tracker
-from pipelines.release_log import GENESIS, ReleaseEntry, ReleaseLog
+from pipelines.release_log import GENESIS, Action, ReleaseEntry, ReleaseLog
 from pipelines.rollout import RolloutState, replay
 from validation.errors import InputError, unknown_name
 from validation.record import Record
@@ -32,9 +32,7 @@ def parse_instant(text: str) -> datetime:
     try:
         instant = datetime.fromisoformat(text)
     except ValueError:
-        raise InputError(
-            f"--at: {text!r} is no date; write 2026-03-01 or 2026-03-01T14:30, in UTC"
-        ) from None
+        raise InputError(f"--at: {text!r} is no date; write 2026-03-01 or 2026-03-01T14:30, in UTC") from None
     if instant.tzinfo is None:
         instant = instant.replace(tzinfo=UTC)
     is_whole_day = len(text) == len("2026-03-01") and ":" not in text
@@ -53,6 +51,13 @@ def entries_until(entries: list[ReleaseEntry], instant: datetime) -> list[Releas
 
 def datasets_of(entries: list[ReleaseEntry]) -> list[str]:
     return sorted({entry.decision.dataset for entry in entries})
+
+
+def let_in(entries: list[ReleaseEntry], dataset: str) -> ReleaseEntry | None:
+    """The decision by which what is live came to be live, in the stage where it is."""
+    moves = (Action.BOOTSTRAP, Action.PROMOTE, Action.DEMOTE, Action.ROLLBACK)
+    own = (entry for entry in reversed(entries) if entry.decision.dataset == dataset)
+    return next((entry for entry in own if entry.decision.action in moves), None)
 
 
 def refuse_unknown_dataset(entries: list[ReleaseEntry], dataset: str) -> None:
@@ -76,8 +81,9 @@ def only_dataset(entries: list[ReleaseEntry]) -> str:
 def audit(log: ReleaseLog, tracker: Tracker | None, noted_head: str | None = None) -> Audit:
     """Check chain, hashes, signatures and the legality of every move, and that no tail is missing.
 
-    The tail is compared with the heads noted in the registry (unless `tracker` is None) and with `noted_head`,
-    an entry's hash that somebody wrote down elsewhere. Raises InputError for the first thing that does not hold.
+    The tail is compared with the heads noted in the registry (unless `tracker` is None) and with
+    `noted_head`, an entry's hash that somebody wrote down elsewhere. Raises InputError for the first thing
+    that does not hold.
     """
     entries = log.entries()
     states = {name: replay(entries, name) for name in datasets_of(entries)}
@@ -100,7 +106,11 @@ def audit(log: ReleaseLog, tracker: Tracker | None, noted_head: str | None = Non
 def _refuse_without(entries: list[ReleaseEntry], noted_head: str) -> None:
     is_short = len(noted_head) < 8
     if is_short or not any(entry.hash.startswith(noted_head) for entry in entries):
-        why = "give at least 8 digits of it" if is_short else "the release log holds no such entry: its end was cut"
+        why = (
+            "give at least 8 digits of it"
+            if is_short
+            else "the release log holds no such entry: its end was cut"
+        )
         raise InputError(f"--head: {noted_head}: {why}")
 
 

@@ -10,7 +10,7 @@ from pipelines.data.preprocessing import Preprocessing
 from pipelines.data.snapshot import Snapshot
 from pipelines.data.spec import DatasetSpec, load_spec
 from pipelines.data.windows import Windows
-from pipelines.reconciliation import AliasChange, reconcile
+from pipelines.reconciliation import AliasChange, reconcile, warn_of
 from pipelines.registry import Tracker
 from pipelines.release_log import ReleaseLog
 from pipelines.settings import Settings
@@ -85,4 +85,5 @@ def open_job_of(spec: DatasetSpec, policy: Policy, settings: Settings, report: R
     log = ReleaseLog.open(settings)
     tracker = Tracker.open(settings)
     changes = tuple(reconcile(log, tracker))
+    warn_of(changes)
     return Job(settings, spec, policy, tracker, log, report, alias_changes=changes)

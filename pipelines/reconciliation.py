@@ -1,7 +1,7 @@
 """Making MLflow agree with the release log: at every start, after every decision, and when asked."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pipelines.registry import Tracker, registered_name
 from pipelines.release_log import ReleaseEntry, ReleaseLog
@@ -48,14 +48,18 @@ def reconcile(log: ReleaseLog, tracker: Tracker) -> list[AliasChange]:
         entries = log.entries()
         datasets = sorted({entry.decision.dataset for entry in entries})
         changes = [change for dataset in datasets for change in _reconcile_one(entries, dataset, tracker)]
-    for change in changes:
-        if change.by_hand:
-            logger.warning("dankai: %s", change.sentence())
     return changes
 
 
+def warn_of(changes: Iterable[AliasChange]) -> None:
+    """Say on the terminal what somebody moved by hand; the rest is our own unfinished business."""
+    for change in changes:
+        if change.by_hand:
+            logger.warning("dankai: %s", change.sentence())
+
+
 def refuse_lost_entries(entries: list[ReleaseEntry], dataset: str, tracker: Tracker) -> str | None:
-    """The last entry that the registry has seen. Raises InputError when the log does not hold it (any more)."""
+    """The last entry that the registry has seen. Raises InputError when the log does not hold it any more."""
     model = registered_name(dataset)
     seen = tracker.release_head(model)
     if seen and all(entry.hash != seen for entry in entries):
@@ -83,9 +87,7 @@ def _differences(
     model: str, present: Mapping[str, int], wanted: Mapping[str, int], by_hand: bool
 ) -> list[AliasChange]:
     return [
-        AliasChange(
-            model=model, alias=alias, was=present.get(alias), now=wanted.get(alias), by_hand=by_hand
-        )
+        AliasChange(model=model, alias=alias, was=present.get(alias), now=wanted.get(alias), by_hand=by_hand)
         for alias in ALIASES
         if present.get(alias) != wanted.get(alias)
     ]

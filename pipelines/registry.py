@@ -97,7 +97,14 @@ class Tracker:
         """
         fingerprint = {f"env.{key}": str(value) for key, value in environment().model_dump().items()}
         family = {"mlflow.parentRunId": parent} if parent else {}
-        all_tags = {**fingerprint, **process_tags(), **family, "kind": kind, ACCOUNT: account_name(), **(tags or {})}
+        all_tags = {
+            **fingerprint,
+            **process_tags(),
+            **family,
+            "kind": kind,
+            ACCOUNT: account_name(),
+            **(tags or {}),
+        }
         run_id = self._client.create_run(self._experiment_id, run_name=name, tags=all_tags).info.run_id
         try:
             with self._watched(run_id):

@@ -1,8 +1,10 @@
 """Letting a model in: versions in the registry, decisions in the release log, one after the other."""
 
-from pipelines.approvals import conclude, decline, find_request
-from pipelines.approvals import approve as record_approval
+from typing import Any
+
 from pipelines.actors import Actor
+from pipelines.approvals import approve as record_approval
+from pipelines.approvals import conclude, decline, find_request
 from pipelines.candidates import register
 from pipelines.checkpoint import Checkpoint
 from pipelines.decisions import apply_verdict, bootstrap, challenge, next_stage, terms_of
@@ -68,7 +70,7 @@ def enter_challenger(job: Job, challenger: Checkpoint, reason: str, density: flo
 def answer_request(
     settings: Settings, request: str, actor: Actor, reason: str, approves: bool, report: Report
 ) -> RolloutState:
-    """One person's answer to a request; with the last approval that it needs, the second look and what follows.
+    """One person's answer to a request; after the last approval it needs, the second look and what follows.
 
     An approval that was recorded before a crash is not recorded twice: the same call goes on from there.
     """
@@ -89,7 +91,8 @@ def _terms(job: Job, state: RolloutState, candidate: Checkpoint, verdict: Verdic
     """What a PASS still has to wait for; None where the gate's word is enough."""
     if verdict.outcome is not Outcome.PASS:
         return None
-    approval = job.policy.approval(next_stage(state.stage, verdict).value)
+    stage: Any = next_stage(state.stage, verdict).value
+    approval = job.policy.approval(stage)
     if approval is None and job.actor.automatic:
         approval = UNATTENDED
     return terms_of(approval, job.tracker.account_of(candidate.run_id)) if approval else None

@@ -8,7 +8,7 @@ aliases are only a view of them.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from pipelines.fingerprint import code_digest
-from pipelines.release_store import FileStore, ReleaseStore, Turn, store_of
+from pipelines.release_store import FileStore, ReleaseStore, store_of
 from pipelines.settings import DATABASE, Settings
 from pipelines.signing import key_id, load_key, sign, trusted_keys, verify
 from validation.errors import InputError
@@ -29,7 +29,7 @@ GENESIS = "0" * 64
 """Stands where the first entry of the log, or of a dataset, names the one before it."""
 PURPOSE = "release log"
 FORMAT = 2
-"""2 added accounts, automatic actors, requests and their terms. A format this version does not know is refused."""
+"""2 added accounts, automatic actors, requests and their terms. Unknown formats are refused."""
 
 
 class Stage(StrEnum):
@@ -135,15 +135,25 @@ class ReleaseLog:
         self._environ = environ
 
     @classmethod
+    def of(cls, settings: Settings) -> "ReleaseLog":
+        """The log of this installation, to be read: nothing is made or healed by this.
+
+        Raises InputError where the log was moved to a database that does not hold it yet.
+        """
+        log = cls(store_of(settings), settings.keys)
+        if settings.database_url:
+            _refuse_to_start_anew(log, settings)
+        return log
+
+    @classmethod
     def open(cls, settings: Settings) -> "ReleaseLog":
-        """The log of this installation, checked; a line torn by a power cut is set aside first.
+        """The log of this installation, made where there is none; a line torn by a power cut is set aside.
 
         Raises InputError naming the line where the chain does not hold.
         """
-        log = cls(store_of(settings), settings.keys)
+        log = cls.of(settings)
         with log.store.writing() as turn:
-            if not log._verified(turn.lines):
-                _refuse_to_start_anew(settings)
+            log._verified(turn.lines)
         return log
 
     def entries(self) -> list[ReleaseEntry]:
@@ -186,7 +196,9 @@ class ReleaseLog:
         self._verified(lines, other.place)
         with self.store.writing() as turn:
             if turn.lines != lines[: len(turn.lines)]:
-                raise InputError(f"{self.store.place}: it tells another history than {other.place}; nothing done")
+                raise InputError(
+                    f"{self.store.place}: it tells another history than {other.place}; nothing done"
+                )
             for line in lines[len(turn.lines) :]:
                 turn.append(line)
         return len(lines) - len(turn.lines)
@@ -257,13 +269,13 @@ def _format(line: bytes) -> int:
     return number if isinstance(number, int) else 0
 
 
-def _refuse_to_start_anew(settings: Settings) -> None:
+def _refuse_to_start_anew(log: ReleaseLog, settings: Settings) -> None:
     """An empty database beside a file that tells a history is a move half made."""
-    left_behind = FileStore(settings.release_log).read() if settings.database_url else []
-    if left_behind:
+    left_behind = FileStore(settings.release_log).read()
+    if left_behind and not log.store.read():
         raise InputError(
-            f"{DATABASE}: its release log is empty, but {settings.release_log} holds {len(left_behind)} entries; "
-            f"take them over with: dankai audit import {settings.release_log}"
+            f"{DATABASE}: its release log is empty, but {settings.release_log} holds {len(left_behind)} "
+            f"entries; take them over with: dankai audit import {settings.release_log}"
         )
 
 

@@ -51,7 +51,7 @@ class ReleaseStore(Protocol):
         ...
 
     def writing(self) -> AbstractContextManager[Turn]:
-        """The only turn there is at the time. What was appended counts when the block ends without an error."""
+        """The only turn there is at the time. What was appended counts once the block ended well."""
         ...
 
     def reconciling(self) -> AbstractContextManager[None]:
@@ -210,7 +210,9 @@ class DatabaseStore:
 
         if self._made is None:
             self._made = create_engine(
-                self._url, poolclass=NullPool, connect_args={"connect_timeout": 5, "application_name": "dankai"}
+                self._url,
+                poolclass=NullPool,
+                connect_args={"connect_timeout": 5, "application_name": "dankai"},
             )
         return self._made
 

@@ -36,7 +36,7 @@ class Release(Record):
 
 
 class Pending(Record):
-    """A promotion that passed its gate and waits for people. `request` is the hash of the entry that asked."""
+    """A promotion that passed its gate and waits for people. `request`: hash of the entry that asked."""
 
     version: int
     checkpoint: str

@@ -57,10 +57,12 @@ class Case(Record):
     lineup: Lineup
 
     def spec(self) -> DatasetSpec:
-        """The dataset. Raises InputError where its file is gone or says something else than when it was judged."""
+        """The dataset. Raises InputError where its file is gone or was changed since it was judged."""
         spec = load_spec(Path(self.dataset_file))
         if _digest(spec) != self.dataset_digest:
-            raise InputError(f"{self.dataset_file}: changed since the request was made; run the rollout again")
+            raise InputError(
+                f"{self.dataset_file}: changed since the request was made; run the rollout again"
+            )
         return spec
 
 
@@ -95,8 +97,8 @@ def read_case(settings: Settings, dataset: str, verdict: str) -> Case:
 def look_again(job: Job, case: Case) -> Verdict:
     """Judge the same weights on the newest part of the data as its source holds it now.
 
-    The newest part is the last month of the replay, or the test part where there is none. Raises InputError where
-    the data's past was rewritten, so that the statistics the models were trained with do not hold any more.
+    The newest part is the last month of the replay, or the test part where there is none. Raises InputError
+    where the data's past was rewritten: the statistics the models were trained with would not hold any more.
     """
     prepared, lineup = _prepared(job), case.lineup
     if prepared.preprocessing.digest() != case.preprocessing:

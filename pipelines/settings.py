@@ -40,7 +40,7 @@ class Settings:
     threads: int
     """Threads for numeric work."""
     database_url: str | None = field(default=None, repr=False)
-    """PostgreSQL that holds the release log; None keeps it in a file of the home folder. May hold a password."""
+    """PostgreSQL that holds the release log, perhaps with a password; None keeps it in the home folder."""
 
     @property
     def artifacts(self) -> Path:
@@ -106,7 +106,9 @@ def _tracking_uri(value: str) -> str:
 def _database_url(value: str | None) -> str | None:
     if value is not None and not value.startswith(("postgresql://", "postgresql+psycopg2://")):
         scheme = value.split("://")[0] if "://" in value else "no scheme"
-        raise InputError(f"{DATABASE}: {scheme!r} is not supported; use postgresql://USER:PASSWORD@HOST/DATABASE")
+        raise InputError(
+            f"{DATABASE}: {scheme!r} is not supported; use postgresql://USER:PASSWORD@HOST/DATABASE"
+        )
     return value
 
 

@@ -4,6 +4,7 @@ import math
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pipelines.approvals import waiting_sentence
 from pipelines.cost import CostComparison
 from pipelines.edge.bundle import Bundle
 from pipelines.evaluation import Evaluation
@@ -12,7 +13,7 @@ from pipelines.fingerprint import Environment
 from pipelines.job import Prepared
 from pipelines.judging import BudgetSweep
 from pipelines.replay import Month
-from pipelines.rollout import Pending, RolloutState
+from pipelines.rollout import RolloutState
 from validation.gates import Check, Outcome
 from validation.kpis import KINDS
 from validation.record import Record
@@ -120,17 +121,6 @@ def sentence_of(evaluations: tuple[Evaluation, ...], state: RolloutState) -> str
             "start this one in another DANKAI_HOME to release it."
         )
     return f"Stage {state.stage} is reached; version {state.champion} is live."
-
-
-def waiting_sentence(state: RolloutState, pending: Pending) -> str:
-    """What waits for whom, and what to type."""
-    lacking = pending.terms.persons - len(pending.approved_by)
-    who = f"{lacking} person" if lacking == 1 else f"{lacking} persons"
-    ask = f'dankai approve {pending.id} --as NAME --reason "..."'
-    return (
-        f"Version {pending.version} passed its gate; going from {state.stage} to {pending.to_stage} waits for the "
-        f"approval of {who} until {pending.terms.expires}: {ask}"
-    )
 
 
 def write_summary(summary: RolloutSummary, home: Path) -> Path:

@@ -64,6 +64,17 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """Address of a real PostgreSQL server; the test is skipped where none is installed."""
+    from tests import postgres as real
+
+    if why := real.lacking():
+        pytest.skip(why)
+    with real.server() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
 def preloaded(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator["Preloaded"]:
     """Runs `dankai` against that server without paying for the imports each time."""
     from tests.tiny_rollout import Preloaded, wait_for_server
