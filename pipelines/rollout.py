@@ -223,6 +223,7 @@ def _request(state: RolloutState, decision: Decision) -> RolloutState:
 
 def _approve(state: RolloutState, decision: Decision) -> RolloutState:
     pending = _require_pending(state, decision)
+    _require(decision.to_stage is pending.to_stage, decision, f"the request is for {pending.to_stage}")
     _require(not pending.is_approved, decision, "it has its approvals already")
     for before in pending.approved_by:
         _require(before.name != decision.actor, decision, f"{decision.actor} approved it already")
@@ -238,7 +239,7 @@ def _approve(state: RolloutState, decision: Decision) -> RolloutState:
 
 def _decline(state: RolloutState, decision: Decision) -> RolloutState:
     _require_pending(state, decision)
-    return state.model_copy(update={"pending": None})
+    return _stay(state, decision).model_copy(update={"pending": None})
 
 
 def _require_pending(state: RolloutState, decision: Decision) -> Pending:

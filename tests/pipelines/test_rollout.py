@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -9,14 +10,29 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pipelines.decisions import apply_verdict, bootstrap, challenge, demote, rollback
-from pipelines.release_log import Action, Decision, ReleaseLog, Stage, StaleDecision
+from pipelines.release_log import Action, ApprovalTerms, Decision, ReleaseLog, Stage, StaleDecision
 from pipelines.rollout import IllegalMove, RolloutState, advance, current_state, replay
 from tests.release_cases import ADA, DATASET, MONITOR, climbed, log_in, started, verdict, version
 from validation.errors import InputError
 from validation.gates import Outcome, Verdict
 
-PROPER = {Action.PROMOTE: Outcome.PASS, Action.HOLD: Outcome.HOLD, Action.FAIL: Outcome.FAIL}
+PROPER = {
+    Action.PROMOTE: Outcome.PASS,
+    Action.REQUEST: Outcome.PASS,
+    Action.HOLD: Outcome.HOLD,
+    Action.FAIL: Outcome.FAIL,
+}
 STAGES = [Stage.NONE, Stage.PILOT, Stage.TRAINING, Stage.EDGE, Stage.STEADY]
+UPWARD = [*pairwise(STAGES[1:]), *((stage, stage) for stage in STAGES[1:])]
+STAYING = ("hold", "fail", "retrain", "decline")
+FOR_PERSONS = (Action.BOOTSTRAP, Action.PROMOTE, Action.APPROVE, Action.DECLINE)
+TERMS = st.builds(
+    ApprovalTerms,
+    persons=st.integers(1, 2),
+    expires=st.just("2999-01-01T00:00:00+00:00"),
+    trainer=st.sampled_from(["", "cleo"]),
+    trainer_may_approve=st.booleans(),
+)
 
 
 @pytest.fixture
@@ -168,14 +184,24 @@ def test_datasets_do_not_touch_each_other(log: ReleaseLog) -> None:
     assert current_state(log, "etth1").aliases() == {"champion": 1}
 
 
+class Asked(NamedTuple):
+    """A request for approval, as the test remembers it."""
+
+    number: int
+    to_stage: Stage
+    persons: int
+    trainer: str | None
+    token: str
+    approved_by: tuple[str, ...] = ()
+
+
 class Rollouts(RuleBasedStateMachine):
-    """Random moves, legal and not, on the machine, beside a list of what was live that is kept by hand."""
+    """Random moves, legal and not, on the machine, beside what should be live and wait, kept by hand."""
 
     LEGAL_STEPS = (
         {(Action.BOOTSTRAP, Stage.NONE, Stage.PILOT)}
-        | {(Action.PROMOTE, low, high) for low, high in pairwise(STAGES[1:])}
-        | {(Action.PROMOTE, stage, stage) for stage in STAGES[1:]}
-        | {(action, stage, stage) for action in ("hold", "fail", "retrain") for stage in STAGES[1:]}
+        | {(action, low, high) for action in ("promote", "request", "approve") for low, high in UPWARD}
+        | {(action, stage, stage) for action in STAYING for stage in STAGES[1:]}
         | {(Action.DEMOTE, high, low) for high in STAGES[1:] for low in STAGES[1 : STAGES.index(high)]}
         | {(Action.ROLLBACK, high, low) for high in STAGES[1:] for low in STAGES[1:]}
     )
@@ -184,7 +210,8 @@ class Rollouts(RuleBasedStateMachine):
         super().__init__()
         self.state = RolloutState(dataset=DATASET)
         self.live: list[tuple[Stage, int]] = []  # (stage, version), newest last
-        self.entries: list[Decision] = []
+        self.asked: Asked | None = None
+        self.taken: list[tuple[Decision, str]] = []  # with the token that a request was given
 
     @rule(
         action=st.sampled_from(list(Action)),
@@ -192,9 +219,21 @@ class Rollouts(RuleBasedStateMachine):
         to_stage=st.sampled_from(STAGES),
         number=st.integers(1, 4),
         outcome=st.none() | st.sampled_from(list(Outcome)),
+        automatic=st.booleans(),
+        request=st.none() | st.just("another request"),
+        terms=st.none() | TERMS,
     )
     def try_anything(
-        self, action: Action, from_stage: Stage | None, to_stage: Stage, number: int, outcome: Outcome | None
+        self,
+        action: Action,
+        from_stage: Stage | None,
+        to_stage: Stage,
+        number: int,
+        outcome: Outcome | None,
+        automatic: bool = False,
+        request: str | None = None,
+        terms: ApprovalTerms | None = None,
+        actor: str = "ada",
     ) -> None:
         chosen = Decision(
             dataset=DATASET,
@@ -204,9 +243,13 @@ class Rollouts(RuleBasedStateMachine):
             version=number,
             checkpoint=f"weights {number}",
             snapshot="data",
-            actor="ada",
+            actor=actor,
+            account=actor,
+            automatic=automatic,
             reason="why",
             outcome=outcome,
+            request=request,
+            terms=terms,
         )
         self.decide(chosen)
 
@@ -218,9 +261,27 @@ class Rollouts(RuleBasedStateMachine):
 
     @rule(number=st.none() | st.integers(1, 4), climbs=st.booleans())
     def promote(self, number: int | None, climbs: bool) -> None:
-        stage, champion = self.live[-1]
-        higher = STAGES[min(STAGES.index(stage) + climbs, len(STAGES) - 1)]
-        self.try_anything(Action.PROMOTE, stage, higher, number or champion, Outcome.PASS)
+        self.try_anything(Action.PROMOTE, None, self.higher(climbs), number or self.live[-1][1], Outcome.PASS)
+
+    @rule(number=st.none() | st.integers(1, 4), climbs=st.booleans(), terms=TERMS)
+    def ask(self, number: int | None, climbs: bool, terms: ApprovalTerms) -> None:
+        champion = self.live[-1][1]
+        self.try_anything(
+            Action.REQUEST, None, self.higher(climbs), number or champion, Outcome.PASS, terms=terms
+        )
+
+    @precondition(lambda self: self.asked)
+    @rule(
+        action=st.sampled_from([Action.APPROVE, Action.APPROVE, Action.PROMOTE, Action.DECLINE, Action.FAIL]),
+        actor=st.sampled_from(["ada", "bob", "cleo"]),
+        automatic=st.sampled_from([False, False, False, True]),
+    )
+    def answer(self, action: Action, actor: str, automatic: bool) -> None:
+        asked = self.asked
+        assert asked is not None
+        to_stage = asked.to_stage if action in (Action.APPROVE, Action.PROMOTE) else self.live[-1][0]
+        outcome = PROPER.get(action)
+        self.try_anything(action, None, to_stage, asked.number, outcome, automatic, asked.token, None, actor)
 
     @rule(number=st.integers(1, 4))
     def retrain(self, number: int) -> None:
@@ -228,13 +289,16 @@ class Rollouts(RuleBasedStateMachine):
 
     @rule(to_stage=st.sampled_from(STAGES))
     def demote(self, to_stage: Stage) -> None:
-        self.try_anything(Action.DEMOTE, None, to_stage, self.live[-1][1], None)
+        self.try_anything(Action.DEMOTE, None, to_stage, self.live[-1][1], None, automatic=True)
 
     @precondition(lambda self: len(self.live) > 1)
     @rule(to_stage=st.none() | st.sampled_from(STAGES))
     def roll_back(self, to_stage: Stage | None) -> None:
         stage, number = self.live[-2]
-        self.try_anything(Action.ROLLBACK, None, to_stage or stage, number, None)
+        self.try_anything(Action.ROLLBACK, None, to_stage or stage, number, None, automatic=True)
+
+    def higher(self, climbs: bool) -> Stage:
+        return STAGES[min(STAGES.index(self.live[-1][0]) + climbs, len(STAGES) - 1)]
 
     def decide(self, chosen: Decision) -> None:
         expected = self.expected(chosen)
@@ -244,32 +308,78 @@ class Rollouts(RuleBasedStateMachine):
             assert expected is None, f"legal, but refused: {chosen}"
             return
         assert expected is not None, f"illegal, but taken: {chosen}"
-        self.state, self.live = after, expected
-        self.entries.append(chosen)
+        token = f"request {len(self.taken)}"
+        self.state, self.live = named(after, chosen, token), expected
+        self.asked = self.waits_after(chosen, token)
+        self.taken.append((chosen, token))
 
     def expected(self, chosen: Decision) -> list[tuple[Stage, int]] | None:
         """What should be live after the decision; None where it is illegal."""
         stage, champion = self.live[-1] if self.live else (Stage.NONE, 0)
         step = (chosen.action, chosen.from_stage, chosen.to_stage)
         fits = chosen.from_stage is stage and chosen.outcome is PROPER.get(chosen.action)
-        if not fits or step not in self.LEGAL_STEPS:
+        if not fits or step not in self.LEGAL_STEPS or (chosen.automatic and chosen.action in FOR_PERSONS):
             return None
         reached = (chosen.to_stage, chosen.version)
         match chosen.action:
             case Action.BOOTSTRAP:
                 return [reached]
-            case Action.PROMOTE if chosen.version == champion:
-                return None if chosen.to_stage is stage else [*self.live[:-1], reached]
+            case Action.PROMOTE | Action.REQUEST if reached == (stage, champion):
+                return None
+            case Action.PROMOTE if not self.may_promote(chosen):
+                return None
             case Action.PROMOTE:
-                return [*self.live, reached]
+                return [*self.live[: -1 if chosen.version == champion else None], reached]
+            case Action.REQUEST:
+                return self.live if chosen.terms else None
+            case Action.APPROVE:
+                return self.live if self.may_approve(chosen) else None
+            case Action.DECLINE:
+                return self.live if self.is_about_asked(chosen) else None
+            case Action.HOLD | Action.FAIL:
+                return self.live if chosen.request is None or self.is_about_asked(chosen) else None
             case Action.RETRAIN:
                 return None if chosen.version == champion else self.live
             case Action.DEMOTE:
                 return [*self.live[:-1], reached] if chosen.version == champion else None
             case Action.ROLLBACK:
                 return self.live[:-1] if self.live[-2:-1] == [reached] else None
+
+    def is_about_asked(self, chosen: Decision) -> bool:
+        return self.asked is not None and (self.asked.number, self.asked.token) == (
+            chosen.version,
+            chosen.request,
+        )
+
+    def may_promote(self, chosen: Decision) -> bool:
+        asked = self.asked
+        if asked and (asked.number, asked.to_stage) == (chosen.version, chosen.to_stage):
+            return chosen.request == asked.token and len(asked.approved_by) == asked.persons
+        return chosen.request is None
+
+    def may_approve(self, chosen: Decision) -> bool:
+        asked = self.asked
+        if asked is None or not self.is_about_asked(chosen) or chosen.to_stage is not asked.to_stage:
+            return False
+        is_new = chosen.actor not in (*asked.approved_by, asked.trainer)
+        return is_new and len(asked.approved_by) < asked.persons
+
+    def waits_after(self, chosen: Decision, token: str) -> Asked | None:
+        asked = self.asked
+        match chosen.action:
+            case Action.REQUEST:
+                terms = chosen.terms
+                assert terms is not None
+                trainer = None if terms.trainer_may_approve else terms.trainer
+                return Asked(chosen.version, chosen.to_stage, terms.persons, trainer, token)
+            case Action.APPROVE if asked:
+                return asked._replace(approved_by=(*asked.approved_by, chosen.actor))
+            case Action.RETRAIN:
+                return asked
+            case Action.HOLD | Action.FAIL if asked and asked.number != chosen.version:
+                return asked
             case _:
-                return self.live
+                return None
 
     @invariant()
     def what_is_live_is_what_was_let_in(self) -> None:
@@ -279,15 +389,29 @@ class Rollouts(RuleBasedStateMachine):
         assert self.state.challenger is None or self.state.challenger != self.state.champion
 
     @invariant()
+    def what_waits_is_what_was_asked(self) -> None:
+        pending = self.state.pending
+        assert (pending and pending.request) == (self.asked and self.asked.token)
+        if pending and self.asked:
+            assert tuple(each.name for each in pending.approved_by) == self.asked.approved_by
+
+    @invariant()
     def there_is_one_champion_as_soon_as_anything_was_released(self) -> None:
-        assert bool(self.entries) == (self.state.champion is not None)
+        assert bool(self.taken) == (self.state.champion is not None)
 
     def teardown(self) -> None:
         again = RolloutState(dataset=DATASET)
-        for chosen in self.entries:
-            again = advance(again, chosen)
+        for chosen, token in self.taken:
+            again = named(advance(again, chosen), chosen, token)
         assert again == self.state
         assert replay([], DATASET).stage is Stage.NONE
+
+
+def named(state: RolloutState, chosen: Decision, token: str) -> RolloutState:
+    """As the log would name a request: by its entry's hash."""
+    if state.pending is None or chosen.action is not Action.REQUEST:
+        return state
+    return state.model_copy(update={"pending": state.pending.model_copy(update={"request": token})})
 
 
 TestRollouts = Rollouts.TestCase
