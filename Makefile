@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 	.venv/bin/dankai demo
 
 test: $(INSTALLED)
-	.venv/bin/python -m pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term
 
 check: $(INSTALLED)
 	.venv/bin/ruff check .

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.commands import release
+from flows.commands.release import COMMANDS
+from flows.commands.serve import serve, shadow
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings
@@ -87,10 +88,6 @@ def ui(port: int) -> None:
     os.execvp(str(Path(sys.executable).with_name("mlflow")), command)
 
 
-for command in release.COMMANDS:
-    dankai.add_command(command)
-
-
 def _run(dataset: Path, policy: Path, quiet: bool, bootstrap: str | None) -> None:
     import os
 
@@ -132,18 +129,25 @@ def _settings() -> "Settings":
     return settings
 
 
+dankai.add_command(serve)
+dankai.add_command(shadow)
+for command in COMMANDS:
+    dankai.add_command(command)
+
+
 def main() -> None:
     """Entry point: exit 0 when the job was done whatever the verdicts, 2 for input that cannot be used."""
     sys.exit(_answer(dankai))
 
 
 def _answer(command: Callable[..., object]) -> int:
+    from pipelines.escaping import printable
     from validation.errors import InputError
 
     try:
         command(standalone_mode=False)
     except InputError as error:
-        click.echo(f"dankai: {error}", err=True)
+        click.echo(printable(f"dankai: {error}"), err=True)
         return 2
     except click.ClickException as error:
         error.show()

@@ -12,6 +12,7 @@ from flows.actors import who_runs
 from flows.approval import ask_in_prefect
 from flows.progress import progress
 from pipelines.checkpoint import Checkpoint
+from pipelines.clock import now
 from pipelines.cost import CostComparison
 from pipelines.edge.bundle import Bundle
 from pipelines.evaluation import Evaluation
@@ -24,7 +25,7 @@ from pipelines.rollout import current_state
 from pipelines.scoring import Scores
 from pipelines.second_look import Lineup
 from pipelines.settings import load_settings
-from pipelines.summary import RolloutSummary, now, sentence_of, write_summary
+from pipelines.summary import RolloutSummary, sentence_of, write_summary
 from validation.gates import Outcome
 
 
@@ -144,6 +145,8 @@ def operate(climb: Climb, champion: Checkpoint) -> None:
         climb.months.append(report)
         if report.evaluation is not None:
             climb.evaluations.append(report.evaluation)
+        if report.rolled_back is not None:
+            return  # what is live now was not trained by this rollout's last step: a person looks first
 
 
 def judge(

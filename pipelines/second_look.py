@@ -21,6 +21,7 @@ from pipelines.judging import (
     score,
     score_baselines,
     score_on_edge,
+    steady_kpis,
     training_kpis,
 )
 from pipelines.preparation import prepare, snapshot_data, validate_snapshot
@@ -107,9 +108,9 @@ def look_again(job: Job, case: Case) -> Verdict:
         )
     part = job.windows(prepared).part_names[-1]
     candidate, measured = _measured(job, prepared, case, part)
-    return judge_stage(
-        job, prepared, case.stage, candidate, _references(job, prepared, lineup, part), measured
-    ).verdict
+    references = _references(job, prepared, lineup, part)
+    looked = judge_stage(job, prepared, case.stage, candidate, references, measured, is_confirmation=True)
+    return looked.verdict
 
 
 def _measured(job: Job, prepared: Prepared, case: Case, part: str) -> tuple[Scores, list[Kpi]]:
@@ -121,7 +122,7 @@ def _measured(job: Job, prepared: Prepared, case: Case, part: str) -> tuple[Scor
         return answers, edge_kpis(prepared, lineup.bundle, timings, job.policy.confidence)
     scores = score(job, prepared, lineup.candidate, part, density, "candidate")
     if lineup.dense is None:
-        return scores, []
+        return scores, steady_kpis(job, prepared, lineup.candidate, part)
     costs = measure_costs(job, lineup.candidate, lineup.dense, (1,))
     if not lineup.seeds:
         return scores, pilot_kpis(job, prepared, lineup.candidate, costs)

@@ -148,7 +148,7 @@ def _signed_files(folder: Path, trusted: Mapping[str, Ed25519PublicKey]) -> dict
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file by its path in the folder; a link counts by its target's name, which is not read."""
+    """SHA-256 of every file by its path in the folder; a link counts by its target's name alone."""
     return {
         path.relative_to(folder).as_posix(): _digest(path)
         for path in sorted(folder.rglob("*"))
@@ -161,6 +161,11 @@ def _digest(path: Path) -> str:
     if path.is_symlink():
         return f"link {hashlib.sha256(bytes(path.readlink())).hexdigest()}"
     return sha256_of(path) if path.is_file() else "no file"
+
+
+def import_mlflow() -> None:
+    """Import now what loading and invoking a model would import first, in seconds."""
+    import mlflow.pyfunc.scoring_server  # noqa: F401
 
 
 def load_model(folder: Path) -> "PyFuncModel":

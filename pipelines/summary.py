@@ -1,7 +1,6 @@
 """What a rollout leaves for people: a table a manager can read and a file with everything in it."""
 
 import math
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.approvals import waiting_sentence
@@ -117,8 +116,8 @@ def sentence_of(evaluations: tuple[Evaluation, ...], state: RolloutState) -> str
     releases = [release.checkpoint for release in state.releases]
     if judged is not None and judged not in releases:
         return (
-            f"Every gate passed, but version {state.champion} of an earlier rollout is live and stays so; "
-            "start this one in another DANKAI_HOME to release it."
+            f"Every gate passed, but version {state.champion} is live: an earlier rollout's, or one that was rolled "
+            "back to. See: dankai history; start this one in another DANKAI_HOME to release it."
         )
     return f"Stage {state.stage} is reached; version {state.champion} is live."
 
@@ -128,7 +127,3 @@ def write_summary(summary: RolloutSummary, home: Path) -> Path:
     path = home / "summary.json"
     replace_file(path, summary.model_dump_json(indent=1).encode() + b"\n")
     return path
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -16,9 +16,14 @@ if TYPE_CHECKING:
     from tests.tiny_rollout import Preloaded
 
 _GUARD = Path(__file__).parent / "offline" / "sitecustomize.py"
-_ATTEMPTS = Path(tempfile.mkdtemp(prefix="dankai-tests-")) / "network-attempts"
-
-os.environ["DANKAI_TEST_NETWORK_ATTEMPTS"] = str(_ATTEMPTS)
+# Workers of a parallel run inherit the variable, so that all note their attempts in one place.
+_ATTEMPTS = Path(
+    os.environ.setdefault(
+        "DANKAI_TEST_NETWORK_ATTEMPTS", f"{tempfile.mkdtemp(prefix='dankai-tests-')}/network-attempts"
+    )
+)
+_SERVER_FIXTURES = {"prefect_server", "preloaded"}
+_DATABASE_FIXTURES = {"postgres", "back_end"}
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_GUARD.parent), os.environ.get("PYTHONPATH")]))
 
 
@@ -37,6 +42,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if _ATTEMPTS.exists():
         print(f"\nSomething tried to reach the network:\n{_ATTEMPTS.read_text()}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In a parallel run a file stays on one worker, and so does all that shares a server: it starts once."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        group = "servers" if fixtures & _SERVER_FIXTURES else str(item.path)
+        item.add_marker(pytest.mark.xdist_group("databases" if fixtures & _DATABASE_FIXTURES else group))
 
 
 @pytest.fixture(scope="session")

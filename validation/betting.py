@@ -30,7 +30,7 @@ def rate_interval(happened: NDArray[np.bool_], confidence: float) -> Interval:
 
 
 def mean_interval(values: Floats, confidence: float) -> Interval:
-    """Mean of values in [0, 1] in the order of arrival: as `rate_interval`, and narrower where they vary little."""
+    """Mean of values in [0, 1] in their order of arrival: a `rate_interval` for any of them."""
     return _interval(values, confidence, mean_capital)
 
 

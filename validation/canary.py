@@ -1,4 +1,4 @@
-"""Whether a candidate may answer more callers: one verdict per step of the ladder, from requests both answered.
+"""Whether a candidate may answer more callers: one verdict per step of the ladder, from shared requests.
 
 PASS takes the candidate one step up, FAIL sets its share to 0, HOLD waits for more requests. The intervals
 hold however often a step is judged (validation.betting), so it is judged as requests come in.

@@ -1,4 +1,4 @@
-"""The rollout policy (infra/rollout.yaml): what each stage asks, who has to approve, what takes a model back."""
+"""The rollout policy (infra/rollout.yaml): what each stage asks, who approves, what takes a model back."""
 
 import math
 from collections.abc import Iterable
@@ -42,8 +42,8 @@ class CostPolicy(Record):
 class Approval(Record):
     """Who has to agree before a model enters a stage.
 
-    `approvers` different people, each within `expires_hours` of the request; the account that trained the model
-    only where `trainer_may_approve`.
+    `approvers` different people, each within `expires_hours` of the request; the account that trained the
+    model only where `trainer_may_approve`.
     """
 
     approvers: Literal[1, 2]
@@ -54,9 +54,9 @@ class Approval(Record):
 class StageRules(Record):
     """One stage of the file.
 
-    `quality` and `serving` are the two blessings that its gate gives together. `rollback` watches what is live
-    while the rollout is at this stage. `approval: required` makes every promotion *to* this stage wait for
-    people; the three settings below it say which, and mean nothing without it.
+    `quality` and `serving` are the two blessings that its gate gives together. `rollback` watches what is
+    live while the rollout is at this stage. `approval: required` makes every promotion *to* this stage wait
+    for people; the three settings below it say which, and mean nothing without it.
     """
 
     quality: Thresholds
@@ -67,27 +67,33 @@ class StageRules(Record):
     trainer_may_approve: bool | None = None
     expires_hours: Hours | None = None
 
+    @field_validator("quality", "serving")
+    @classmethod
+    def _can_decide(cls, thresholds: tuple[Threshold, ...]) -> tuple[Threshold, ...]:
+        if all(threshold.severity != "required" for threshold in thresholds):
+            raise ValueError("no threshold of severity required, so it could never pass: add one")
+        _refuse_repeated((threshold.kpi, threshold.versus, threshold.slice) for threshold in thresholds)
+        return thresholds
+
+    @field_validator("rollback")
+    @classmethod
+    def _watches_once(cls, rules: tuple[Rollback, ...]) -> tuple[Rollback, ...]:
+        _refuse_repeated((rule.kpi, rule.versus) for rule in rules)
+        return rules
+
     @model_validator(mode="after")
-    def _can_decide(self) -> "StageRules":
-        for problem in (*_undecidable(self), *_unapprovable(self)):
+    def _knows_who_approves(self) -> "StageRules":
+        for problem in _unapprovable(self):
             raise ValueError(problem)
         return self
 
 
-def _undecidable(rules: StageRules) -> Iterable[str]:
-    sections = {"quality": rules.quality, "serving": rules.serving}
-    for name, thresholds in sections.items():
-        if all(threshold.severity != "required" for threshold in thresholds):
-            yield f"{name} has no threshold of severity required, so it could never pass: add one"
-        subjects = [(threshold.kpi, threshold.versus, threshold.slice) for threshold in thresholds]
-        yield from _repeated(name, subjects)
-    yield from _repeated("rollback", [(rule.kpi, rule.versus, "") for rule in rules.rollback])
-
-
-def _repeated(section: str, subjects: list[tuple[str, str | None, str]]) -> Iterable[str]:
-    for index, subject in enumerate(subjects):
-        if subject in subjects[:index]:
-            yield f"{section} asks {subject[0]} twice of the same thing: keep one"
+def _refuse_repeated(subjects: Iterable[tuple[str | None, ...]]) -> None:
+    seen: set[tuple[str | None, ...]] = set()
+    for subject in subjects:
+        if subject in seen:
+            raise ValueError(f"asks {subject[0]} twice of the same thing: keep one")
+        seen.add(subject)
 
 
 def _unapprovable(rules: StageRules) -> Iterable[str]:
@@ -109,8 +115,8 @@ class Policy(Record):
     """The whole of infra/rollout.yaml.
 
     `confidence` is that of every two-sided interval a gate looks at: a check passes, or fails, by chance with
-    probability (1 - confidence) / 2 at most. `looks` are the shares of that probability that the first, second
-    ... time of asking may use. `max_age_hours`: an older evaluation proves nothing.
+    probability (1 - confidence) / 2 at most. `looks` are the shares of that probability that the first,
+    second ... time of asking may use. `max_age_hours`: an older evaluation proves nothing.
     """
 
     confidence: Annotated[float, Field(ge=0.5, lt=1)]

@@ -14,22 +14,14 @@ from pydantic import Field
 from validation.gates import Stage
 from validation.kpis import KINDS, Kpi
 from validation.record import Record
-from validation.thresholds import Rollback, bound_of
+from validation.thresholds import Rollback, Sample, bound_of
 
 
-class RollbackPolicy(Record):
+class RollbackPolicy(Sample):
     """What takes a live model back at one stage, and how much evidence a window needs to count."""
 
     stage: Stage
     rules: tuple[Rollback, ...] = Field(min_length=1)
-    min_windows: int = Field(ge=1)
-    min_timings: int = Field(ge=1)
-    min_processes: int = Field(ge=1)
-
-    def needed(self, name: str) -> int:
-        """How many of what KPI `name` counts one window of observation has to hold."""
-        counts = {"windows": self.min_windows, "timings": self.min_timings, "processes": self.min_processes}
-        return counts.get(KINDS[name].counted, 1)
 
 
 class Breach(Record):
@@ -45,8 +37,8 @@ def breached(
 ) -> Breach | None:
     """The first rule that the live model broke in its last windows, None while it keeps them all. Pure.
 
-    `history` holds what was measured live, one Kpi per rule and window of observation, oldest first; what is about
-    another checkpoint or a slice is passed over. `task_metric` is the job's main metric.
+    `history` holds what was measured live, one Kpi per rule and window of observation, oldest first; what is
+    about another checkpoint or a slice is passed over. `task_metric` is the job's main metric.
     """
     found = (_breach(history, rule, policy, checkpoint, task_metric) for rule in policy.rules)
     return next((breach for breach in found if breach is not None), None)

@@ -15,6 +15,19 @@ WORST = "worst:"
 ANY_COLUMN = "*"
 
 
+class Sample(Record):
+    """How much has to be measured before it counts."""
+
+    min_windows: int = Field(ge=1)
+    min_timings: int = Field(ge=1)
+    min_processes: int = Field(ge=1)
+
+    def needed(self, name: str) -> int:
+        """How many of what KPI `name` counts have to stand behind it."""
+        counts = {"windows": self.min_windows, "timings": self.min_timings, "processes": self.min_processes}
+        return counts.get(KINDS[name].counted, 1)
+
+
 class Demand(Record):
     """A bound (`at_least`, `at_most`), or how much worse than `versus` a KPI may be.
 
@@ -52,7 +65,7 @@ class Threshold(Demand):
 
 
 class Rollback(Demand):
-    """One demand on what is live: broken in `windows` windows of observation in a row, it takes the model back."""
+    """One demand on what is live: broken in `windows` observations in a row, it takes the model back."""
 
     windows: int = Field(ge=1)
 

@@ -1,1 +1,1 @@
-"""Commands of `dankai`, a module per group; heavy packages are imported by the functions that use them."""
+"""Commands of `dankai`, a module per group; heavy packages are imported inside functions that use them."""
