@@ -16,7 +16,14 @@ from torch import Tensor
 
 from pipelines.benchmarks.quality import controls, listops, mqar, pilot, planted
 from pipelines.benchmarks.quality.fitting import (
-    DENSITIES, RECIPE, Batch, MakeBatch, Readout, Stage, accuracy, fit,
+    DENSITIES,
+    RECIPE,
+    Batch,
+    MakeBatch,
+    Readout,
+    Stage,
+    accuracy,
+    fit,
 )
 from pipelines.benchmarks.quality.fitting import plain_readout as plain
 from pipelines.benchmarks.quality.results import Key, Results, digest
