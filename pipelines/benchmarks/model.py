@@ -128,7 +128,7 @@ def inference(variant: Variant, num_steps: int) -> Row:
     """Milliseconds and peak GiB of one forward pass over one sequence."""
     with torch.no_grad(), sdpa_kernel(FASTEST_DENSE, set_priority=True):
         model, inputs = _fresh(variant, num_steps)
-        return _measure(variant.bound(model, inputs), repeats=9 if num_steps <= 65_536 else 1)
+        return _measure(variant.bound(model, inputs), repeats=9 if num_steps <= 65_536 else 2)
 
 
 def training_step(variant: Variant, num_steps: int) -> Row:
@@ -140,7 +140,7 @@ def training_step(variant: Variant, num_steps: int) -> Row:
             variant.run(model, inputs).float().square().mean().backward()
         model.zero_grad(set_to_none=True)
 
-    return _measure(work, repeats=3)
+    return _measure(work, repeats=5)
 
 
 def _fresh(variant: Variant, num_steps: int) -> tuple[SparseEncoder, Inputs]:
