@@ -8,8 +8,9 @@
   some heads and some rows at a time, one kernel for the rotation and one for the gate;
 - sparse: as dense, but reading 1/8 of the blocks, the selection included.
 
-"recorded" replays the pass as a CUDA graph; "recompute" keeps of each layer its input and its attention for
-the gradient and makes the rest again. Times are wall-clock from call to result, so the host counts.
+"recorded" replays the pass as a CUDA graph; "recompute" keeps little more than each layer's input for the
+gradient and makes the rest again (sparse_model.recomputation). Times are wall-clock from call to result, so
+the host counts.
 """
 
 import gc
