@@ -119,11 +119,9 @@ def _give_turn(turns, group, PASS: gl.constexpr):
 
 @gluon.jit
 def _sum_span(
-    acc0, acc1, t, turn, first, last, head, masked_from, near0, near1, buffers, bars, place, lists, sizes, terms,
-    row_terms, group,
-    scale, row, PASS: gl.constexpr, MEANS_FAR: gl.constexpr, STAGES: gl.constexpr, ROOM: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    HAS_LIMIT: gl.constexpr, S: gl.constexpr, P: gl.constexpr,
+    acc0, acc1, t, turn, first, last, head, masked_from, near0, near1, buffers, bars, place, lists, sizes,
+    terms, row_terms, group, scale, row, PASS: gl.constexpr, MEANS_FAR: gl.constexpr, STAGES: gl.constexpr,
+    ROOM: gl.constexpr, CAUSAL: gl.constexpr, HAS_LIMIT: gl.constexpr, S: gl.constexpr, P: gl.constexpr,
 ):  # fmt: skip
     """Sums over tiles first..last. With ROOM, the next tile's products queue behind this one's sums: a
     warp group hands the tensor cores four products at a time, and computes while the other group's run."""
@@ -265,24 +263,23 @@ def _compute(
             place = (batch, list_row, block, limit)
             if SUMMARIES:
                 acc0, acc1, t, turn = _sum_span(
-                    acc0, acc1, t, turn, 0, before, head, masked_from, near0, near1, buffers, bars, place, lists,
-                    sizes,
-                    terms, (lse, product), group, scale, row, PASS, True, STAGES, ROOM, CAUSAL, HAS_LIMIT, S, P,
+                    acc0, acc1, t, turn, 0, before, head, masked_from, near0, near1, buffers, bars, place,
+                    lists, sizes, terms, (lse, product), group, scale, row, PASS, True, STAGES, ROOM, CAUSAL,
+                    HAS_LIMIT, S, P,
                 )  # fmt: skip
             acc0, acc1, t, turn = _sum_span(
-                acc0, acc1, t, turn, start * 2, stop * 2, head, masked_from, near0, near1, buffers, bars, place,
-                lists, sizes,
-                terms, (lse, product), group, scale, row, PASS, False, STAGES, ROOM, CAUSAL, HAS_LIMIT, S, P,
+                acc0, acc1, t, turn, start * 2, stop * 2, head, masked_from, near0, near1, buffers, bars,
+                place, lists, sizes, terms, (lse, product), group, scale, row, PASS, False, STAGES, ROOM,
+                CAUSAL, HAS_LIMIT, S, P,
             )  # fmt: skip
         else:
             for q_head in range(h * (heads // groups), (h + 1) * (heads // groups)):
                 list_row, start, stop = span_of(batch, q_head, block, chunk, lists, sizes, PASS, CAUSAL)
                 place = (batch, list_row, block, limit)
                 acc0, acc1, t, turn = _sum_span(
-                    acc0, acc1, t, turn, start * 2, stop * 2, batch * heads + q_head, 0, near0, near1, buffers,
-                    bars, place,
-                    lists, sizes, terms, (0.0, 0.0), group, scale, row, PASS, False, STAGES, ROOM, CAUSAL,
-                    HAS_LIMIT, S, P,
+                    acc0, acc1, t, turn, start * 2, stop * 2, batch * heads + q_head, 0, near0, near1,
+                    buffers, bars, place, lists, sizes, terms, (0.0, 0.0), group, scale, row, PASS, False,
+                    STAGES, ROOM, CAUSAL, HAS_LIMIT, S, P,
                 )  # fmt: skip
         if not ROOM:
             mbarrier.arrive(near_free, count=1)
@@ -307,7 +304,7 @@ def _compute(
 
 @gluon.jit
 def _sum_of_chunks(ptr, chunks, mean_stride, D: gl.constexpr, OUT: gl.constexpr):
-    """Sum over the chunks of one mean's gradient, [D]; many at once, for one after the other they would wait."""
+    """Sum over the chunks of one mean's gradient, [D]; many at once, or each would wait for its load."""
     C: gl.constexpr = gl.BlockedLayout([1, 4], [128 // D, D // 4], [4, 1], [1, 0])
     channel = gl.arange(0, D, gl.SliceLayout(0, C))[None, :]
     total = gl.zeros([16, D], gl.float32, C)

@@ -47,7 +47,7 @@ def forward_tile(block_size: int) -> Tile:
 
 
 def backward_tile(block_size: int, channels: int, float32: bool = False) -> Tile:
-    """Tile of the portable backward kernels, from the same sweep; wide float32 is as large as shared memory."""
+    """Tile of the portable backward kernels, from the same sweep; in wide float32 what fits in memory."""
     if float32 and channels > 64:
         return Tile(rows=min(block_size, 32), keys=min(block_size, 32), warps=4, stages=1)
     if block_size == 128 and channels == 128:
@@ -202,7 +202,8 @@ def _launch_keys(
     if p.summaries:
         mean_k, mean_v = rows_of(means[0]), rows_of(means[1])
         launch(
-            triton_backward.summary_keys, (triton.cdiv(p.num_blocks, tile.keys), chunks, p.batch * p.groups), p.key,
+            triton_backward.summary_keys,
+            (triton.cdiv(p.num_blocks, tile.keys), chunks, p.batch * p.groups), p.key,
             q.tile(tile.rows), grad.tile(tile.rows), mean_k.tile(tile.keys), mean_v.tile(tile.keys),
             mean_grads[0], mean_grads[1], lse, product, lists.bits_BSQW, p.lengths_B, p.scale * _LOG2_E,
             *q.steps_apart, *grad.steps_apart, *p.sizes, p.words, triton.cdiv(p.num_blocks, chunks),
@@ -211,7 +212,8 @@ def _launch_keys(
     launch(
         triton_backward.keys, (triton.cdiv(p.num_steps, tile.keys), p.batch * p.groups), p.key,
         q.tile(tile.rows), grad.tile(tile.rows), k.tile(tile.keys), v.tile(tile.keys), dk, dv,
-        mean_grads[0], mean_grads[1], lse, product, transposed.readers, transposed.offsets, p.lengths_B, p.scale * _LOG2_E, p.scale,
+        mean_grads[0], mean_grads[1], lse, product, transposed.readers, transposed.offsets, p.lengths_B,
+        p.scale * _LOG2_E, p.scale,
         *q.steps_apart, *grad.steps_apart, *k.steps_apart, *v.steps_apart, *dk.stride()[:3], *dv.stride()[:3],
         *p.sizes, chunks, means[0].numel(), SUMMARIES=p.summaries, **options,
     )  # fmt: skip
@@ -248,14 +250,15 @@ def launch_hopper_backward(
             *rows[far].steps_apart, *rows[far + 1].steps_apart, *out0.stride()[:3], *out1.stride()[:3],
             *p.sizes, p.slots, p.words, items, chunks, triton.cdiv(p.num_blocks, max(chunks, 1)),
             means[0].numel(),
-            STAGES=4 if p.channels == 64 else 3, ROOM=which == 0 or p.channels == 64, PASS=which, **flags, num_warps=4,
+            STAGES=4 if p.channels == 64 else 3, ROOM=which == 0 or p.channels == 64, PASS=which,
+            **flags, num_warps=4,
         )  # fmt: skip
 
     groups = p.batch * p.groups
     run(0, 0, 2, dq, dq, p.batch * p.heads * p.num_blocks, processors)
     if p.summaries:
         run(2, 4, 0, dk, dv, groups * triton.cdiv(p.num_blocks, 128) * chunks, processors)
-    # one program per block, the most read blocks first: lists differ in length, and the hardware balances them
+    # a program per block, the most read blocks first: lists differ in length, and the hardware balances them
     run(1, 2, 0, dk, dv, groups * p.num_blocks, groups * p.num_blocks)
 
 
