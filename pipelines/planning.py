@@ -37,8 +37,10 @@ def plan_evaluation(
     difference: float,
     look: int,
 ) -> list[Plan]:
-    """A plan for every margin against a reference that the evaluation's gate asked about; `margins` instead of
-    the gate's own, where given. Raises InputError where it asked none, or measured none."""
+    """A plan for every margin over windows that the evaluation's gate asked; `margins` in their place if given.
+
+    Raises InputError where it asked none, or measured none.
+    """
     rules, margins, wanted = policy.stage(evaluation.stage), list(margins), list(wanted)
     plans = [
         _plan(
@@ -58,7 +60,7 @@ def plan_evaluation(
     ]
     if not plans:
         raise InputError(
-            f"the {evaluation.stage} gate measured no margin over windows here; state --deviation and --margin"
+            f"the {evaluation.stage} gate measured no margin over windows; state --deviation and --margin"
         )
     return plans
 
