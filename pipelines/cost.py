@@ -44,6 +44,13 @@ class Timings(Record):
         return float(np.quantile(self.latency_ms, share))
 
 
+def worst_case(samples: Sequence[float] | np.ndarray, value: float | None = None) -> Interval:
+    """The largest value seen (or a `value` known to be the worst), with the range of what was seen."""
+    low, high = float(np.min(samples)), float(np.max(samples))
+    value = high if value is None else value
+    return Interval(value=value, low=low, high=max(value, high), n=len(samples))
+
+
 class CostComparison(Record):
     """Candidate against dense at one length: ratios below 1 favour the candidate."""
 
