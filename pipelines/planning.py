@@ -124,8 +124,9 @@ def _plan(
 
 def _is_margin_over_windows(check: Check) -> bool:
     measured = check.measured
-    is_over_windows = measured is not None and KINDS[measured.name].counted == "windows"
-    return is_over_windows and check.threshold.versus is not None and measured.high > measured.low
+    if measured is None or check.threshold.versus is None:
+        return False
+    return KINDS[measured.name].counted == "windows" and measured.high > measured.low
 
 
 def _named(check: Check) -> str:

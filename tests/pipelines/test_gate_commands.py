@@ -75,7 +75,9 @@ def dankai_gate(
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["dankai", "gate", *map(str, arguments)])
         capsys.readouterr()
-        return _answer(dankai), *capsys.readouterr()
+        code = _answer(dankai)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
 
     return run
 

@@ -1,6 +1,7 @@
 """The power that is promised is the power that is simulated."""
 
 import math
+from functools import partial
 
 import pytest
 
@@ -9,39 +10,39 @@ from validation.kpis import kpi
 from validation.power import deviation_of, power, windows_needed
 from validation.statistics import Interval
 
-LEVEL = {"confidence": 0.95}
+at_95 = partial(power, confidence=0.95)
 # validation.calibration: a paired difference of deviation 0.3, where a loss of 0.1 is allowed
-SIMULATED = {"deviation": 0.3, "margin": 0.1, **LEVEL}
+simulated = partial(at_95, deviation=0.3, margin=0.1)
 
 
 @pytest.mark.parametrize("num_windows", [40, 80, 120])
 def test_it_is_the_share_of_simulated_gates_that_pass(num_windows: int) -> None:
     case = Case(name="equal", windows=(num_windows,), num_at_bound=0)
     rates = error_rates(case, confidence=0.95, looks=(1.0,), num_resamples=200, num_draws=400)
-    assert power(num_windows, **SIMULATED) == pytest.approx(rates.passed, abs=0.07)
+    assert simulated(num_windows) == pytest.approx(rates.passed, abs=0.07)
 
 
 def test_by_hand() -> None:
     """Deviation 1, margin 0.1, 1,570 windows: 3.96 standard errors, 1.96 of them the interval's."""
-    assert power(1570, deviation=1, margin=0.1, **LEVEL) == pytest.approx(0.977, abs=0.002)
-    assert power(1570, deviation=1, margin=0.0, difference=0.1, **LEVEL) == pytest.approx(0.977, abs=0.002)
-    assert power(1570, deviation=1, margin=0.0, **LEVEL) == pytest.approx(0.025, abs=0.002)
+    assert at_95(1570, deviation=1, margin=0.1) == pytest.approx(0.977, abs=0.002)
+    assert at_95(1570, deviation=1, margin=0.0, difference=0.1) == pytest.approx(0.977, abs=0.002)
+    assert at_95(1570, deviation=1, margin=0.0) == pytest.approx(0.025, abs=0.002)
 
 
 def test_the_windows_needed_are_the_fewest() -> None:
     def chance(num_windows: int) -> float:
-        return power(num_windows, **SIMULATED)
+        return simulated(num_windows)
 
     needed = windows_needed(0.8, chance, fewest=30)
     assert needed is not None
     assert chance(needed) >= 0.8 > chance(needed - 1)
     assert windows_needed(0.8, chance, fewest=5000) == 5000
-    hopeless = windows_needed(0.8, lambda n: power(n, deviation=1, margin=0.0, **LEVEL), fewest=30)
+    hopeless = windows_needed(0.8, lambda n: at_95(n, deviation=1, margin=0.0), fewest=30)
     assert hopeless is None
 
 
 def test_fewer_windows_than_an_interval_needs_never_pass() -> None:
-    assert power(8, **SIMULATED, overlap=4) == 0
+    assert simulated(8, overlap=4) == 0
 
 
 def test_the_deviation_of_an_interval_is_what_made_it() -> None:
