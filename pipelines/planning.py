@@ -37,7 +37,7 @@ def plan_evaluation(
     difference: float,
     look: int,
 ) -> list[Plan]:
-    """A plan for every margin over windows that the evaluation's gate asked; `margins` in their place if given.
+    """A plan for every margin over windows that the gate asked; `margins` in their place if given.
 
     Raises InputError where it asked none, or measured none.
     """

@@ -370,7 +370,7 @@ def expanded_tail(confidence: float, num_independent: int) -> float:
 def percentile_interval(
     value: float, draws: Floats, confidence: float, num_independent: int, n: int
 ) -> Interval:
-    """Interval of draws [R] that rest on `num_independent` independent pieces; NaN if too many are undefined."""
+    """Interval of draws [R] that rest on `num_independent` pieces; NaN if too many are undefined."""
     defined = draws[np.isfinite(draws)]
     num_skipped = len(draws) - len(defined)
     low, high = math.nan, math.nan

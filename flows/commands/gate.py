@@ -59,9 +59,9 @@ def backtest(policy: Path, dataset: str | None, as_json: bool) -> None:
     """Judge every stored evaluation again by another policy and say which decisions would change, and why.
 
     \b
-    Margins, bounds, severities, counts and age limits are tried on the stored KPIs. Another confidence, other
-    looks or other groups need other intervals: they are computed again from the stored scores, and where those
-    are gone the decision is listed as not replayed. Timings keep the intervals they were stored with.
+    Margins, bounds, severities, counts and age limits are tried on the stored KPIs. Another confidence,
+    other looks or other groups need other intervals: they are computed again from the stored scores, and
+    where those are gone the decision is listed as not replayed. Timings keep their stored intervals.
     Nothing is written.
 
     \b

@@ -1,4 +1,4 @@
-"""`dankai gate`: real evaluations in a real store, explained, tried under other policies, and planned from."""
+"""`dankai gate`: real evaluations in a real store, explained, tried under other policies, planned from."""
 
 import json
 import re
