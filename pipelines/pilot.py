@@ -26,7 +26,8 @@ def errors_left(model: SparseEncoder, batches: Iterable[Sequence[Tensor]], budge
     device = next(model.parameters()).device
     torch.manual_seed(0)  # the rows compared are drawn: the same ones for the same model
     left = [
-        coverage(model, *(column.to(device) for column in batch[:3]), budget).left.amax(1) for batch in batches
+        coverage(model, *(column.to(device) for column in batch[:3]), budget).left.amax(1)
+        for batch in batches
     ]
     return torch.stack(left).mean(0).tolist()
 
