@@ -65,13 +65,13 @@ def rate_capital(values: Floats, mean: float) -> float:
 
     A bet sees only what came before it.
     """
-    edge = _expected(values) - mean
+    edge = _expected(values, mean) - mean
     return _most_made(values, mean, edge / (mean * (1.0 - mean)))
 
 
 def mean_capital(values: Floats, mean: float) -> float:
     """As `rate_capital`, for any values in [0, 1]: their spread is learned too."""
-    expected = _expected(values)
+    expected = _expected(values, mean)
     variance = (0.25 + _sum_before((values - expected) ** 2)) / np.arange(1, len(values) + 1)
     edge = expected - mean
     return _most_made(values, mean, edge / (variance + edge**2))
@@ -82,8 +82,9 @@ def _most_made(values: Floats, mean: float, bets: Floats) -> float:
     return float(np.cumsum(np.log1p(bets * (values - mean))).max(initial=0.0))
 
 
-def _expected(values: Floats) -> Floats:
-    return (0.5 + _sum_before(values)) / np.arange(1, len(values) + 1)
+def _expected(values: Floats, mean: float) -> Floats:
+    """What the gambler expects next: the mean so far, with one value of `mean` put before it."""
+    return (mean + _sum_before(values)) / np.arange(1, len(values) + 1)
 
 
 def _interval(values: Floats, confidence: float, capital: Callable[[Floats, float], float]) -> Interval:

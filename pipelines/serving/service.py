@@ -11,7 +11,7 @@ from pathlib import Path
 from pipelines.files import exclusive_lock
 from pipelines.job import Job
 from pipelines.registry import ModelVersion, registered_name
-from pipelines.release_log import Action, ReleaseEntry
+from pipelines.release_log import ReleaseEntry
 from pipelines.rollout import replay
 from pipelines.serving.backend import LOAD_SECONDS, Backend, Nursery, Unanswered
 from pipelines.serving.comparison import Comparison, pair_folder, serving_folder
@@ -80,9 +80,9 @@ def chosen_versions(job: Job, trial: Trial) -> tuple[ModelVersion, ModelVersion 
 
 
 def _held(entries: list[ReleaseEntry]) -> int | None:
-    """The version that the gate neither let in nor refused, if that was its last word."""
+    """The version that the gate neither let in nor refused, or that waits for a person, if nothing came later."""
     last = entries[-1].decision
-    return last.version if last.action is Action.HOLD else None
+    return last.version if last.action in ("hold", "request") else None
 
 
 def _version(job: Job, entries: list[ReleaseEntry], number: int) -> ModelVersion:

@@ -18,7 +18,8 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS exchange (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL, move INTEGER NOT NULL, share REAL NOT NULL,
     time TEXT NOT NULL, assigned INTEGER NOT NULL, fault TEXT NOT NULL, incumbent_fault TEXT NOT NULL,
-    disagreement REAL, incumbent_seconds REAL, candidate_seconds REAL, request BLOB, incumbent BLOB, candidate BLOB,
+    disagreement REAL, incumbent_seconds REAL, candidate_seconds REAL,
+    request BLOB, incumbent BLOB, candidate BLOB,
     UNIQUE (id, move));
 """
 _BODY_BYTES = "SELECT coalesce(sum(length(request) + length(incumbent) + length(candidate)), 0)"
