@@ -9,6 +9,7 @@ from prefect import flow
 from flows import tasks
 from flows.progress import progress
 from pipelines.checkpoint import Checkpoint
+from pipelines.clock import now
 from pipelines.cost import CostComparison
 from pipelines.edge.bundle import Bundle
 from pipelines.evaluation import Evaluation
@@ -19,7 +20,7 @@ from pipelines.replay import Month, replay_parts
 from pipelines.rollout import current_state
 from pipelines.scoring import Scores
 from pipelines.settings import load_settings
-from pipelines.summary import RolloutSummary, now, sentence_of, write_summary
+from pipelines.summary import RolloutSummary, sentence_of, write_summary
 from validation.gates import Outcome
 
 

@@ -1,23 +1,39 @@
 """From scores and measurements to the KPIs that gates judge. Every subject is scored on the same windows."""
 
+import hashlib
+import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import TypedDict
 
 import numpy as np
+from pydantic import Field
 
 from pipelines.checkpoint import Checkpoint, load_model
+from pipelines.clock import now
 from pipelines.cost import CostComparison, Payback
 from pipelines.data.spec import DatasetSpec
 from pipelines.data.windows import Windows
 from pipelines.scoring import Scores, load_scored, load_slices
 from pipelines.training import to_tensors
-from validation.gates import Evidence, Stage, Verdict, judge
+from validation.evidence import Evidence, Look
+from validation.gates import Stage, StagePolicy, Verdict, judge
 from validation.kpis import Kpi, Reference, kpi
 from validation.policy import Policy
 from validation.record import Record
-from validation.statistics import METRICS, Interval, Scored, block_length_for, interval, paired_interval
+from validation.simultaneous import intervals_at_once
+from validation.statistics import (
+    METRICS,
+    Interval,
+    Scored,
+    block_length_for,
+    interval,
+    paired_interval,
+    same_windows,
+)
 
 TASK_METRICS: dict[str, tuple[str, ...]] = {
     "event": ("auroc", "average_precision", "log_loss"),
@@ -31,12 +47,19 @@ _PROBES = 64
 
 
 class Evaluation(Record):
-    """Everything measured about one candidate at one stage, and the gate's answer."""
+    """Everything measured about one candidate at one stage, and the gate's answer.
+
+    `candidate` and `references` say where the scores lie that the task metrics were computed from.
+    """
 
     stage: Stage
     subject: str
     kpis: tuple[Kpi, ...]
     verdict: Verdict
+    candidate: Scores | None = None
+    references: dict[Reference, Scores] = Field(default_factory=dict)
+    overlap: int = 1
+    """Consecutive windows that score the same step."""
 
 
 def evaluate(
@@ -46,80 +69,182 @@ def evaluate(
     candidate: Scores,
     references: Mapping[Reference, Scores],
     measured: Iterable[Kpi] = (),
+    earlier: Sequence[Look] = (),
+    judged_at: str | None = None,
 ) -> Evaluation:
-    """Score the candidate against its references, add what was measured elsewhere, and ask the gate."""
-    asked: set[Reference | None] = {each.versus for each in policy.stage(stage).thresholds if each.slice}
-    kpis = (*task_kpis(candidate, references, spec, policy, asked), *measured)
+    """Score the candidate against its references, add what was measured elsewhere, and ask the gate.
+
+    `earlier` are the looks that this stage's gate already had at this candidate, oldest first.
+    """
+    rules, panel = policy.stage(stage), _Panel.of(candidate, references)
+    looks = looks_with(earlier, look_at(candidate, references))
     evidence = Evidence(
         checkpoint=candidate.scored,
         snapshot=candidate.snapshot,
         task_metric=TASK_METRICS[spec.task][0],
         references={name: scores.scored for name, scores in references.items()},
         slices=tuple(spec.slices),
+        not_comparable=panel.not_comparable,
+        looks=looks,
+        measured_at=min(each.scored_at for each in (candidate, *references.values())) or None,
+        judged_at=judged_at or now(),
     )
-    verdict = judge(kpis, policy.stage(stage), evidence)
-    return Evaluation(stage=stage, subject=candidate.subject, kpis=kpis, verdict=verdict)
+    how = resampling(policy, spec, panel.ours.num_windows, rules.confidence_at(evidence.look))
+    kpis = (*task_kpis(panel, TASK_METRICS[spec.task], _sliced(rules), how), *measured)
+    return Evaluation(
+        stage=stage,
+        subject=candidate.subject,
+        kpis=kpis,
+        verdict=judge(kpis, rules, evidence),
+        candidate=candidate,
+        references=dict(references),
+        overlap=overlap(spec),
+    )
+
+
+def look_at(candidate: Scores, references: Mapping[Reference, Scores]) -> Look:
+    """What is looked at: which weights, on which windows, against whom. Scoring it again is no new look."""
+    subjects = {"candidate": candidate, **references}
+    about = {
+        name: [each.scored, each.snapshot, each.part, each.num_windows, each.density]
+        for name, each in subjects.items()
+    }
+    content = json.dumps(about, sort_keys=True).encode()
+    return Look(evidence=hashlib.sha256(content).hexdigest(), num_windows=candidate.num_windows)
+
+
+def looks_with(earlier: Sequence[Look], present: Look) -> tuple[Look, ...]:
+    """All looks up to the present one; a look at what was looked at before is that look."""
+    before = list(takewhile(lambda look: look.evidence != present.evidence, earlier))
+    return (*before, present)
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """The candidate's scores, and beside them those references that were scored on the same windows."""
+
+    candidate: Scores
+    ours: Scored
+    references: Mapping[Reference, Scores]
+    theirs: Mapping[Reference, Scored]
+    not_comparable: dict[Reference, str]
+    groups: Mapping[str, np.ndarray]
+    """Mask [W, S, 1] of every group of every slice column: "origin=JFK" and so on."""
+
+    @classmethod
+    def of(cls, candidate: Scores, references: Mapping[Reference, Scores]) -> "_Panel":
+        ours = load_scored(candidate)
+        theirs: dict[Reference, Scored] = {name: load_scored(scores) for name, scores in references.items()}
+        refused: dict[Reference, str] = {
+            name: reason
+            for name, scores in references.items()
+            if (reason := _other_windows(name, candidate, ours, scores, theirs[name]))
+        }
+        paired: dict[Reference, Scored] = {name: theirs[name] for name in theirs if name not in refused}
+        return cls(candidate, ours, references, paired, refused, _groups(candidate))
+
+
+def _other_windows(name: str, candidate: Scores, ours: Scored, reference: Scores, theirs: Scored) -> str:
+    """Why a paired difference would mean nothing, or ""."""
+    if reference.snapshot != candidate.snapshot:
+        return f"{name} was scored on snapshot {reference.snapshot[:12]}, not on {candidate.snapshot[:12]}"
+    if reference.part != candidate.part or not same_windows(ours, theirs):
+        return f"{name} was not scored on the same windows: score it again on part {candidate.part}"
+    return ""
+
+
+def _sliced(rules: StagePolicy) -> dict[Reference | None, int]:
+    """Against whom groups are compared, and the smallest group that counts there."""
+    asked: dict[Reference | None, int] = {}
+    for threshold in rules.thresholds:
+        if threshold.slice:
+            asked[threshold.versus] = min(threshold.min_group, asked.get(threshold.versus, 1 << 62))
+    return asked
 
 
 def task_kpis(
-    candidate: Scores,
-    references: Mapping[Reference, Scores],
-    spec: DatasetSpec,
-    policy: Policy,
-    by_slice: Collection[Reference | None],
+    panel: _Panel, names: Sequence[str], sliced: Mapping[Reference | None, int], how: "Resampling"
 ) -> list[Kpi]:
-    """Task metrics of the candidate, alone and paired with each reference; in slices the main metric alone,
-    paired with the references in `by_slice`."""
-    ours = load_scored(candidate)
-    theirs: dict[Reference, Scored] = {name: load_scored(scores) for name, scores in references.items()}
-    groups = {"": None, **_groups(candidate)}
+    """Task metrics over all windows, alone and paired with each reference; in groups the main metric."""
+    whole = [each for name in names for each in _whole_kpis(panel, name, how)]
+    groups = [
+        each for versus in (None, *panel.theirs) for each in _group_kpis(panel, names[0], versus, sliced, how)
+    ]
+    return whole + groups
+
+
+def _whole_kpis(panel: _Panel, name: str, how: "Resampling") -> list[Kpi]:
+    metric = METRICS[name]
+    measured = partial(kpi, name, checkpoint=panel.candidate.scored, snapshot=panel.candidate.snapshot)
+    alone = measured(interval(metric, panel.ours, **how))
+    return [alone] + [
+        measured(
+            paired_interval(metric, panel.ours, reference, **how),
+            versus=versus,
+            reference_value=metric(reference),
+            reference_checkpoint=panel.references[versus].scored,
+        )
+        for versus, reference in panel.theirs.items()
+    ]
+
+
+def _group_kpis(
+    panel: _Panel,
+    name: str,
+    versus: Reference | None,
+    sliced: Mapping[Reference | None, int],
+    how: "Resampling",
+) -> list[Kpi]:
+    """The groups of every slice column, with one band over those that count.
+
+    The candidate's own metric is measured in every group, the difference from a reference only where groups
+    are asked about.
+    """
+    if versus is not None and versus not in sliced:
+        return []
+    smallest = sliced.get(versus, math.inf)
+    groups = panel.groups
+    counted = [label for label in groups if panel.ours.restrict(groups[label]).num_scored_windows >= smallest]
     kpis = []
-    for label, keep in groups.items():
-        names = TASK_METRICS[spec.task] if not label else TASK_METRICS[spec.task][:1]
-        subject = ours if keep is None else ours.restrict(keep)
-        others: dict[Reference, Scored] = {
-            name: ref if keep is None else ref.restrict(keep)
-            for name, ref in theirs.items()
-            if keep is None or name in by_slice
-        }
-        for name in names:
-            kpis += _metric_kpis(name, label, subject, others, candidate, references, spec, policy)
+    for family in (counted, *([label] for label in groups if label not in counted)):
+        kpis += _family_kpis(panel, name, versus, family, how, is_judged=family is counted)
     return kpis
 
 
+def _family_kpis(
+    panel: _Panel,
+    name: str,
+    versus: Reference | None,
+    labels: Sequence[str],
+    how: "Resampling",
+    is_judged: bool,
+) -> list[Kpi]:
+    masks, metric = panel.groups, METRICS[name]
+    ours = [panel.ours.restrict(masks[label]) for label in labels]
+    theirs = [panel.theirs[versus].restrict(masks[label]) if versus else None for label in labels]
+    found = intervals_at_once(metric, list(zip(ours, theirs, strict=True)), **how)
+    return [
+        kpi(
+            name,
+            own,
+            joint=joint if is_judged else None,
+            checkpoint=panel.candidate.scored,
+            snapshot=panel.candidate.snapshot,
+            slice=label,
+            versus=versus,
+            reference_value=metric(reference) if reference is not None else None,
+            reference_checkpoint=panel.references[versus].scored if versus else None,
+        )
+        for label, reference, (own, joint) in zip(labels, theirs, found, strict=True)
+    ]
+
+
 def _groups(scores: Scores) -> dict[str, np.ndarray]:
-    """Mask [W, S, 1] of every group of every slice column: "origin=JFK" and so on."""
     return {
         f"{column}={group}": (values == group)[..., None]
         for column, values in load_slices(scores).items()
         for group in np.unique(values)
     }
-
-
-def _metric_kpis(
-    name: str,
-    label: str,
-    subject: Scored,
-    others: Mapping[Reference, Scored],
-    candidate: Scores,
-    references: Mapping[Reference, Scores],
-    spec: DatasetSpec,
-    policy: Policy,
-) -> list[Kpi]:
-    metric, how = METRICS[name], resampling(policy, spec, subject.num_windows)
-    measured = partial(kpi, name, checkpoint=candidate.scored, snapshot=candidate.snapshot, slice=label)
-    kpis = [measured(interval(metric, subject, **how))]
-    for versus, reference in others.items():
-        difference = paired_interval(metric, subject, reference, **how)
-        kpis.append(
-            measured(
-                difference,
-                versus=versus,
-                reference_value=metric(reference),
-                reference_checkpoint=references[versus].scored,
-            )
-        )
-    return kpis
 
 
 class Resampling(TypedDict):
@@ -131,13 +256,21 @@ class Resampling(TypedDict):
     seed: int
 
 
-def resampling(policy: Policy, spec: DatasetSpec, num_windows: int) -> Resampling:
-    """Blocks long enough for windows that share steps of their horizons."""
-    overlap = math.ceil(max(1, spec.horizon) / spec.stride)
+def overlap(spec: DatasetSpec) -> int:
+    """How many consecutive windows score the same step."""
+    return math.ceil(max(1, spec.horizon) / spec.stride)
+
+
+def resampling(
+    policy: Policy, spec: DatasetSpec, num_windows: int, confidence: float | None = None
+) -> Resampling:
+    """Blocks long enough for windows that share steps of their horizons, and as many resamples beyond either
+    end of the interval as the policy's own confidence would leave there."""
+    confidence = confidence or policy.confidence
     return {
-        "confidence": policy.confidence,
-        "num_resamples": policy.num_resamples,
-        "block_length": block_length_for(num_windows, overlap),
+        "confidence": confidence,
+        "num_resamples": math.ceil(policy.num_resamples * (1 - policy.confidence) / (1 - confidence) - 1e-9),
+        "block_length": block_length_for(num_windows, overlap(spec)),
         "seed": 0,
     }
 
@@ -154,7 +287,9 @@ def cost_kpis(cost: CostComparison, repaid: Payback, checkpoint: str, snapshot: 
     ]
 
 
-def recall_kpi(checkpoint: Checkpoint, windows: Windows, part: str, density: float) -> Kpi:
+def recall_kpi(
+    checkpoint: Checkpoint, windows: Windows, part: str, density: float, confidence: float = 0.95
+) -> Kpi:
     """Share of dense attention's mass on the blocks read, over some evaluation windows of `part`."""
     import torch
 
@@ -170,16 +305,20 @@ def recall_kpi(checkpoint: Checkpoint, windows: Windows, part: str, density: flo
         numeric, known, categorical, *_ = to_tensors(windows.batch(np.array([cutoff]), None))
         share = selection_recall(model, numeric, known, categorical, Budget(density), probes)
         shares.append(float(share.mean()))
-    share = _mean_interval(np.array(shares))
+    share = _mean_interval(np.array(shares), confidence)
     snapshot = windows.snapshot.content_hash
     return kpi("selection_recall", share, checkpoint=checkpoint.sha256, snapshot=snapshot)
 
 
-def _mean_interval(values: np.ndarray) -> Interval:
-    """Mean with a 95% normal interval."""
-    mean = float(values.mean())
-    half = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Interval(value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half), n=len(values))
+def _mean_interval(values: np.ndarray, confidence: float) -> Interval:
+    """Mean of shares with Student's interval."""
+    from scipy.special import stdtrit
+
+    mean, num = float(values.mean()), len(values)
+    spread = float(values.std(ddof=1)) / math.sqrt(num) if num > 1 else math.nan
+    half = float(stdtrit(num - 1, (1 + confidence) / 2)) * spread if num > 1 else math.nan
+    low, high = max(0.0, mean - half), min(1.0, mean + half)
+    return Interval(value=mean, low=low, high=high, n=num, confidence=confidence)
 
 
 def seed_spread_kpi(scores: list[Scores], spec: DatasetSpec) -> Kpi:

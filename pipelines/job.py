@@ -53,9 +53,16 @@ class Job:
         """Checkpoints, scores and bundles of this dataset."""
         return dataset_folder(self.settings, self.spec.name)
 
-    def once(self, name: str, inputs: Mapping[str, Any], kind: type[T], compute: Callable[[], T]) -> T:
+    def once(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        kind: type[T],
+        compute: Callable[[], T],
+        is_current: Callable[[T], bool] = lambda _: True,
+    ) -> T:
         """Run a step unless its result is already there (see pipelines.steps)."""
-        return once(self.settings.steps, f"{self.spec.name}-{name}", inputs, kind, compute)
+        return once(self.settings.steps, f"{self.spec.name}-{name}", inputs, kind, compute, is_current)
 
     def windows(self, prepared: Prepared, spec: DatasetSpec | None = None) -> Windows:
         """Windows over the snapshot, built once per process and split."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines.checkpoint import Checkpoint
+from pipelines.clock import now
 from pipelines.cost import CostComparison, Subject, compare_cost, payback
 from pipelines.data.windows import WindowBatch
 from pipelines.edge.bundle import BudgetPoint, Bundle, build_bundle
@@ -21,15 +22,22 @@ from pipelines.evaluation import (
     recall_kpi,
     seed_spread_kpi,
 )
+from pipelines.evaluations import earlier_looks, track
 from pipelines.job import Job, Prepared
 from pipelines.scoring import Array, Scores, collect_scores, load_scored, score_model
+from pipelines.serving_check import serving_kpis
 from pipelines.signing import load_key
-from validation.gates import Stage
+from validation.errors import InputError
+from validation.evidence import age_hours
+from validation.gates import Stage, staleness
 from validation.kpis import Kpi, Reference, kpi
+from validation.policy import Policy
 from validation.record import Record
-from validation.statistics import METRICS, Interval
+from validation.statistics import METRICS, Interval, quantile_interval
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     from pipelines.edge.runtime import EdgeModel
 
 LENGTHS = (1, 4, 16)
@@ -39,6 +47,8 @@ _REPEATS = {1: 150, 4: 5, 16: 1}
 _PROCESSES_UNGATED = 2
 """Pairs of processes at the lengths that are only shown; the gated one gets as many as the policy asks."""
 _PARITY_WINDOWS = 30
+_EDGE_REPEATS = 20
+"""Inferences in each process of the edge runtime."""
 
 
 class BudgetSweep(Record):
@@ -61,7 +71,12 @@ def score(
     def compute() -> Scores:
         return score_model(checkpoint, windows, part, density, subject, job.folder / "scores", job.report)
 
-    return job.once(f"score-{subject}-{part}", inputs, Scores, compute)
+    return job.once(f"score-{subject}-{part}", inputs, Scores, compute, lambda stored: is_fresh(job, stored))
+
+
+def is_fresh(job: Job, scores: Scores) -> bool:
+    """Whether scores may still be judged; older ones are made again."""
+    return bool(scores.scored_at) and age_hours(scores.scored_at, now()) <= job.policy.max_age_hours
 
 
 def score_baselines(job: Job, prepared: Prepared) -> list[Scores]:
@@ -74,7 +89,10 @@ def score_baselines(job: Job, prepared: Prepared) -> list[Scores]:
     def compute() -> list[Scores]:
         return score_baseline(windows, parts, job.folder / "scores", job.report)
 
-    return job.once("baseline", {"prepared": prepared, "spec": job.spec}, list[Scores], compute)
+    inputs = {"prepared": prepared, "spec": job.spec}
+    return job.once(
+        "baseline", inputs, list[Scores], compute, lambda stored: all(is_fresh(job, each) for each in stored)
+    )
 
 
 def measure_costs(
@@ -121,44 +139,51 @@ def judge_stage(
     candidate: Scores,
     references: Mapping[Reference, Scores],
     measured: Sequence[Kpi],
+    *,
+    is_confirmation: bool = False,
 ) -> Evaluation:
-    """Ask a stage's gate, and keep the whole evaluation in MLflow."""
+    """Ask a stage's gate, and keep the whole evaluation in MLflow.
+
+    Asked again about the same weights on other evidence, it takes the next look and needs more certainty. A
+    confirmation of a PASS, where both verdicts have to pass, can only make passing harder and so is no look.
+    """
     inputs = {"stage": stage, "candidate": candidate, "references": references, "measured": measured}
-    inputs |= {"policy": job.policy, "spec": job.spec}
+    inputs |= {"policy": job.policy, "spec": job.spec, "is_confirmation": is_confirmation}
 
     def compute() -> Evaluation:
         job.report(f"judging the {stage} stage", 0, 1)
-        evaluation = evaluate(stage, job.spec, job.policy, candidate, references, measured)
-        _track(job, evaluation)
+        earlier = [] if is_confirmation else earlier_looks(job, stage, candidate)
+        evaluation = evaluate(stage, job.spec, job.policy, candidate, references, measured, earlier)
+        track(job, evaluation, is_confirmation)
         job.report(f"judging the {stage} stage", 1, 1)
         return evaluation
 
-    return job.once(f"judge-{stage}", inputs, Evaluation, compute)
+    return job.once(f"judge-{stage}", inputs, Evaluation, compute, lambda stored: _is_fresh(job, stored))
 
 
-def _track(job: Job, evaluation: Evaluation) -> None:
-    verdict = evaluation.verdict
-    tags = {"dataset": job.spec.name, "stage": evaluation.stage, "verdict": verdict.outcome}
-    name = f"{job.spec.name} {evaluation.stage} gate: {verdict.outcome}"
-    with job.tracker.run(name, "evaluation", tags, job.parent_run) as run_id:
-        job.tracker.log_dataset(run_id, job.spec.name, verdict.evidence.snapshot, job.spec.file, "evaluation")
-        job.tracker.log_metrics(run_id, {_metric_name(each): each.value for each in evaluation.kpis})
-        job.tracker.log_dict(run_id, evaluation.model_dump(mode="json"), "evaluation.json")
-
-
-def _metric_name(measured: Kpi) -> str:
-    name = f"{measured.name}_vs_{measured.versus}" if measured.versus else measured.name
-    return f"{name}/{measured.slice}" if measured.slice else name
+def _is_fresh(job: Job, stored: Evaluation) -> bool:
+    return not staleness(stored.verdict.evidence, job.policy.max_age_hours, now())
 
 
 def pilot_kpis(
     job: Job, prepared: Prepared, candidate: Checkpoint, costs: Sequence[CostComparison]
 ) -> list[Kpi]:
-    """Cost at the configured length, payback, and how much attention mass the selection covers."""
+    """Cost at the configured length, payback, attention mass that the selection covers, serving check."""
     repaid = payback(costs[0], job.policy.cost)
     measured = cost_kpis(costs[0], repaid, candidate.sha256, prepared.snapshot.content_hash)
-    windows = job.windows(prepared)
-    return [*measured, recall_kpi(candidate, windows, "test", job.plan.target_density)]
+    windows, density = job.windows(prepared), job.plan.target_density
+    recall = recall_kpi(candidate, windows, "test", density, _confidence_of_last_look(job.policy))
+    return [*measured, recall, *serving_kpis(job, prepared, candidate, "test")]
+
+
+def steady_kpis(job: Job, prepared: Prepared, challenger: Checkpoint, part: str) -> list[Kpi]:
+    """Beside a challenger's scores: whether it loads and answers as it will be served."""
+    return serving_kpis(job, prepared, challenger, part)
+
+
+def _confidence_of_last_look(policy: Policy) -> float:
+    """Enough for any time of asking: what is measured before the gate does not know which it will be."""
+    return 1 - (1 - policy.confidence) * min(policy.looks)
 
 
 def training_kpis(
@@ -254,7 +279,7 @@ def score_on_edge(job: Job, prepared: Prepared, bundle: Bundle, part: str) -> Sc
         return collect_scores(windows, part, answer, "edge", digest, folder, job.report, bundle.density)
 
     inputs = {"prepared": prepared, "bundle": bundle.manifest_sha256, "part": part, "stride": job.spec.stride}
-    return job.once(f"score-edge-{part}", inputs, Scores, compute)
+    return job.once(f"score-edge-{part}", inputs, Scores, compute, lambda stored: is_fresh(job, stored))
 
 
 def _answer(model: "EdgeModel", window: Inputs, lookback: int) -> Array:
@@ -270,7 +295,7 @@ def measure_edge(job: Job, bundle: Bundle) -> list[EdgeTimings]:
         key = load_key(job.settings.keys).public_key()
         job.report("timing the edge runtime", 0, 1)
         rounds = range(job.policy.min_processes)
-        timings = [measure(Path(bundle.folder), key, 20, job.settings.threads) for _ in rounds]
+        timings = [_measure_once(job, bundle, key) for _ in rounds]
         job.report("timing the edge runtime", 1, 1)
         return timings
 
@@ -278,32 +303,37 @@ def measure_edge(job: Job, bundle: Bundle) -> list[EdgeTimings]:
     return job.once("edge-cost", inputs, list[EdgeTimings], compute)
 
 
+def _measure_once(job: Job, bundle: Bundle, key: "Ed25519PublicKey") -> EdgeTimings:
+    """A runtime that does not load or answer is a finding, which the gate judges."""
+    try:
+        return measure(Path(bundle.folder), key, _EDGE_REPEATS, job.settings.threads)
+    except InputError as error:
+        return EdgeTimings.failed(job.settings.threads, str(error))
+
+
 def edge_kpis(
     prepared: Prepared, bundle: Bundle, timings: Sequence[EdgeTimings], confidence: float
 ) -> list[Kpi]:
-    """Parity with the checkpoint, latency, memory and size, as measured in the runtime that devices use."""
+    """Errors, parity with the checkpoint, latency, memory and size, as measured in the devices' runtime."""
     measured = partial(kpi, checkpoint=bundle.checkpoint, snapshot=prepared.snapshot.content_hash)
-    latency = np.concatenate([each.latency_ms for each in timings])
-    memory = np.array([each.peak_memory_bytes for each in timings], dtype=np.float64)
+    latency = np.array([value for each in timings for value in each.latency_ms])
+    memory = np.array([each.peak_memory_bytes for each in timings if not each.failure], dtype=np.float64)
     errors = np.array(bundle.parity.window_errors)
-    return [
+    asked = len(timings) * _EDGE_REPEATS
+    failed = 1 - len(latency) / asked if asked else 1.0
+    kpis = [
+        measured("error_rate", Interval(value=failed, low=failed, high=failed, n=asked)),
         measured("parity_max_abs_error", _range(bundle.parity.max_abs_error, errors)),
-        measured("latency_p99_ms", _quantile_interval(latency, 0.99, confidence)),
-        measured("peak_memory_bytes", _range(float(memory.max()), memory)),
         measured("bundle_bytes", float(bundle.size_bytes)),
     ]
+    if len(latency):
+        kpis.append(measured("latency_p99_ms", quantile_interval(latency, 0.99, confidence=confidence)))
+        kpis.append(measured("peak_memory_bytes", _range(float(memory.max()), memory)))
+    return kpis
 
 
 def _range(value: float, samples: np.ndarray) -> Interval:
     """A worst case with the spread of what was seen."""
     return Interval(
         value=value, low=float(samples.min()), high=max(value, float(samples.max())), n=len(samples)
-    )
-
-
-def _quantile_interval(samples: np.ndarray, share: float, confidence: float) -> Interval:
-    draws = np.random.default_rng(0).choice(samples, size=(1000, len(samples)))
-    low, high = np.quantile(np.quantile(draws, share, axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(
-        value=float(np.quantile(samples, share)), low=float(low), high=float(high), n=len(samples)
     )

@@ -3,6 +3,7 @@
 One client, explicit run ids and no active run, so threads and processes never write into each other's runs.
 """
 
+import json
 import logging
 import re
 import tempfile
@@ -153,6 +154,33 @@ class Tracker:
     def get_run(self, run_id: str) -> "Run":
         """MLflow's own record of a run: status, tags, params, last metrics, inputs."""
         return self._client.get_run(run_id)
+
+    def find_runs(self, tags: Mapping[str, str]) -> "list[Run]":
+        """Finished runs that carry all of these tags, oldest first."""
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        filter_string, page, found = f"attributes.status = 'FINISHED' and {wanted}", None, []
+        while page is None or page:
+            answer = self._client.search_runs(
+                [self._experiment_id],
+                filter_string,
+                max_results=BATCH,
+                order_by=["attributes.start_time ASC"],
+                page_token=page,
+            )
+            found += list(answer)
+            page = answer.token or ""
+        return found
+
+    def load_dict(self, run_id: str, name: str) -> dict[str, Any]:
+        """A mapping that was logged as JSON. Raises InputError where there is no such run or no such file."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = self._client.download_artifacts(run_id, name, folder)
+                return json.loads(Path(path).read_bytes())
+        except (MlflowException, OSError, ValueError) as error:
+            raise InputError(f"run {run_id}: no readable {name} ({_first_line(error)})") from None
 
     # Model versions
 

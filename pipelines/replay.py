@@ -17,7 +17,7 @@ from pipelines.data.spec import DatasetSpec, Split
 from pipelines.data.windows import Windows
 from pipelines.evaluation import TASK_METRICS, Evaluation, resampling
 from pipelines.job import Job, Prepared
-from pipelines.judging import judge_stage, score
+from pipelines.judging import judge_stage, score, steady_kpis
 from pipelines.release import decide, enter_challenger
 from pipelines.scoring import Scores, load_scored
 from validation.data import DataReport, validate
@@ -105,8 +105,9 @@ def _meet(
 ) -> Evaluation:
     """Challenger and champion on the same windows of a month that neither was trained on."""
     scores = score(job, prepared, challenger, month, job.plan.target_density, "challenger")
+    measured = steady_kpis(job, prepared, challenger, month)
     evaluation = judge_stage(
-        job, prepared, "steady", scores, {"champion": champion, "baseline": baseline}, []
+        job, prepared, "steady", scores, {"champion": champion, "baseline": baseline}, measured
     )
     decide(job, challenger, evaluation.verdict, job.plan.target_density)
     return evaluation

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.checkpoint import Checkpoint, load_model
+from pipelines.clock import now
 from pipelines.data.windows import WindowBatch, Windows
 from pipelines.files import replace_file, sha256_of
 from validation.errors import InputError
@@ -39,6 +40,8 @@ class Scores(Record):
     snapshot: str
     num_windows: int
     density: float | None = None
+    scored_at: str = ""
+    """When (ISO 8601, UTC); "" where nobody wrote it down, and then the scores are as good as stale."""
 
     def artifact_paths(self) -> tuple[str, ...]:
         return (self.path,)
@@ -154,6 +157,7 @@ def collect_scores(
         snapshot=windows.snapshot.content_hash,
         num_windows=len(cutoffs),
         density=density,
+        scored_at=now(),
     )
 
 

@@ -19,7 +19,12 @@ logger = logging.getLogger(__name__)
 
 
 def once(
-    folder: Path, name: str, inputs: Mapping[str, Any], record_type: type[T], compute: Callable[[], T]
+    folder: Path,
+    name: str,
+    inputs: Mapping[str, Any],
+    record_type: type[T],
+    compute: Callable[[], T],
+    is_current: Callable[[T], bool] = lambda _: True,
 ) -> T:
     """The result of `compute()`, remembered in `folder` under the content of its inputs.
 
@@ -27,13 +32,13 @@ def once(
     The product's own source and its lock file count as inputs
     too, so changed code is run afresh. `record_type` is a
     Record class or `list[...]` of one. A stored record whose `artifact_paths()` are gone is computed
-    again. Where `compute` raises, nothing is stored.
+    again, and so is one that `is_current` refuses. Where `compute` raises, nothing is stored.
     """
     key = step_key(name, inputs)
     path = folder / f"{re.sub(r'[^A-Za-z0-9_.=-]', '-', name)}-{key[:16]}.json"
     adapter = TypeAdapter(record_type)
     stored = _load(path, key, adapter)
-    if stored is not None and _artifacts_exist(stored, path):
+    if stored is not None and _artifacts_exist(stored, path) and is_current(stored):
         return stored
     result = compute()
     replace_file(path, _encode(name, key, adapter.dump_python(result, mode="json")))

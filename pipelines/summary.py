@@ -1,7 +1,6 @@
 """What a rollout leaves for people: a table a manager can read and a file with everything in it."""
 
 import math
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.cost import CostComparison
@@ -125,7 +124,3 @@ def write_summary(summary: RolloutSummary, home: Path) -> Path:
     path = home / "summary.json"
     replace_file(path, summary.model_dump_json(indent=1).encode() + b"\n")
     return path
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

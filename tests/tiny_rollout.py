@@ -106,9 +106,9 @@ def write_policy(folder: Path, **pilot_bounds: float) -> Path:
     policy = yaml.safe_load((ROOT / "infra" / "rollout.yaml").read_text())
     policy |= {"num_resamples": 200, "min_windows": 20, "min_processes": 2}
     policy["drift"]["min_rows"] = 100
-    for stage, thresholds in policy["stages"].items():
-        for threshold in thresholds:
-            threshold |= {key: _lenient(key, value) for key, value in threshold.items()}
+    for stage, rules in policy["stages"].items():
+        for threshold in (*rules["quality"], *rules["serving"]):
+            threshold |= {key: _lenient(threshold["kpi"], key, value) for key, value in threshold.items()}
             if stage == "pilot" and threshold["kpi"] in pilot_bounds:
                 threshold["at_most"] = pilot_bounds[threshold["kpi"]]
     path = folder / f"policy-{len(pilot_bounds)}.yaml"
@@ -116,8 +116,9 @@ def write_policy(folder: Path, **pilot_bounds: float) -> Path:
     return path
 
 
-def _lenient(key: str, value: Any) -> Any:
-    return {"at_most": 1e12, "at_least": 0.0, "relative_margin": 0.99, "min_group": 1}.get(key, value)
+def _lenient(kpi: str, key: str, value: Any) -> Any:
+    most = 1.0 if kpi == "error_rate" else 1e12  # a rate of more than 1 bounds nothing, and is refused
+    return {"at_most": most, "at_least": 0.0, "relative_margin": 0.99, "min_group": 1}.get(key, value)
 
 
 def windows_of(spec: DatasetSpec, folder: Path) -> Windows:

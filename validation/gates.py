@@ -2,24 +2,33 @@
 
 A check passes when even the pessimistic end of the interval keeps the bound, fails when even the optimistic
 end breaks it, and holds in between. No evidence is never PASS.
+
+How often it errs. Intervals are two-sided at `confidence`, so each end errs with probability
+alpha = (1 - confidence) / 2, one-sided: 2.5% at 0.95. A gate passes only when every required check passes,
+and a worst-group check only when every group does. So a model that breaks a bound passes only if that very
+check errs: with probability alpha at most, however many checks and groups there are, without any correction
+(intersection-union test: Berger, Technometrics 24, 1982). To fail, one group is enough, and so the
+optimistic ends of groups are those of a band that holds for all at once (validation.simultaneous).
+
+Asking again spends shares of alpha that were fixed in advance and add up to it (Slud and Wei, JASA 77, 1982;
+Lan and DeMets, Biometrika 70, 1983), here by look and with the union bound in place of the looks' joint
+distribution: so later data need be neither as many as planned nor contain the earlier, and the bootstrap
+need not be normal. Intervals that allow any number of looks (validation.betting, for the canary) are wider
+at every one of them; a gate is asked a few times, mostly once, and the first look is nearly free here.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from pydantic import Field, StringConstraints, field_validator, model_validator
-
-from validation.errors import unknown_name
-from validation.kpis import KINDS, TASK_KINDS, TASK_METRIC, Kpi, KpiKind, Reference
+from validation.evidence import Evidence, staleness
+from validation.kpis import KINDS, Kpi, KpiKind
 from validation.record import Record
+from validation.thresholds import ANY_COLUMN, WORST, Sample, Severity, Threshold, bound_of
 
 Stage = Literal["pilot", "training", "edge", "steady"]
-Severity = Literal["required", "warn", "dry_run"]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-WORST = "worst:"
-ANY_COLUMN = "*"
+Blessing = Literal["quality", "serving"]
 
 
 class Outcome(StrEnum):
@@ -38,87 +47,31 @@ def worst(outcomes: Iterable[Outcome]) -> Outcome:
     return max(outcomes, key=_SEVERITY_OF_OUTCOME.__getitem__, default=Outcome.HOLD)
 
 
-class Threshold(Record):
-    """One demand on one KPI: a bound (`at_least`, `at_most`), or how much worse than `versus` it may be.
+class StagePolicy(Sample):
+    """What one stage asks, and how much evidence it needs before it answers.
 
-    `margin` is in the KPI's unit, `relative_margin` a share of the reference's value. `slice` "worst:origin"
-    asks it of every group of that column with at least `min_group` windows; "worst:*" of every slice column
-    that the dataset declares. `warn` and `dry_run` are reported and never decide.
+    `thresholds` make the first blessing (quality), `serving` the second (it loads and answers where it will
+    serve). `looks` are the shares of the error that the first, second ... time of asking may use.
+    `policy` is the digest of the whole policy that this is a part of.
     """
-
-    kpi: str
-    at_least: Finite | None = None
-    at_most: Finite | None = None
-    margin: Annotated[Finite, Field(ge=0)] | None = None
-    relative_margin: Annotated[Finite, Field(ge=0, lt=1)] | None = None
-    versus: Reference | None = None
-    slice: Annotated[str, StringConstraints(pattern=r"^(worst:.+)?$")] = ""
-    min_group: int = Field(default=1, ge=1)
-    severity: Severity = "required"
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> "Threshold":
-        for problem in _contradictions(self):
-            raise ValueError(problem)
-        return self
-
-
-def _contradictions(threshold: Threshold) -> Iterable[str]:
-    if threshold.kpi != TASK_METRIC and threshold.kpi not in KINDS:
-        yield unknown_name("KPI", threshold.kpi, [TASK_METRIC, *KINDS])
-        return
-    forms = [threshold.at_least, threshold.at_most, threshold.margin, threshold.relative_margin]
-    if sum(form is not None for form in forms) != 1:
-        yield "give exactly one of at_least, at_most, margin, relative_margin"
-    is_margin = threshold.margin is not None or threshold.relative_margin is not None
-    if is_margin != (threshold.versus is not None):
-        yield "margin and relative_margin go together with versus: dense, baseline or champion"
-    if threshold.kpi == TASK_METRIC:
-        if not is_margin:
-            yield "task_metric means another metric in each job: give it a relative_margin, not a bound"
-        return
-    yield from _impossible_bound(threshold, KINDS[threshold.kpi])
-
-
-def _impossible_bound(threshold: Threshold, kind: KpiKind) -> Iterable[str]:
-    if threshold.at_least is not None and not kind.higher_is_better:
-        yield f"{kind.name} is better when lower, so at_least contradicts it: use at_most"
-    if threshold.at_most is not None and kind.higher_is_better:
-        yield f"{kind.name} is better when higher, so at_most contradicts it: use at_least"
-    bound = threshold.at_least if threshold.at_least is not None else threshold.at_most
-    if bound is not None and not kind.lowest <= bound <= kind.highest:
-        yield f"{kind.name} lies in [{kind.lowest:g}, {kind.highest:g}]: a bound of {bound:g} decides nothing"
-
-
-class StagePolicy(Record):
-    """What one stage asks, and how much evidence it needs before it answers."""
 
     stage: Stage
     thresholds: tuple[Threshold, ...]
-    min_windows: int = Field(ge=1)
-    min_timings: int = Field(ge=1)
-    min_processes: int = Field(ge=1)
+    serving: tuple[Threshold, ...] = ()
+    confidence: float = 0.95
+    looks: tuple[float, ...] = (1.0,)
+    max_age_hours: float | None = None
+    policy: str = ""
 
+    def blessings(self) -> dict[Blessing, tuple[Threshold, ...]]:
+        """The thresholds of each blessing that is asked for."""
+        asked: dict[Blessing, tuple[Threshold, ...]] = {"quality": self.thresholds}
+        return asked | ({"serving": self.serving} if self.serving else {})
 
-class Evidence(Record):
-    """What the KPIs must be about: digests of the candidate, of its data and of every reference that exists.
-
-    `task_metric` is the job's main metric; `slices` are the slice columns that the dataset file declares.
-    """
-
-    checkpoint: str
-    snapshot: str
-    task_metric: str
-    references: dict[Reference, str] = Field(default_factory=dict)
-    slices: tuple[str, ...] = ()
-
-    @field_validator("task_metric")
-    @classmethod
-    def _is_a_task_metric(cls, name: str) -> str:
-        known = [kind.name for kind in TASK_KINDS]
-        if name not in known:
-            raise ValueError(unknown_name("task metric", name, known))
-        return name
+    def confidence_at(self, look: int) -> float:
+        """Two-sided confidence that an interval over windows needs at the given time of asking, from 1."""
+        share = self.looks[min(look, len(self.looks)) - 1]
+        return 1 - (1 - self.confidence) * share
 
 
 class Check(Record):
@@ -130,6 +83,7 @@ class Check(Record):
     outcome: Outcome
     reason: str
     measured: Kpi | None = None
+    blessing: Blessing = "quality"
 
     @property
     def severity(self) -> Severity:
@@ -137,7 +91,7 @@ class Check(Record):
 
 
 class Verdict(Record):
-    """The answer of one gate: the worst of its required checks."""
+    """The answer of one gate: the worst of its required checks, of both blessings."""
 
     stage: Stage
     outcome: Outcome
@@ -154,16 +108,27 @@ class Verdict(Record):
             if check.severity == "required" and check.outcome is not Outcome.PASS
         )
 
+    def blessing(self, name: Blessing) -> Outcome:
+        """The answer of one blessing alone; HOLD where nothing was asked of it."""
+        return _decide(check for check in self.checks if check.blessing == name)
+
+
+def _decide(checks: Iterable[Check]) -> Outcome:
+    return worst(check.outcome for check in checks if check.severity == "required")
+
 
 def judge(kpis: Sequence[Kpi], stage_policy: StagePolicy, evidence: Evidence) -> Verdict:
     """Judge the measured KPIs of one candidate by one stage's thresholds. Pure: same input, same verdict."""
     bench = _Bench(tuple(kpis), stage_policy, evidence)
-    checks = [check for threshold in stage_policy.thresholds for check in _checks(threshold, bench)]
+    blessed = {
+        name: [check for threshold in thresholds for check in _checks(name, threshold, bench)]
+        for name, thresholds in stage_policy.blessings().items()
+    }
     return Verdict(
         stage=stage_policy.stage,
-        outcome=worst(check.outcome for check in checks if check.severity == "required"),
-        checks=tuple(checks),
-        policy_digest=stage_policy.digest(),
+        outcome=worst(_decide(checks) for checks in blessed.values()),
+        checks=tuple(check for checks in blessed.values() for check in checks),
+        policy_digest=stage_policy.policy or stage_policy.digest(),
         evidence=evidence,
     )
 
@@ -180,9 +145,9 @@ class _Finding(NamedTuple):
     measured: Kpi | None = None
 
 
-def _checks(threshold: Threshold, bench: _Bench) -> Iterable[Check]:
+def _checks(blessing: Blessing, threshold: Threshold, bench: _Bench) -> Iterable[Check]:
     """One check per slice column asked about; none for "worst:*" on a dataset that declares no slices."""
-    name = bench.evidence.task_metric if threshold.kpi == TASK_METRIC else threshold.kpi
+    name = threshold.name_in(bench.evidence.task_metric)
     column = threshold.slice.removeprefix(WORST)
     for asked in bench.evidence.slices if column == ANY_COLUMN else (column,):
         judge_steps = _judge_worst_group if asked else _judge_all
@@ -194,6 +159,7 @@ def _checks(threshold: Threshold, bench: _Bench) -> Iterable[Check]:
             outcome=finding.outcome,
             reason=finding.reason,
             measured=finding.measured,
+            blessing=blessing,
         )
 
 
@@ -204,7 +170,7 @@ def _judge_all(name: str, whole: str, threshold: Threshold, bench: _Bench) -> _F
         return _Finding(
             Outcome.HOLD, f"{name}{versus}: HOLD because {_absence(threshold, bench, len(found))}"
         )
-    return _judge_one(found[0], threshold, bench, needed=_needed(name, bench.policy))
+    return _judge_one(found[0], threshold, bench, bench.policy.needed(name))
 
 
 def _judge_worst_group(name: str, column: str, threshold: Threshold, bench: _Bench) -> _Finding:
@@ -216,7 +182,7 @@ def _judge_worst_group(name: str, column: str, threshold: Threshold, bench: _Ben
         return _Finding(Outcome.HOLD, f"{name} by {column}: HOLD because {lacking}")
     if len({kpi.slice for kpi in countable}) != len(countable):
         return _Finding(Outcome.HOLD, f"{name} by {column}: HOLD because a group was measured twice")
-    findings = [_judge_one(kpi, threshold, bench, needed=threshold.min_group) for kpi in countable]
+    findings = [_judge_one(kpi, threshold, bench, threshold.min_group) for kpi in countable]
     finding = max(findings, key=lambda finding: _badness(finding, KINDS[name]))
     return finding._replace(reason=f"{finding.reason}; worst of {len(countable)} groups of {column}")
 
@@ -233,33 +199,26 @@ def _find(name: str, threshold: Threshold, bench: _Bench, wanted: Callable[[Kpi]
 
 
 def _absence(threshold: Threshold, bench: _Bench, num_found: int) -> str:
+    if threshold.versus and (reason := bench.evidence.not_comparable.get(threshold.versus)):
+        return reason
     if threshold.versus and threshold.versus not in bench.evidence.references:
         return f"there is no {threshold.versus} to compare with"
     return f"it was measured {num_found} times" if num_found else "it was not measured"
 
 
-def _needed(name: str, policy: StagePolicy) -> int:
-    needed = {
-        "windows": policy.min_windows,
-        "timings": policy.min_timings,
-        "processes": policy.min_processes,
-        "once": 1,
-    }
-    return needed[KINDS[name].counted]
-
-
 def _judge_one(kpi: Kpi, threshold: Threshold, bench: _Bench, needed: int) -> _Finding:
     said = _said(kpi, threshold, bench)
-    gap = _gap_in_evidence(kpi, threshold, bench.evidence, needed)
+    gap = _gap_in_evidence(kpi, threshold, bench, needed)
     if gap:
         return _Finding(Outcome.HOLD, f"{said}: HOLD because {gap}", kpi)
-    bound = _bound(kpi, threshold)
+    bound = bound_of(kpi, threshold)
     outcome = _compare(kpi, bound, KINDS[kpi.name].higher_is_better)
-    return _Finding(outcome, f"{said}, allowed {_number(bound)}: {_explain(outcome)}", kpi)
+    return _Finding(outcome, f"{said}, allowed {_number(bound)}: {_explain(outcome, kpi)}", kpi)
 
 
-def _gap_in_evidence(kpi: Kpi, threshold: Threshold, evidence: Evidence, needed: int) -> str:
+def _gap_in_evidence(kpi: Kpi, threshold: Threshold, bench: _Bench, needed: int) -> str:
     """Why this KPI proves nothing, or "" when it may be judged."""
+    evidence, policy = bench.evidence, bench.policy
     if kpi.checkpoint != evidence.checkpoint:
         return f"it was measured on checkpoint {kpi.checkpoint[:12]}, not {evidence.checkpoint[:12]}"
     if kpi.snapshot != evidence.snapshot:
@@ -270,13 +229,31 @@ def _gap_in_evidence(kpi: Kpi, threshold: Threshold, evidence: Evidence, needed:
         return "the value or its interval is not a possible number"
     if kpi.n < needed:
         return f"{kpi.n} {KINDS[kpi.name].counted} are too few, {needed} are needed"
+    return staleness(evidence, policy.max_age_hours, evidence.judged_at) or _gap_in_confidence(kpi, bench)
+
+
+def _gap_in_confidence(kpi: Kpi, bench: _Bench) -> str:
+    """An interval less certain than this time of asking needs proves nothing, nor does asking too often."""
+    kind, policy, look = KINDS[kpi.name], bench.policy, bench.evidence.look
+    if kind.counted == "windows" and look > len(policy.looks):
+        nth = f"{look}{ {2: 'nd', 3: 'rd'}.get(look, 'th') }"
+        return f"it is asked for the {nth} time, {len(policy.looks)} are allowed: train a new candidate"
+    if kpi.low == kpi.high or not (kind.is_estimated or kpi.confidence):
+        return ""
+    needed = policy.confidence_at(look) if kind.counted == "windows" else policy.confidence
+    if kpi.confidence is None or kpi.confidence < needed - 1e-9:
+        stated = "no confidence" if kpi.confidence is None else f"{kpi.confidence:.1%}"
+        return f"its interval states {stated}, {needed:.1%} is needed"
     return ""
 
 
 def _gap_in_reference(kpi: Kpi, threshold: Threshold, evidence: Evidence) -> str:
-    expected = evidence.references.get(threshold.versus) if threshold.versus else None
+    assert threshold.versus is not None
+    expected = evidence.references.get(threshold.versus)
     if expected is None:
         return f"there is no {threshold.versus} to compare with"
+    if threshold.versus in evidence.not_comparable:
+        return evidence.not_comparable[threshold.versus]
     if kpi.reference_checkpoint != expected:
         other = str(kpi.reference_checkpoint)[:12]
         return f"it was compared with {other}, not with {threshold.versus} {expected[:12]}"
@@ -299,42 +276,48 @@ def _is_readable(kpi: Kpi) -> bool:
     return kpi.versus is not None or kind.lowest <= kpi.value <= kind.highest
 
 
-def _bound(kpi: Kpi, threshold: Threshold) -> float:
-    """The worst value that is still allowed, in the KPI's (or the difference's) unit."""
-    if threshold.at_least is not None:
-        return threshold.at_least
-    if threshold.at_most is not None:
-        return threshold.at_most
-    loss = threshold.margin if threshold.margin is not None else 0.0
-    if threshold.relative_margin is not None and kpi.reference_value is not None:
-        loss = threshold.relative_margin * abs(kpi.reference_value)
-    return -loss if KINDS[kpi.name].higher_is_better else loss
-
-
 def _compare(kpi: Kpi, bound: float, higher_is_better: bool) -> Outcome:
-    pessimistic, optimistic = (kpi.low, kpi.high) if higher_is_better else (-kpi.high, -kpi.low)
+    """By the KPI's own pessimistic end, and for a group by the optimistic end of the band over all."""
+    low, high = _optimistic_ends(kpi)
+    pessimistic, optimistic = (kpi.low, high) if higher_is_better else (-kpi.high, -low)
     floor = bound if higher_is_better else -bound
     if pessimistic >= floor:
         return Outcome.PASS
     return Outcome.FAIL if optimistic < floor else Outcome.HOLD
 
 
-def _explain(outcome: Outcome) -> str:
+def _optimistic_ends(kpi: Kpi) -> tuple[float, float]:
+    if not kpi.slice:
+        return kpi.low, kpi.high
+    if kpi.joint_low is None or kpi.joint_high is None or math.isnan(kpi.joint_high - kpi.joint_low):
+        return -math.inf, math.inf  # without a band, one group of many cannot be called harmed
+    return min(kpi.low, kpi.joint_low), max(kpi.high, kpi.joint_high)
+
+
+def _explain(outcome: Outcome, kpi: Kpi) -> str:
+    whole = "the band over all groups" if kpi.slice else "the interval"
     return {
         Outcome.PASS: "PASS, even the pessimistic end of the interval keeps it",
-        Outcome.HOLD: "HOLD because the interval lies on both sides of it",
-        Outcome.FAIL: "FAIL, even the optimistic end of the interval breaks it",
+        Outcome.HOLD: f"HOLD because {whole} lies on both sides of it",
+        Outcome.FAIL: f"FAIL, even the optimistic end of {whole} breaks it",
     }[outcome]
 
 
 def _said(kpi: Kpi, threshold: Threshold, bench: _Bench) -> str:
     where = f" for {kpi.slice}" if kpi.slice else ""
+    at = f" at {100 * kpi.confidence:.4g}%" if kpi.confidence is not None and kpi.low != kpi.high else ""
     if not threshold.versus:
-        return f"{kpi.name}{where} {_estimate(kpi)}{kpi.unit and ' ' + kpi.unit}"
+        return f"{kpi.name}{where} {_estimate(kpi)}{kpi.unit and ' ' + kpi.unit}{at}"
     same = (kpi.name, kpi.slice, None)
     own = [other for other in bench.kpis if (other.name, other.slice, other.versus) == same]
     subject = f" {_estimate(own[0])}" if own else ""
-    return f"{kpi.name}{where}{subject} vs {threshold.versus}: difference {_estimate(kpi)}"
+    return f"{kpi.name}{where}{subject} vs {threshold.versus}: difference {_estimate(kpi)}{at}{_band(kpi)}"
+
+
+def _band(kpi: Kpi) -> str:
+    if kpi.joint_low is None or kpi.joint_high is None:
+        return ""
+    return f" (all groups at once [{_number(kpi.joint_low)}, {_number(kpi.joint_high)}])"
 
 
 def _estimate(kpi: Kpi) -> str:

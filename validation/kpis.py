@@ -1,7 +1,7 @@
 """The KPIs a gate may ask for: names, directions, units; and the record of one measured value."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -16,7 +16,11 @@ TASK_METRIC = "task_metric"  # a policy's word for the job's own main metric, wh
 
 
 class KpiKind(Record):
-    """What a KPI's name means. `lowest` and `highest` bound the values that are possible at all."""
+    """What a KPI's name means. `lowest` and `highest` bound the values that are possible at all.
+
+    `is_live` marks what can be measured again and again while a model answers; `is_estimated` what is known
+    from a sample only, so that its interval has to state its confidence.
+    """
 
     name: str
     meaning: str
@@ -26,6 +30,8 @@ class KpiKind(Record):
     lowest: float = 0.0
     highest: float = math.inf
     may_be_infinite: bool = False
+    is_live: bool = False
+    is_estimated: bool = False
 
 
 def _task(
@@ -38,11 +44,13 @@ def _task(
         unit=unit,
         counted="windows",
         highest=highest,
+        is_live=True,
+        is_estimated=True,
     )
 
 
-def _cost(name: str, meaning: str, unit: str, counted: Counted = "timings") -> KpiKind:
-    return KpiKind(name=name, meaning=meaning, higher_is_better=False, unit=unit, counted=counted)
+def _cost(name: str, meaning: str, unit: str, counted: Counted = "timings", **more: Any) -> KpiKind:
+    return KpiKind(name=name, meaning=meaning, higher_is_better=False, unit=unit, counted=counted, **more)
 
 
 TASK_KINDS = (
@@ -57,12 +65,13 @@ KINDS: dict[str, KpiKind] = {
     kind.name: kind
     for kind in (
         *TASK_KINDS,
-        _cost("latency_p50_ratio", "median latency, candidate / dense", "x"),
-        _cost("latency_p99_ratio", "99th percentile of latency, candidate / dense", "x"),
+        _cost("latency_p50_ratio", "median latency, candidate / dense", "x", is_estimated=True),
+        _cost("latency_p99_ratio", "99th percentile of latency, candidate / dense", "x", is_estimated=True),
         _cost("peak_memory_ratio", "peak memory of inference, candidate / dense", "x", "processes"),
         _cost("training_memory_ratio", "peak memory of a training step, candidate / dense", "x", "processes"),
-        _cost("latency_p99_ms", "99th percentile of latency", "ms"),
-        _cost("peak_memory_bytes", "peak memory of inference", "B", "processes"),
+        _cost("latency_p99_ms", "99th percentile of latency", "ms", is_live=True, is_estimated=True),
+        _cost("error_rate", "requests without a usable answer / requests", "", highest=1.0, is_live=True),
+        _cost("peak_memory_bytes", "peak memory of inference", "B", "processes", is_live=True),
         _cost("bundle_bytes", "size of the edge bundle", "B", "once"),
         _cost("parity_max_abs_error", "largest difference of a score from the checkpoint's", "", "windows"),
         _cost("seed_spread", "(largest - smallest) / |mean| of the task metric over seeds", "", "once"),
@@ -97,6 +106,7 @@ KINDS: dict[str, KpiKind] = {
             unit="",
             counted="windows",
             highest=1.0,
+            is_estimated=True,
         ),
         KpiKind(
             name="payback_days",
@@ -116,7 +126,9 @@ class Kpi(Record):
     With `versus`, value and interval are the paired difference subject - reference on the same windows, and
     `reference_value` is the reference's own metric there (a relative margin is a share of it).
     `slice` is "" for all steps, else "column=group". n counts what KpiKind.counted says.
-    `checkpoint`, `snapshot`, `reference_checkpoint` are the digests of what was measured.
+    `confidence` is that of the two-sided interval (None: exact, or the range seen); `joint_low` and
+    `joint_high` are the ends of a band that holds, at the same confidence, for all groups of a slice check at
+    once. `checkpoint`, `snapshot`, `reference_checkpoint` are the digests of what was measured.
     """
 
     name: str
@@ -126,6 +138,9 @@ class Kpi(Record):
     n: int = Field(ge=0)
     checkpoint: str
     snapshot: str
+    confidence: float | None = None
+    joint_low: float | None = None
+    joint_high: float | None = None
     slice: str = ""
     versus: Reference | None = None
     reference_value: float | None = None
@@ -143,6 +158,7 @@ def kpi(
     checkpoint: str,
     snapshot: str,
     slice: str = "",
+    joint: Interval | None = None,
     versus: Reference | None = None,
     reference_value: float | None = None,
     reference_checkpoint: str | None = None,
@@ -158,6 +174,9 @@ def kpi(
         low=measured.low,
         high=measured.high,
         n=measured.n,
+        confidence=measured.confidence,
+        joint_low=joint.low if joint else None,
+        joint_high=joint.high if joint else None,
         checkpoint=checkpoint,
         snapshot=snapshot,
         slice=slice,

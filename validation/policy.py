@@ -1,21 +1,25 @@
-"""The rollout policy: what each stage asks, how drift is judged and what things cost (infra/rollout.yaml)."""
+"""The rollout policy (infra/rollout.yaml): what each stage asks, who approves, what takes a model back."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from validation.canary import CanaryPolicy
 from validation.drift import DriftPolicy
-from validation.gates import Finite, Stage, StagePolicy, Threshold
+from validation.gates import Stage, StagePolicy
 from validation.record import Record
+from validation.rollback import RollbackPolicy
 from validation.strict_yaml import load_record
+from validation.thresholds import Finite, Rollback, Threshold
 
 STAGES: tuple[Stage, ...] = get_args(Stage)  # in the order in which a rollout climbs them
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[Finite, Field(ge=0)]
+Hours = Annotated[Finite, Field(gt=0)]
 Thresholds = Annotated[tuple[Threshold, ...], Field(min_length=1)]
 
 
@@ -35,52 +39,139 @@ class CostPolicy(Record):
     engineering_cost: Amount
 
 
-class StageThresholds(Record):
-    """The thresholds of each stage; every stage has to ask for something."""
+class Approval(Record):
+    """Who has to agree before a model enters a stage.
 
-    pilot: Thresholds
-    training: Thresholds
-    edge: Thresholds
-    steady: Thresholds
+    `approvers` different people, each within `expires_hours` of the request; the account that trained the
+    model only where `trainer_may_approve`.
+    """
+
+    approvers: Literal[1, 2]
+    trainer_may_approve: bool
+    expires_hours: Hours
+
+
+class StageRules(Record):
+    """One stage of the file.
+
+    `quality` and `serving` are the two blessings that its gate gives together. `rollback` watches what is
+    live while the rollout is at this stage. `approval: required` makes every promotion *to* this stage wait
+    for people; the three settings below it say which, and mean nothing without it.
+    """
+
+    quality: Thresholds
+    serving: Thresholds
+    rollback: Annotated[tuple[Rollback, ...], Field(min_length=1)]
+    approval: Literal["automatic", "required"] = "automatic"
+    approvers: Literal[1, 2] | None = None
+    trainer_may_approve: bool | None = None
+    expires_hours: Hours | None = None
+
+    @field_validator("quality", "serving")
+    @classmethod
+    def _can_decide(cls, thresholds: tuple[Threshold, ...]) -> tuple[Threshold, ...]:
+        if all(threshold.severity != "required" for threshold in thresholds):
+            raise ValueError("no threshold of severity required, so it could never pass: add one")
+        _refuse_repeated((threshold.kpi, threshold.versus, threshold.slice) for threshold in thresholds)
+        return thresholds
+
+    @field_validator("rollback")
+    @classmethod
+    def _watches_once(cls, rules: tuple[Rollback, ...]) -> tuple[Rollback, ...]:
+        _refuse_repeated((rule.kpi, rule.versus) for rule in rules)
+        return rules
 
     @model_validator(mode="after")
-    def _can_decide(self) -> "StageThresholds":
-        for stage in STAGES:
-            for problem in _undecidable(stage, getattr(self, stage)):
-                raise ValueError(problem)
+    def _knows_who_approves(self) -> "StageRules":
+        for problem in _unapprovable(self):
+            raise ValueError(problem)
         return self
 
 
-def _undecidable(stage: Stage, thresholds: tuple[Threshold, ...]) -> Iterable[str]:
-    if all(threshold.severity != "required" for threshold in thresholds):
-        yield f"stage {stage} has no threshold of severity required, so it could never pass: add one"
-    seen: set[tuple[str, str | None, str]] = set()
-    for threshold in thresholds:
-        subject = (threshold.kpi, threshold.versus, threshold.slice)
+def _refuse_repeated(subjects: Iterable[tuple[str | None, ...]]) -> None:
+    seen: set[tuple[str | None, ...]] = set()
+    for subject in subjects:
         if subject in seen:
-            yield f"stage {stage} asks {threshold.kpi} twice of the same thing: keep one"
+            raise ValueError(f"asks {subject[0]} twice of the same thing: keep one")
         seen.add(subject)
 
 
+def _unapprovable(rules: StageRules) -> Iterable[str]:
+    settings = (rules.approvers, rules.trainer_may_approve, rules.expires_hours)
+    if rules.approval == "automatic" and any(setting is not None for setting in settings):
+        yield "approvers, trainer_may_approve and expires_hours say who approves: add approval: required"
+
+
+class StageSections(Record):
+    """The stages of a rollout, every one of them."""
+
+    pilot: StageRules
+    training: StageRules
+    edge: StageRules
+    steady: StageRules
+
+
 class Policy(Record):
-    """The whole of infra/rollout.yaml. `confidence` is two-sided, for every interval a gate looks at."""
+    """The whole of infra/rollout.yaml.
+
+    `confidence` is that of every two-sided interval a gate looks at: a check passes, or fails, by chance with
+    probability (1 - confidence) / 2 at most. `looks` are the shares of that probability that the first,
+    second ... time of asking may use. `max_age_hours`: an older evaluation proves nothing.
+    """
 
     confidence: Annotated[float, Field(ge=0.5, lt=1)]
+    looks: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)]
     num_resamples: Annotated[int, Field(ge=100)]
     min_windows: Annotated[int, Field(ge=1)]
     min_timings: Annotated[int, Field(ge=1)]
     min_processes: Annotated[int, Field(ge=1)]
-    stages: StageThresholds
+    max_age_hours: Hours
+    stages: StageSections
     drift: DriftPolicy
     data: DataPolicy
     cost: CostPolicy
     canary: CanaryPolicy = CanaryPolicy()
 
+    @field_validator("looks")
+    @classmethod
+    def _add_up(cls, looks: tuple[float, ...]) -> tuple[float, ...]:
+        if not math.isclose(sum(looks), 1.0, abs_tol=1e-9):
+            raise ValueError(f"the shares of the looks add up to {sum(looks):g}, they have to make 1")
+        return looks
+
     def stage(self, stage: Stage) -> StagePolicy:
         """What the gate of one stage needs to know."""
+        rules: StageRules = getattr(self.stages, stage)
         return StagePolicy(
             stage=stage,
-            thresholds=getattr(self.stages, stage),
+            thresholds=rules.quality,
+            serving=rules.serving,
+            confidence=self.confidence,
+            looks=self.looks,
+            min_windows=self.min_windows,
+            min_timings=self.min_timings,
+            min_processes=self.min_processes,
+            max_age_hours=self.max_age_hours,
+            policy=self.digest(),
+        )
+
+    def approval(self, stage: Stage) -> Approval | None:
+        """Who has to agree before a model enters `stage`; None where it enters by its verdict alone."""
+        rules: StageRules = getattr(self.stages, stage)
+        if rules.approval == "automatic":
+            return None
+        return Approval(
+            approvers=rules.approvers or 1,
+            trainer_may_approve=rules.trainer_may_approve or False,
+            expires_hours=rules.expires_hours or 72.0,
+        )
+
+    def rollback(self, stage: Stage) -> RollbackPolicy:
+        """What takes the live model back while the rollout is at `stage`."""
+        rules: StageRules = getattr(self.stages, stage)
+        return RollbackPolicy(
+            stage=stage,
+            rules=rules.rollback,
             min_windows=self.min_windows,
             min_timings=self.min_timings,
             min_processes=self.min_processes,

@@ -23,13 +23,18 @@ MAX_SKIPPED_SHARE = 0.1  # more undefined resamples than this, and the rest are 
 
 
 class Interval(Record):
-    """A point estimate with its confidence interval; NaN where the data cannot carry one."""
+    """A point estimate with its confidence interval; NaN where the data cannot carry one.
+
+    `confidence` is two-sided: the truth lies below `low`, and above `high`, with probability
+    (1 - confidence) / 2 each. None where the ends are no confidence limits but exact, or the range seen.
+    """
 
     value: float
     low: float
     high: float
     n: int  # windows (or timings of the smaller sample) behind the estimate
     num_skipped: int = 0  # resamples left out because the metric was undefined on them
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -232,7 +237,7 @@ def paired_interval(
 
     Raises ValueError when the two were not scored on the same steps of the same windows.
     """
-    _require_same_windows(candidate, reference)
+    require_same_windows(candidate, reference)
     of_candidate, of_reference = metric.prepare(candidate), metric.prepare(reference)
 
     def difference(weights: Weights) -> Floats:
@@ -253,21 +258,27 @@ def unpaired_interval(
 ) -> Interval:
     """metric(later) - metric(earlier) of two separate spans of windows, each resampled on its own."""
     spans = [
-        _draws(metric.prepare(span), span, num_resamples, block_length, seed + index)
+        draws_of(metric.prepare(span), span, num_resamples, block_length, seed + index)
         for index, span in enumerate((later, earlier))
     ]
     value, draws = metric(later) - metric(earlier), spans[0] - spans[1]
-    return _interval_of(value, draws, min(later, earlier, key=_num_scored), confidence, block_length)
+    return interval_of(value, draws, min(later, earlier, key=_num_scored), confidence, block_length)
 
 
 def _num_scored(scored: Scored) -> int:
     return scored.num_scored_windows
 
 
-def _require_same_windows(candidate: Scored, reference: Scored) -> None:
+def same_windows(candidate: Scored, reference: Scored) -> bool:
+    """Whether both were scored on the same steps of the same windows."""
     counts = candidate.mask > 0
     same_steps = np.array_equal(counts, reference.mask > 0)
-    if not same_steps or not np.array_equal(candidate.targets[counts], reference.targets[counts]):
+    return same_steps and np.array_equal(candidate.targets[counts], reference.targets[counts])
+
+
+def require_same_windows(candidate: Scored, reference: Scored) -> None:
+    """Raises ValueError where a paired difference would mean nothing."""
+    if not same_windows(candidate, reference):
         raise ValueError("candidate and reference were scored on different windows, steps or targets")
 
 
@@ -275,28 +286,31 @@ def _bootstrap(
     statistic: Statistic, scored: Scored, confidence: float, num_resamples: int, block_length: int, seed: int
 ) -> Interval:
     value = float(statistic(np.ones((1, scored.num_windows), dtype=np.int64))[0])
-    draws = _draws(statistic, scored, num_resamples, block_length, seed)
-    return _interval_of(value, draws, scored, confidence, block_length)
+    draws = draws_of(statistic, scored, num_resamples, block_length, seed)
+    return interval_of(value, draws, scored, confidence, block_length)
 
 
-def _draws(statistic: Statistic, scored: Scored, num_resamples: int, block_length: int, seed: int) -> Floats:
+def draws_of(
+    statistic: Statistic, scored: Scored, num_resamples: int, block_length: int, seed: int
+) -> Floats:
     """The statistic on every resample [R]; none where there are too few blocks to resample."""
     if math.ceil(scored.num_scored_windows / block_length) < MIN_BLOCKS:
         return np.full(num_resamples, math.nan)
     return statistic(resample_weights(scored.num_windows, block_length, num_resamples, seed))
 
 
-def _interval_of(
+def interval_of(
     value: float, draws: Floats, scored: Scored, confidence: float, block_length: int
 ) -> Interval:
+    """Percentile interval of draws [R] of a metric whose value on the windows themselves is `value`."""
     n = scored.num_scored_windows
     num_blocks = math.ceil(n / block_length)
     if not math.isfinite(value) or num_blocks < MIN_BLOCKS:
-        return Interval(value=value, low=math.nan, high=math.nan, n=n)
-    return _percentile_interval(value, draws, _tail(confidence, num_blocks), n)
+        return Interval(value=value, low=math.nan, high=math.nan, n=n, confidence=confidence)
+    return _percentile_interval(value, draws, confidence, num_blocks, n)
 
 
-def _tail(confidence: float, num_independent: int) -> float:
+def expanded_tail(confidence: float, num_independent: int) -> float:
     """Share of draws to cut off at each end: a little less than (1 - confidence) / 2.
 
     A plain percentile interval of few independent pieces is too narrow; this is Hesterberg's expanded one
@@ -308,13 +322,16 @@ def _tail(confidence: float, num_independent: int) -> float:
     return float(ndtr(math.sqrt(num_independent / (num_independent - 1)) * student))
 
 
-def _percentile_interval(value: float, draws: Floats, tail: float, n: int) -> Interval:
+def _percentile_interval(
+    value: float, draws: Floats, confidence: float, num_independent: int, n: int
+) -> Interval:
     defined = draws[np.isfinite(draws)]
     num_skipped = len(draws) - len(defined)
-    if not len(defined) or num_skipped > MAX_SKIPPED_SHARE * len(draws):
-        return Interval(value=value, low=math.nan, high=math.nan, n=n, num_skipped=num_skipped)
-    low, high = np.quantile(defined, [tail, 1 - tail])
-    return Interval(value=value, low=float(low), high=float(high), n=n, num_skipped=num_skipped)
+    low, high = math.nan, math.nan
+    if len(defined) and num_skipped <= MAX_SKIPPED_SHARE * len(draws):
+        tail = expanded_tail(confidence, num_independent)
+        low, high = map(float, np.quantile(defined, [tail, 1 - tail]))
+    return Interval(value=value, low=low, high=high, n=n, num_skipped=num_skipped, confidence=confidence)
 
 
 def ratio_interval(
@@ -331,11 +348,27 @@ def ratio_interval(
     a, b = np.asarray(samples_a, dtype=np.float64), np.asarray(samples_b, dtype=np.float64)
     n = min(len(a), len(b))
     if n < 2 or not (np.isfinite(a).all() and np.isfinite(b).all() and (a > 0).all() and (b > 0).all()):
-        return Interval(value=math.nan, low=math.nan, high=math.nan, n=n)
+        return Interval(value=math.nan, low=math.nan, high=math.nan, n=n, confidence=confidence)
 
     def draws(samples: Floats) -> Floats:
         picked = samples[generator.integers(len(samples), size=(num_resamples, len(samples)))]
         return np.quantile(picked, quantile, axis=1)
 
     value = float(np.quantile(a, quantile) / np.quantile(b, quantile))
-    return _percentile_interval(value, draws(a) / draws(b), _tail(confidence, n), n)
+    return _percentile_interval(value, draws(a) / draws(b), confidence, n, n)
+
+
+def quantile_interval(
+    samples: Floats, quantile: float, *, confidence: float, num_resamples: int = 1000, seed: int = 0
+) -> Interval:
+    """A quantile of samples [n] with its bootstrap percentile interval."""
+    picked = np.random.default_rng(seed).choice(samples, size=(num_resamples, len(samples)))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(np.quantile(picked, quantile, axis=1), [tail, 1 - tail])
+    return Interval(
+        value=float(np.quantile(samples, quantile)),
+        low=float(low),
+        high=float(high),
+        n=len(samples),
+        confidence=confidence,
+    )

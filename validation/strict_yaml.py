@@ -90,6 +90,8 @@ def _fix(problem: Any, model: type[Record]) -> str:
         return unknown_name("key", str(problem["loc"][-1]), _all_keys(model))
     if problem["type"] == "missing":
         return "missing, it has to be given"
+    if problem["type"] == "too_short":
+        return "empty, name at least one"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     message = problem["msg"][0].lower() + problem["msg"][1:]

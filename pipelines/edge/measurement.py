@@ -1,5 +1,6 @@
 """What the runtime costs on this machine, measured in a process that holds nothing else."""
 
+import math
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,16 @@ class EdgeTimings(Record):
     latency_p99_ms: float
     peak_memory_bytes: int
     """Resident peak of the whole process: interpreter, runtime, model, inference."""
+    failure: str = ""
+    """The process's last word where it did not load or answer; then nothing was timed."""
+
+    @classmethod
+    def failed(cls, threads: int, failure: str) -> "EdgeTimings":
+        """A process of which nothing could be measured."""
+        nothing = {"load_ms": math.nan, "latency_p50_ms": math.nan, "latency_p99_ms": math.nan}
+        return cls(
+            num_steps=0, threads=threads, latency_ms=(), peak_memory_bytes=0, failure=failure, **nothing
+        )
 
 
 def measure(folder: Path, key: Ed25519PublicKey, repeats: int, threads: int = 1) -> EdgeTimings:

@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from validation.gates import Evidence, Outcome, StagePolicy, Threshold, Verdict, judge, worst
+from validation.evidence import Evidence, Look, staleness
+from validation.gates import Outcome, StagePolicy, Verdict, judge, worst
 from validation.kpis import KINDS, Kpi, Reference, kpi
 from validation.policy import STAGES, load_policy
 from validation.statistics import Interval
+from validation.thresholds import Threshold
 
 POLICY = load_policy(Path(__file__).parents[2] / "infra" / "rollout.yaml")
 EVIDENCE = Evidence(
@@ -25,15 +27,20 @@ EVIDENCE = Evidence(
 
 
 def measured(name: str, low: float, value: float, high: float, **changes: Any) -> Kpi:
-    made = kpi(
-        name, Interval(value=value, low=low, high=high, n=100), checkpoint="candidate", snapshot="data"
-    )
+    found = Interval(value=value, low=low, high=high, n=100, confidence=0.95)
+    made = kpi(name, found, checkpoint="candidate", snapshot="data")
     return made.model_copy(update=changes)
 
 
 def difference(low: float, value: float, high: float, versus: Reference = "dense", **changes: Any) -> Kpi:
     fields = {"versus": versus, "reference_value": 0.3, "reference_checkpoint": EVIDENCE.references[versus]}
     return measured("average_precision", low, value, high, **{**fields, **changes})
+
+
+def group(name: str, low: float, value: float, high: float, widened: float = 0.0, **changes: Any) -> Kpi:
+    """A difference in one group, its part of the band wider by `widened` at both ends."""
+    band = {"joint_low": low - widened, "joint_high": high + widened}
+    return difference(low, value, high, slice=f"origin={name}", **{**band, **changes})
 
 
 def stage(*thresholds: Threshold) -> StagePolicy:
@@ -78,7 +85,8 @@ def test_the_reason_says_what_was_measured_and_what_was_allowed() -> None:
     own = measured("average_precision", 0.290, 0.312, 0.331)
     (reason,) = ask(NOT_WORSE, own, difference(-0.011, -0.004, 0.003)).reasons
     assert reason == (
-        "average_precision 0.312 [0.29, 0.331] vs dense: difference -0.004 [-0.011, 0.003], allowed -0.006: "
+        "average_precision 0.312 [0.29, 0.331] vs dense: difference -0.004 [-0.011, 0.003] at 95%, "
+        "allowed -0.006: "
         "HOLD because the interval lies on both sides of it"
     )
 
@@ -90,6 +98,8 @@ GAPS = {
     "10 windows are too few, 30 are needed": difference(0, 0, 0, n=10),
     "it was compared with older, not with dense": difference(0, 0, 0, reference_checkpoint="older"),
     "a share of it allows nothing": difference(0, 0, 0, reference_value=math.nan),
+    "its interval states 90.0%, 95.0% is needed": difference(-0.005, 0, 0.005, confidence=0.9),
+    "its interval states no confidence": difference(-0.005, 0, 0.005, confidence=None),
 }
 
 
@@ -133,9 +143,9 @@ WORST_ORIGIN = Threshold(
 
 
 def test_the_worst_group_decides_and_small_groups_do_not_count() -> None:
-    fine = difference(-0.01, 0.0, 0.01, slice="origin=EWR")
-    harmed = difference(-0.09, -0.06, -0.04, slice="origin=JFK")
-    tiny = difference(-0.9, -0.6, -0.4, slice="origin=LGA", n=49)
+    fine = group("EWR", -0.01, 0.0, 0.01)
+    harmed = group("JFK", -0.09, -0.06, -0.04)
+    tiny = group("LGA", -0.9, -0.6, -0.4, n=49)
     assert ask(WORST_ORIGIN, fine, tiny).outcome is Outcome.PASS
     verdict = ask(WORST_ORIGIN, fine, harmed, tiny)
     assert verdict.outcome is Outcome.FAIL
@@ -143,6 +153,18 @@ def test_the_worst_group_decides_and_small_groups_do_not_count() -> None:
     assert "worst of 2 groups of origin" in verdict.reasons[0]
     assert ask(WORST_ORIGIN, tiny).outcome is Outcome.HOLD
     assert ask(WORST_ORIGIN).outcome is Outcome.HOLD
+
+
+def test_a_group_is_called_harmed_only_by_the_band_over_all_groups() -> None:
+    """Its own interval alone would call it so, which among many groups happens by chance."""
+    assert ask(WORST_ORIGIN, group("JFK", -0.09, -0.06, -0.04, widened=0.02)).outcome is Outcome.HOLD
+    assert ask(WORST_ORIGIN, group("JFK", -0.09, -0.06, -0.04, widened=0.005)).outcome is Outcome.FAIL
+    without = group("JFK", -0.09, -0.06, -0.04, joint_low=None, joint_high=None)
+    assert ask(WORST_ORIGIN, without).outcome is Outcome.HOLD
+
+
+def test_a_group_passes_by_its_own_interval() -> None:
+    assert ask(WORST_ORIGIN, group("JFK", -0.02, 0.0, 0.02, widened=0.05)).outcome is Outcome.PASS
 
 
 def test_a_dataset_without_slices_is_not_asked_about_them() -> None:
@@ -199,6 +221,18 @@ def perfect(threshold: Threshold, evidence: Evidence) -> Kpi:
     )
 
 
+def all_thresholds(asked: StagePolicy) -> list[Threshold]:
+    return [threshold for thresholds in asked.blessings().values() for threshold in thresholds]
+
+
+NOW, YESTERDAY, LAST_MONTH = (
+    "2026-03-02T12:00:00+00:00",
+    "2026-03-01T12:00:00+00:00",
+    "2026-02-01T12:00:00+00:00",
+)
+FRESH = EVIDENCE.model_copy(update={"measured_at": YESTERDAY, "judged_at": NOW})
+
+
 SPOILS: list[dict[str, Any] | None] = [
     None,  # dropped
     *({end: bad} for end in ("value", "low", "high") for bad in (math.nan, -math.inf)),
@@ -211,22 +245,87 @@ SPOILS: list[dict[str, Any] | None] = [
 @pytest.mark.parametrize("name", STAGES)
 def test_perfect_evidence_passes_every_stage_of_the_shipped_policy(name: Any) -> None:
     asked = POLICY.stage(name)
-    assert judge([perfect(t, EVIDENCE) for t in asked.thresholds], asked, EVIDENCE).outcome is Outcome.PASS
+    verdict = judge([perfect(t, FRESH) for t in all_thresholds(asked)], asked, FRESH)
+    assert verdict.outcome is Outcome.PASS, verdict.reasons
+    assert verdict.blessing("quality") is verdict.blessing("serving") is Outcome.PASS
+    assert verdict.policy_digest == POLICY.digest()
 
 
 @given(data=st.data())
 def test_spoiling_any_required_kpi_never_passes(data: st.DataObject) -> None:
     asked = POLICY.stage(data.draw(st.sampled_from(STAGES)))
-    kpis = [perfect(threshold, EVIDENCE) for threshold in asked.thresholds]
-    required = [index for index, t in enumerate(asked.thresholds) if t.severity == "required"]
+    thresholds = all_thresholds(asked)
+    kpis = [perfect(threshold, FRESH) for threshold in thresholds]
+    required = [index for index, t in enumerate(thresholds) if t.severity == "required"]
     spoiled = data.draw(st.sets(st.sampled_from(required), min_size=1))
     for index in sorted(spoiled, reverse=True):
         spoil = data.draw(st.sampled_from(SPOILS))
         kept = [] if spoil is None else [kpis[index].model_copy(update=spoil)]
         kpis[index : index + 1] = kept
-    verdict = judge(data.draw(st.permutations(kpis)), asked, EVIDENCE)
+    verdict = judge(data.draw(st.permutations(kpis)), asked, FRESH)
     assert verdict.outcome is not Outcome.PASS
     assert verdict.reasons
+
+
+@pytest.mark.parametrize("missing", ["quality", "serving"])
+def test_one_blessing_alone_does_not_pass(missing: Any) -> None:
+    asked = POLICY.stage("training")
+    blessed = {name: [perfect(t, FRESH) for t in each] for name, each in asked.blessings().items()}
+    verdict = judge([kpi for name in blessed if name != missing for kpi in blessed[name]], asked, FRESH)
+    assert verdict.outcome is Outcome.HOLD
+    assert verdict.blessing(missing) is Outcome.HOLD
+    assert verdict.blessing("serving" if missing == "quality" else "quality") is Outcome.PASS
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        ({"measured_at": LAST_MONTH}, "it was measured 696 hours ago, 168 are allowed"),
+        ({"measured_at": None}, "does not say when"),
+        ({"judged_at": None}, "does not say when"),
+        ({"judged_at": LAST_MONTH}, "measured after it was judged"),
+    ],
+)
+def test_old_or_undated_evidence_holds(times: dict[str, Any], words: str) -> None:
+    asked, evidence = POLICY.stage("pilot"), FRESH.model_copy(update=times)
+    verdict = judge([perfect(t, evidence) for t in all_thresholds(asked)], asked, evidence)
+    assert verdict.outcome is Outcome.HOLD
+    assert words in verdict.reasons[0]
+    assert words in staleness(evidence, asked.max_age_hours, evidence.judged_at)
+
+
+def test_a_reference_that_was_not_scored_on_the_same_windows_holds() -> None:
+    evidence = EVIDENCE.model_copy(update={"not_comparable": {"dense": "dense was scored on snapshot old"}})
+    for kpis in ([], [difference(0.1, 0.2, 0.3)]):
+        verdict = judge(kpis, stage(NOT_WORSE), evidence)
+        assert verdict.outcome is Outcome.HOLD
+        assert "dense was scored on snapshot old" in verdict.reasons[0]
+
+
+def looked(times: int) -> Evidence:
+    looks = tuple(Look(evidence=str(time), num_windows=100 * (time + 1)) for time in range(times))
+    return EVIDENCE.model_copy(update={"looks": looks})
+
+
+def test_asking_again_needs_more_certainty_and_ends() -> None:
+    """20% of 5% is left to the second look: 99% two-sided. There is no third."""
+    asked = stage(NOT_WORSE).model_copy(update={"looks": (0.8, 0.2)})
+    at = {level: difference(-0.005, 0.0, 0.005, confidence=level) for level in (0.95, 0.96, 0.99)}
+    assert judge([at[0.95]], asked, looked(1)).outcome is Outcome.HOLD
+    assert judge([at[0.96]], asked, looked(1)).outcome is Outcome.PASS
+    assert judge([at[0.96]], asked, looked(2)).outcome is Outcome.HOLD
+    assert judge([at[0.99]], asked, looked(2)).outcome is Outcome.PASS
+    ended = judge([at[0.99]], asked, looked(3))
+    assert ended.outcome is Outcome.HOLD
+    assert "asked for the 3rd time, 2 are allowed" in ended.reasons[0]
+
+
+def test_exact_measurements_need_no_confidence() -> None:
+    asked = stage(NOT_SLOWER).model_copy(update={"looks": (0.8, 0.2)})
+    assert (
+        judge([measured("latency_p50_ratio", 0.5, 0.5, 0.5, confidence=None)], asked, looked(2)).outcome
+        == "PASS"
+    )
 
 
 @given(

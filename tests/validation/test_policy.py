@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from validation.errors import InputError
-from validation.policy import STAGES, load_policy
+from validation.policy import STAGES, Approval, load_policy
 
 SHIPPED = Path(__file__).parents[2] / "infra" / "rollout.yaml"
 
@@ -47,24 +47,21 @@ def refuse(tmp_path: Path) -> Callable[..., str]:
 
 def test_an_unknown_kpi_is_refused_where_it_stands(refuse: Callable[..., str]) -> None:
     message = refuse("kpi: seed_spread", "kpi: seed_spraed", "kpi: seed_spraed")
-    assert message.endswith("stages.training.2: unknown KPI 'seed_spraed': did you mean 'seed_spread'?")
+    assert message.endswith(
+        "stages.training.quality.2: unknown KPI 'seed_spraed': did you mean 'seed_spread'?"
+    )
 
 
 def test_an_unknown_key_is_refused_with_the_likely_one(refuse: Callable[..., str]) -> None:
     message = refuse("min_windows: 30", "min_window: 30", "min_window: 30")
     assert "min_window: unknown key 'min_window': did you mean 'min_windows'?" in message
     nested = refuse("at_most: 365", "atmost: 365", "atmost: 365")
-    assert "stages.pilot.4.atmost: unknown key 'atmost': did you mean 'at_most'?" in nested
+    assert "stages.pilot.quality.4.atmost: unknown key 'atmost': did you mean 'at_most'?" in nested
 
 
 def test_a_contradictory_bound_is_refused(refuse: Callable[..., str]) -> None:
     assert "use at_most" in refuse("at_most: 0.05", "at_least: 0.05", "kpi: seed_spread")
-    assert "exactly one of" in refuse("at_most: 0.05", "at_most: 0.05\n      margin: 1", "kpi: seed_spread")
-
-
-def test_the_same_question_twice_is_refused(refuse: Callable[..., str]) -> None:
-    double = "- kpi: seed_spread\n      at_most: 0.1\n    - kpi: seed_spread"
-    assert "stage training asks seed_spread twice" in refuse("- kpi: seed_spread", double, "stages:")
+    assert "exactly one of" in refuse("at_most: 0.05", "at_most: 0.05\n        margin: 1", "kpi: seed_spread")
 
 
 def test_a_missing_section_is_refused(refuse: Callable[..., str]) -> None:
@@ -82,19 +79,102 @@ def test_a_key_given_twice_is_refused(refuse: Callable[..., str]) -> None:
 
 
 def test_broken_yaml_is_refused(refuse: Callable[..., str]) -> None:
-    assert "not readable as YAML" in refuse("confidence: 0.95", "confidence: [0.95", "num_resamples: 1000")
+    assert "not readable as YAML" in refuse("confidence: 0.95", "confidence: [0.95", "looks: [0.8")
+
+
+SECTIONS = {
+    "quality": "[{kpi: auroc, at_least: 0.5}]",
+    "serving": "[{kpi: error_rate, at_most: 0}]",
+    "rollback": "[{kpi: error_rate, at_most: 0.01, windows: 3}]",
+}
+
+
+def write_stage(folder: Path, stage: str, sections: dict[str, str]) -> Path:
+    """A policy with the least that each stage needs, and `sections` in place of one stage's."""
+    stages = "".join(
+        f"  {name}:\n"
+        + "".join(f"    {key}: {value}\n" for key, value in (sections if name == stage else SECTIONS).items())
+        for name in STAGES
+    )
+    tail = SHIPPED.read_text().partition("\ndrift:")
+    head = "confidence: 0.95\nlooks: [1.0]\nnum_resamples: 100\nmin_windows: 1\nmin_timings: 1\n"
+    path = folder / "rollout.yaml"
+    path.write_text(f"{head}min_processes: 1\nmax_age_hours: 24\nstages:\n{stages}\n{tail[1]}{tail[2]}")
+    return path
+
+
+def refused_at(path: Path, words: str, line: str) -> None:
+    """The refusal says `words` and names the line that starts with `line`."""
+    with pytest.raises(InputError) as refused:
+        load_policy(path)
+    message = str(refused.value)
+    assert words in message, message
+    assert message.startswith(f"{path}:{line_of(path.read_text(), line)}: "), message
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("content", ["[]", "", "[{kpi: auroc, at_least: 0.5, severity: warn}]"])
-def test_a_stage_that_could_never_decide_is_refused(stage: str, content: str, tmp_path: Path) -> None:
-    sections = "".join(f"  {name}: [{{kpi: auroc, at_least: 0.5}}]\n" for name in STAGES if name != stage)
-    tail = SHIPPED.read_text().partition("\ndrift:")
-    head = "confidence: 0.95\nnum_resamples: 100\nmin_windows: 1\nmin_timings: 1\nmin_processes: 1\n"
-    path = tmp_path / "rollout.yaml"
-    path.write_text(f"{head}stages:\n{sections}  {stage}: {content}\n{tail[1]}{tail[2]}")
-    with pytest.raises(InputError, match=rf"rollout.yaml:\d+: stages.*{stage}"):
-        load_policy(path)
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_stage_with_an_empty_or_missing_section_is_refused(
+    stage: str, section: str, tmp_path: Path
+) -> None:
+    load_policy(write_stage(tmp_path, stage, SECTIONS))
+    empty = write_stage(tmp_path, stage, {**SECTIONS, section: "[] # here"})
+    refused_at(empty, f"stages.{stage}.{section}: empty, name at least one", f"    {section}: [] # here")
+    lacking = {name: content for name, content in SECTIONS.items() if name != section}
+    path = write_stage(tmp_path, stage, lacking)
+    refused_at(path, f"stages.{stage}.{section}: missing", f"  {stage}:")
+
+
+@pytest.mark.parametrize("section", ["quality", "serving"])
+def test_a_stage_that_could_never_decide_is_refused(section: str, tmp_path: Path) -> None:
+    watched = SECTIONS[section].replace("}", ", severity: dry_run}")
+    path = write_stage(tmp_path, "edge", {**SECTIONS, section: watched})
+    refused_at(path, "no threshold of severity required", f"    {section}: {watched}")
+
+
+def test_the_same_question_twice_is_refused(tmp_path: Path) -> None:
+    for section, asked in SECTIONS.items():
+        doubled = f"{asked[:-1]}, {asked[1:]}"
+        path = write_stage(tmp_path, "edge", {**SECTIONS, section: f"{doubled} # here"})
+        refused_at(path, "twice of the same thing: keep one", f"    {section}: {doubled} # here")
+
+
+@pytest.mark.parametrize(
+    ("rollback", "words"),
+    [
+        ("[{kpi: seed_spread, at_most: 1, windows: 2}]", "does not change while a model is live"),
+        ("[{kpi: task_metric, margin: 0, versus: champion, windows: 2}]", "what is live is the champion"),
+        ("[{kpi: error_rate, at_most: 0.1, windows: 0}]", "greater than or equal to 1"),
+        ("[{kpi: error_rate, at_most: 0.1}]", "windows: missing"),
+        ("[{kpi: error_rate, at_least: 0.1, windows: 1}]", "use at_most"),
+        ("[{kpi: error_rat, at_most: 0.1, windows: 1}]", "did you mean 'error_rate'"),
+    ],
+)
+def test_a_rollback_rule_that_could_never_fire_is_refused(rollback: str, words: str, tmp_path: Path) -> None:
+    path = write_stage(tmp_path, "edge", {**SECTIONS, "rollback": f"{rollback} # here"})
+    refused_at(path, words, f"    rollback: {rollback} # here")
+
+
+def test_who_approves_is_said_only_where_somebody_has_to(tmp_path: Path) -> None:
+    assert load_policy(SHIPPED).approval("steady") is None
+    plain = write_stage(tmp_path, "edge", {**SECTIONS, "approval": "required"})
+    assert load_policy(plain).approval("edge") == Approval(
+        approvers=1, trainer_may_approve=False, expires_hours=72.0
+    )
+    settings = {"approvers": "2", "trainer_may_approve": "true", "expires_hours": "8"}
+    full = write_stage(tmp_path, "edge", {**SECTIONS, "approval": "required", **settings})
+    assert load_policy(full).approval("edge") == Approval(
+        approvers=2, trainer_may_approve=True, expires_hours=8.0
+    )
+    idle = write_stage(tmp_path, "edge", {**SECTIONS, **settings})
+    refused_at(idle, "add approval: required", "  edge:")
+    three = write_stage(tmp_path, "edge", {**SECTIONS, "approval": "required", "approvers": "3"})
+    refused_at(three, "approvers", "    approvers: 3")
+
+
+@pytest.mark.parametrize("shares", ["[]", "[0.5, 0.4]", "[1.0, 0.0]", "[0.9, 0.2, -0.1]"])
+def test_looks_that_do_not_share_the_error_are_refused(shares: str, refuse: Callable[..., str]) -> None:
+    assert "looks" in refuse("looks: [0.8, 0.1, 0.1]", f"looks: {shares}", f"looks: {shares}")
 
 
 def test_a_missing_empty_or_binary_file_is_refused(tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def test_block_length_grows_with_windows_and_overlap() -> None:
 def test_a_thousand_resamples_of_two_hundred_windows_take_seconds() -> None:
     candidate = windows(200, 256, seed=0, num_levels=10**6)
     reference = Scored(candidate.scores[:, ::-1], candidate.targets, candidate.mask)
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone, whatever else the machine does
     paired_interval(
         METRICS["average_precision"],
         candidate,
@@ -240,4 +240,4 @@ def test_a_thousand_resamples_of_two_hundred_windows_take_seconds() -> None:
         block_length=6,
         seed=0,
     )
-    assert time.perf_counter() - start < 8  # about 1.7 s on an idle core
+    assert time.process_time() - start < 8  # about 1.7 s
