@@ -114,9 +114,13 @@ def _on_trial(
         trusted_keys(settings.keys),
         getpass.getuser(),
     )
+    exchanges = Exchanges(folder / "exchanges.sqlite3")
+    if exchanges.last_move > ladder.last.sequence:
+        lost = f"holds {ladder.last.sequence} moves of {exchanges.last_move}"
+        raise InputError(f"{folder / 'ladder.jsonl'}: {lost}; restore it from a backup")
     if trial.again:
         ladder.again(trial.again)
-    exchanges = Exchanges(folder / "exchanges.sqlite3")
+        exchanges.note_move(ladder.last.sequence)
     ladder.go_on_with(exchanges.pairs(ladder.last.sequence))
     backend = Backend(nursery, _fetch(job, version, serving_folder(settings, name)))
     return Candidate(backend, ladder, exchanges, trial.deadline_s)

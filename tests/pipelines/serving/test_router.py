@@ -162,7 +162,7 @@ RETURN = "return outputs.numpy()"
 FAULTS: dict[str, tuple[str, str]] = {
     "nan": (RETURN, "return outputs.numpy() * (np.nan if model_input['numeric'].shape[1] > 17 else 1)"),
     "shape": (RETURN, "return outputs.numpy()[:, :-1]"),
-    "refused": (RETURN, "raise ArithmeticError('[red]no\\n<b>way')"),
+    "refused": (RETURN, "return outputs.numpy() if model_input['numeric'].shape[1] <= 17 else 1 / 0"),
     "died": (RETURN, "import os; os.abort() if model_input['numeric'].shape[1] > 17 else None; " + RETURN),
     "load": ("self.model.eval()", "raise RuntimeError('no such thing')"),
 }
