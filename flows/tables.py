@@ -3,6 +3,8 @@
 import sys
 from typing import TYPE_CHECKING
 
+from pipelines.escaping import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -21,7 +23,7 @@ def print_summary(summary: "RolloutSummary", settings: "Settings") -> None:
     _verdicts(console, summary)
     _costs(console, summary)
     _months(console, summary)
-    console.print(f"\n{summary.sentence}", style="bold", markup=False)
+    console.print(f"\n{printable(summary.sentence)}", style="bold", markup=False)
     console.print(f"{summary.seconds:.0f} s. Everything: {settings.home}/summary.json", highlight=False)
     console.print(f"Data Docs: {summary.prepared.report.docs_uri}", highlight=False)
     if summary.bundle:
@@ -30,10 +32,9 @@ def print_summary(summary: "RolloutSummary", settings: "Settings") -> None:
 
 
 def _verdicts(console: "Console", summary: "RolloutSummary") -> None:
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=summary.description, title_justify="left")
+    table = Table(title=_plain(summary.description), title_justify="left")
     for name in ("stage", "KPI", "value [interval]", "threshold", "verdict"):
         table.add_column(name, overflow="fold")
     previous = ""
@@ -43,7 +44,7 @@ def _verdicts(console: "Console", summary: "RolloutSummary") -> None:
         color = _COLORS[row.verdict.split()[0]]
         stage = row.stage if row.stage != previous else ""
         cells = (stage, row.kpi, row.value, row.threshold)
-        table.add_row(*map(escape, cells), f"[{color}]{row.verdict}[/{color}]")
+        table.add_row(*map(_plain, cells), f"[{color}]{row.verdict}[/{color}]")
         previous = row.stage
     console.print(table)
 
@@ -69,7 +70,6 @@ def _costs(console: "Console", summary: "RolloutSummary") -> None:
 
 
 def _months(console: "Console", summary: "RolloutSummary") -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     if not summary.months:
@@ -88,5 +88,12 @@ def _months(console: "Console", summary: "RolloutSummary") -> None:
         then = f"{met}{'retrained' if month.retrained else asks}"
         first, *others = month.drift.reasons or ("nothing moved",)
         drift = f"{month.drift.decision}: {first}" + (f" (and {len(others)} more)" if others else "")
-        table.add_row(*map(escape, (month.month, month.champion[:8], value, drift, then)))
+        table.add_row(*map(_plain, (month.month, month.champion[:8], value, drift, then)))
     console.print(table)
+
+
+def _plain(text: str) -> str:
+    """What people wrote, shown as they wrote it: neither rich nor the terminal obeys it."""
+    from rich.markup import escape
+
+    return escape(printable(text))

@@ -80,7 +80,7 @@ def chosen_versions(job: Job, trial: Trial) -> tuple[ModelVersion, ModelVersion 
 
 
 def _held(entries: list[ReleaseEntry]) -> int | None:
-    """The version that the gate neither let in nor refused, or that waits for a person, if nothing came later."""
+    """The version that the gate held, or that waits for a person's word, if nothing came later."""
     last = entries[-1].decision
     return last.version if last.action in ("hold", "request") else None
 
