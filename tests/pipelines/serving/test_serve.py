@@ -53,11 +53,12 @@ def get(port: int, path: str) -> tuple[int, bytes]:
 def mlflow_server(
     job: Job, folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[int]:
-    """MLflow's own scoring server on the candidate's folder, as `mlflow models serve` starts it."""
+    """MLflow's own scoring server on the candidate's folder, as `mlflow models serve` would start it."""
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", str(folders[1])]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with serving(command, QUIET, tmp_path_factory.mktemp("mlflow-serve") / "log"):
+    command = [sys.executable, "-m", "uvicorn", "mlflow.pyfunc.scoring_server.app:app", "--workers", "1"]
+    environ = {**QUIET, "__pyfunc_model_path__": str(folders[1])}
+    log = tmp_path_factory.mktemp("mlflow-serve") / "log"
+    with serving([*command, "--host", "127.0.0.1", "--port", str(port)], environ, log):
         yield port
 
 
@@ -87,7 +88,7 @@ def server(
 def test_it_answers_by_mlflows_contract_with_budget_as_a_parameter(
     server: Server, mlflow_server: int, questions: list[Request]
 ) -> None:
-    """The candidate's folder in MLflow's own server, over HTTP, against the incumbent here and the budgets."""
+    """The candidate in MLflow's own server, over HTTP, at several budgets; the incumbent here."""
     for path in ("/ping", "/health", "/version"):
         assert get(server.port, path)[0] == 200
     status, ours, headers = server.ask(questions[0].body, X_Request_Id="plant-7:42")
