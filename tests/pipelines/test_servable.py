@@ -170,7 +170,7 @@ def hostile_server() -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.parametrize("name", HostileServer.names)
+@pytest.mark.parametrize("name", [*HostileServer.names, "harmless.txt"])
 def test_artifact_names_of_a_hostile_server_lead_nowhere(
     name: str, hostile_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,7 +182,8 @@ def test_artifact_names_of_a_hostile_server_lead_nowhere(
     folder.mkdir(parents=True)
     tracker = Tracker(MlflowClient(hostile_server, hostile_server), "0", hostile_server, tmp_path / "keys")
     version = ModelVersion(name="dankai-x", version=1, checkpoint="c", snapshot="s", run_id="r" * 32)
-    with pytest.raises(InputError):
+    said = "no readable signed manifest" if name == "harmless.txt" else "its files cannot be had"
+    with pytest.raises(InputError, match=said):
         tracker.download_version(version, folder)
     written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(folder)]
     assert written == []
