@@ -53,8 +53,8 @@ class TrainingPlan(Record):
     devices: Positive = 1
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     recompute: bool = False
-    """Keep each layer's input and attention for the gradient and make the rest again: long windows fit into
-    far less memory, a step takes a little longer, the gradients are the same."""
+    """Keep little more than each layer's input for the gradient and make the rest again: long windows fit
+    into a quarter of the memory, a step takes up to a third longer, the gradients are the same."""
 
     @model_validator(mode="after")
     def _curriculum_adds_up(self) -> "TrainingPlan":
