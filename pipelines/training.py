@@ -115,7 +115,9 @@ class Fit(lightning.LightningModule):
         numeric, known, categorical, target, mask = batch
         if self.model.config.task == "detect":
             known, mask = hide_spans(known, mask, random)
-        request = None if self.mode == "dense" else Training(self._probes(numeric, random), self._noise(budget))
+        request = (
+            None if self.mode == "dense" else Training(self._probes(numeric, random), self._noise(budget))
+        )
         is_sparse = self.mode in ("sparse", "adapt")
         budget = (budget or self._random_budget(random)) if is_sparse else None
         outputs, selector = self.model.predict(

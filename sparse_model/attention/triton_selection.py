@@ -11,6 +11,7 @@ import triton.language as tl
 
 from sparse_model.attention.triton_forward import SIZES
 
+
 _LARGEST = tl.constexpr(
     """{
     .reg .b32 a, b, c, d;

@@ -52,8 +52,7 @@ def ended(mlflow_server: str, home: Path, preloaded: Preloaded) -> Ended:
     policy = write_policy(home, latency_p50_ratio=0.0)
     wait_for_server(mlflow_server)
     command = ("rollout", "run", home / "served.yaml", "--policy", policy)
-    environ = {"MLFLOW_TRACKING_URI": mlflow_server, VARIABLE: KEY}
-    return preloaded.dankai(*command, home=home, **environ)
+    return preloaded.dankai(*command, home=home, MLFLOW_TRACKING_URI=mlflow_server, DANKAI_SIGNING_KEY=KEY)
 
 
 def ask(address: str, question: dict[str, Any]) -> Any:

@@ -157,8 +157,8 @@ class HostileServer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: Any) -> None:
-        pass
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing."""
 
 
 @pytest.fixture
