@@ -57,7 +57,7 @@ def test_a_training_does_not_go_on_from_a_planted_checkpoint(
     if kind == "torch archive":
         torch.save(planted, folder / "last.ckpt")
     else:
-        content = pickle.dumps(planted) if kind == "pickle" else b"PK\x03\x04 cut short"
+        content = pickle.dumps(planted, 2) if kind == "pickle" else b"PK\x03\x04 cut short"
         (folder / "last.ckpt").write_bytes(content)
     with pytest.raises(
         InputError, match=r"last\.ckpt: no checkpoint that may be read .* remove it"
