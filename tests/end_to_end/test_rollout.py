@@ -10,7 +10,7 @@ import pytest
 from pipelines.release_log import ReleaseLog
 from pipelines.settings import load_settings
 from pipelines.signing import load_key
-from tests.secrets import traces_of
+from tests.key_traces import traces_of
 from tests.tiny_rollout import Ended, Preloaded, dankai, write_dataset, write_policy
 
 STAGES = ("pilot", "training", "edge", "steady")

@@ -15,7 +15,7 @@ import pytest
 from pipelines.release_log import ReleaseLog
 from pipelines.settings import QUIET, load_settings
 from pipelines.signing import VARIABLE, load_key
-from tests.secrets import traces_of
+from tests.key_traces import traces_of
 from tests.tiny_rollout import (
     Ended,
     Preloaded,

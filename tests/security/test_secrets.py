@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pipelines.signing import load_key, trusted_keys
-from tests.secrets import traces_of
+from tests.key_traces import traces_of
 from validation.errors import InputError
 
 KEY = Ed25519PrivateKey.generate()
