@@ -90,7 +90,8 @@ def _months(console: "Console", summary: "RolloutSummary") -> None:
             if month.drift.decision == "retrain"
             else "nothing to do"
         )
-        then = f"{met}{'retrained' if month.retrained else asks}"
+        back = f"; taken back: {month.rolled_back}" if month.rolled_back else ""
+        then = f"{met}{'retrained' if month.retrained else asks}{back}"
         first, *others = month.drift.reasons or ("nothing moved",)
         drift = f"{month.drift.decision}: {first}" + (f" (and {len(others)} more)" if others else "")
         table.add_row(*map(escape, (month.month, month.champion[:8], value, drift, then)))

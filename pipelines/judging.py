@@ -10,7 +10,7 @@ import numpy as np
 from pipelines.budgets import Calibration
 from pipelines.checkpoint import Checkpoint
 from pipelines.clock import now
-from pipelines.cost import CostComparison, Subject, compare_cost, payback, worst_case
+from pipelines.cost import CostComparison, Subject, compare_cost, worst_case
 from pipelines.data.windows import WindowBatch
 from pipelines.edge.bundle import Bundle, build_bundle
 from pipelines.edge.measurement import EdgeTimings, measure
@@ -24,6 +24,7 @@ from pipelines.evaluation import (
 )
 from pipelines.evaluations import earlier_looks, track
 from pipelines.job import Job, Prepared
+from pipelines.payback import tracked_payback
 from pipelines.scoring import Array, Scores, collect_scores, score_model
 from pipelines.serving_check import serving_kpis
 from pipelines.signing import load_key
@@ -160,7 +161,7 @@ def pilot_kpis(
     job: Job, prepared: Prepared, candidate: Checkpoint, costs: Sequence[CostComparison]
 ) -> list[Kpi]:
     """Cost at the configured length, payback, attention mass that the selection covers, serving check."""
-    repaid = payback(costs[0], job.policy.cost)
+    repaid = tracked_payback(job, costs[0], candidate.sha256)
     measured = cost_kpis(costs[0], repaid, candidate.sha256, prepared.snapshot.content_hash)
     windows, density = job.windows(prepared), job.plan.target_density
     recall = recall_kpi(candidate, windows, "test", density, _confidence_of_last_look(job.policy))

@@ -22,10 +22,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.checkpoint import Checkpoint, load_model, save_weights
 from pipelines.data.windows import WindowBatch, Windows
+from pipelines.pilot import errors_left, with_dense_layers
 from pipelines.training_plan import Mode, TrainingPlan
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.detection import hide_spans
-from sparse_model.losses import task_loss
+from sparse_model.losses import Probes, task_loss
 from sparse_model.model import SparseEncoder, Training
 
 Report = Callable[[str, int, int], None]
@@ -97,6 +98,7 @@ class Fit(lightning.LightningModule):
 
     def validation_step(self, batch: list[Tensor], index: int) -> Tensor:
         """The loss that the training is selected by, on fixed windows at the target budget."""
+        torch.manual_seed(index)  # peaked rows are drawn too: the same ones at every validation
         random = torch.Generator().manual_seed(index)
         loss, _ = self._loss(batch, random, Budget(self.plan.target_density))
         self.log("validation_loss", loss, batch_size=batch[0].shape[0])
@@ -112,11 +114,12 @@ class Fit(lightning.LightningModule):
         numeric, known, categorical, target, mask = batch
         if self.model.config.task == "detect":
             known, mask = hide_spans(known, mask, random)
-        probes = torch.randint(numeric.shape[1], (self.plan.num_probes,), generator=random)
-        request = None if self.mode == "dense" else Training(probes.to(numeric.device), self._noise(budget))
+        request = None if self.mode == "dense" else Training(self._probes(numeric, random), self._noise(budget))
         is_sparse = self.mode in ("sparse", "adapt")
         budget = (budget or self._random_budget(random)) if is_sparse else None
-        outputs, selector = self.model.predict(numeric, known, categorical, budget, training=request)
+        outputs, selector = self.model.predict(
+            numeric, known, categorical, budget, training=request, recompute=self.plan.recompute
+        )
         loss = task_loss(outputs, target, mask, self.model.config.task)
         if not selector:
             return loss, {"task_loss": loss}
@@ -126,6 +129,12 @@ class Fit(lightning.LightningModule):
         if self.mode == "selector":
             return divergence, terms
         return loss + self.plan.selector_weight * divergence + self.plan.sparsity_weight * entropy, terms
+
+    def _probes(self, numeric: Tensor, random: torch.Generator) -> Probes:
+        """Steps drawn evenly; for a frozen model half of them where its attention has most to lose."""
+        peaked = self.plan.num_probes // 2 if self.mode == "selector" else 0
+        steps = torch.randint(numeric.shape[1], (1, self.plan.num_probes - peaked), generator=random)
+        return Probes(steps.to(numeric.device), peaked)
 
     def _random_budget(self, random: torch.Generator) -> Budget:
         choice = int(torch.randint(len(self.plan.densities), (1,), generator=random))
@@ -214,10 +223,15 @@ def train(
     started = time.monotonic()
     _run(_trainer(fit, [best, last], report), fit, folder)
     fit.load_state_dict(_state(folder / "best.ckpt"))
+    if mode == "selector":
+        errors_L = errors_left(model, fit.val_dataloader(), Budget(plan.target_density))
+        for layer, error in enumerate(errors_L):
+            fit.curve[f"layer{layer}_error_left"] = [(fit.curve["train_loss"][-1][0], error)]
+        model = with_dense_layers(model, [error > plan.max_error_left for error in errors_L])
     checkpoint = Checkpoint(
         folder=str(folder),
         sha256=save_weights(model, folder),
-        config=config.to_dict(),
+        config=model.config.to_dict(),
         snapshot=windows.snapshot.content_hash,
         plan=plan.digest(),
         mode=mode,

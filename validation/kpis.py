@@ -135,10 +135,11 @@ class Kpi(Record):
 
     With `versus`, value and interval are the paired difference subject - reference on the same windows, and
     `reference_value` is the reference's own metric there (a relative margin is a share of it).
-    `slice` is "" for all steps, else "column=group". n counts what KpiKind.counted says.
-    `confidence` is that of the two-sided interval (None: exact, or the range seen); `joint_low` and
-    `joint_high` are the ends of a band that holds, at the same confidence, for all groups of a slice check at
-    once. `checkpoint`, `snapshot`, `reference_checkpoint` are the digests of what was measured.
+    `slice` is "" for all steps, else "column=group". n counts what KpiKind.counted says; in a slice, the
+    windows that inform the metric. `confidence` is that of the two-sided interval (None: exact, or the range
+    seen); `joint_low` and `joint_high` are the ends of a band that holds, at the same confidence, for all
+    groups of a slice check at once. `checkpoint`, `snapshot`, `reference_checkpoint` are the digests of what
+    was measured.
     """
 
     name: str

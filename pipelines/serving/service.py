@@ -70,7 +70,8 @@ def chosen_versions(job: Job, trial: Trial) -> tuple[ModelVersion, ModelVersion 
     state = replay(entries, job.spec.name)
     if state.live is None:
         raise InputError(f"{job.spec.name}: nothing is live yet; run: dankai rollout run {job.spec.file}")
-    number = trial.candidate or state.challenger or _held(entries)
+    waiting = state.pending.version if state.pending else None
+    number = trial.candidate or waiting or state.challenger or _held(entries)
     live = _version(job, entries, state.live.champion)
     if number is None or number == live.version:
         if trial.candidate:
