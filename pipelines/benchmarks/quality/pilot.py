@@ -5,12 +5,14 @@ from typing import Any
 import torch
 
 from pipelines.benchmarks.quality.fitting import Batch, MakeBatch, Stage, optimizer_of, step
+from pipelines.pilot import errors_left, with_dense_layers
 from sparse_model.config import Budget
 from sparse_model.coverage import coverage
 from sparse_model.layers import Attention
 from sparse_model.losses import Probes
 from sparse_model.model import SparseEncoder, Training
 
+MAX_ERROR_LEFT = 0.12  # TrainingPlan's default
 NUM_PROBES = 128  # steps of a sequence and layer; half of them where attention has most to lose
 
 
@@ -53,3 +55,12 @@ def error_by_layer_and_head(model: SparseEncoder, batch: Batch, budget: Budget) 
     at_stake, left = coverage(model, batch.numeric_BNF, known, batch.categorical_BNC, budget)
     rounded = ([[round(value, 4) for value in row] for row in t.tolist()] for t in (at_stake, left))
     return dict(zip(("error_at_stake", "error_left"), rounded, strict=True))
+
+
+def with_weak_layers_dense(model: SparseEncoder, held_out: Batch, budget: Budget) -> tuple[SparseEncoder, float]:
+    """The model that a pilot would run at this budget, and the share of blocks that its layers read on average."""
+    known = torch.ones_like(held_out.numeric_BNF)
+    errors_L = errors_left(model, [(held_out.numeric_BNF, known, held_out.categorical_BNC)], budget)
+    kept = with_dense_layers(model, [error > MAX_ERROR_LEFT for error in errors_L])
+    dense = len(kept.config.dense_layers)
+    return kept, (dense + (len(errors_L) - dense) * budget.density) / len(errors_L)

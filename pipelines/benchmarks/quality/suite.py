@@ -6,7 +6,7 @@ weights of an earlier one.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from pipelines.benchmarks.quality.results import Key, Results, digest
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.model import SparseEncoder
 
-_LEARNED = 0.02  # training loss below which the first, shortest stage has understood the task
+_UNDERSTOOD = {"planted": 0.02, "pilot": 0.02, "mqar": 0.1}
+"""Nats of training loss below which the first, shortest stage has understood the task."""
+_DEFAULTS = {field.name: field.default for field in fields(ModelConfig)}
 _EXTRA_DENSITY = 0.5  # drawn in training beside those of the table
 
 
@@ -45,10 +47,13 @@ class Size:
     test_steps: int
     """Steps of all test sequences of a length, at least one sequence."""
     mqar_lengths: tuple[int, ...]
+    mqar_first: Stage
     mqar_dense: tuple[Stage, ...]
     mqar_sparse: tuple[Stage, ...]
     listops_examples: tuple[int, int]
     """Training and test expressions."""
+    listops_start: Stage
+    """Dense, for both; then each goes on in its own way."""
     listops: Stage
     seeds: tuple[int, ...] = (0, 1, 2)
 
@@ -62,10 +67,12 @@ FULL = Size(
     selector=Stage(8192, 400, 1, 1e-2),
     test_steps=2**20,
     mqar_lengths=(4096, 16384),
-    mqar_dense=(Stage(1024, 150, 16, 1e-3), Stage(4096, 150, 8, 1e-3), Stage(16384, 60, 2, 5e-4)),
+    mqar_first=Stage(128, 500, 256, 1e-3),
+    mqar_dense=(Stage(1024, 200, 16, 1e-3), Stage(4096, 150, 8, 1e-3), Stage(16384, 60, 2, 5e-4)),
     mqar_sparse=(Stage(4096, 400, 4, 1e-3), Stage(16384, 150, 1, 5e-4)),
     listops_examples=(96_000, 2_000),
-    listops=Stage(listops.MAX_LENGTH, 2500, 32, 1e-3),
+    listops_start=Stage(listops.MAX_LENGTH, 1000, 32, 1e-3),
+    listops=Stage(listops.MAX_LENGTH, 1500, 32, 1e-3),
 )  # fmt: skip
 QUICK = Size(
     name="quick",
@@ -76,9 +83,11 @@ QUICK = Size(
     selector=Stage(512, 1, 1, 1e-2),
     test_steps=512,
     mqar_lengths=(256,),
+    mqar_first=Stage(128, 1, 2, 1e-3),
     mqar_dense=(Stage(128, 1, 2, 1e-3), Stage(256, 1, 2, 1e-3)),
     mqar_sparse=(Stage(256, 1, 1, 1e-3),),
     listops_examples=(4, 4),
+    listops_start=Stage(listops.MAX_LENGTH, 1, 2, 1e-3),
     listops=Stage(listops.MAX_LENGTH, 1, 2, 1e-3),
     seeds=(0,),
 )
@@ -95,6 +104,8 @@ class Unit:
     lengths: tuple[int, ...]
     densities: tuple[float, ...]
     run: "Callable[[Unit, Place], Iterator[tuple[Key, dict[str, Any]]]]"
+    is_start: bool = False
+    """Others go on from its weights, so it is done again where these are gone."""
 
     @property
     def keys(self) -> list[Key]:
@@ -115,9 +126,8 @@ class Place:
 def work_off(unit: Unit, place: Place, results: Results) -> str:
     """Do a unit unless it is done; its label."""
     label = f"{unit.task} {unit.method} seed {unit.seed}"
-    weights = place.folder / f"{unit.task}-{unit.method}-{unit.seed}"
-    builds_weights = unit.method == "dense" and unit.task in ("planted", "mqar")
-    if results.has(unit.keys, digest(unit.settings)) and (not builds_weights or list(weights.glob("*.pt"))):
+    weights = list((place.folder / f"{unit.task}-{unit.method}-{unit.seed}").glob("*.pt"))
+    if results.has(unit.keys, digest(unit.settings)) and (weights or not unit.is_start):
         return f"{label}: already measured"
     if place.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
@@ -130,8 +140,9 @@ def phases(size: Size, tasks: tuple[str, ...]) -> list[list[Unit]]:
     """All units of the named tasks; a phase needs the ones before it."""
     first, second, third = [], [], []
     for seed in size.seeds:
-        if "planted" in tasks:
+        if "planted" in tasks or "pilot" in tasks:
             first.append(_unit(size, "planted", "dense", seed, _lengths(size.dense[1:]), (1.0,), _planted_dense))
+        if "planted" in tasks:
             for method in ("ours", *_RULES):
                 unit = _unit(size, "planted", method, seed, _lengths(size.sparse), DENSITIES, _planted_sparse)
                 second.append(unit)
@@ -145,13 +156,19 @@ def phases(size: Size, tasks: tuple[str, ...]) -> list[list[Unit]]:
                     (1.0, *DENSITIES), partial(_pilot, channels=channels),
                 )  # fmt: skip
                 second.append(unit)
+                method = f"frozen, {channels} channels, weak layers dense"
+                unit = _unit(
+                    size, "pilot", method, seed, _lengths((size.selector,)), DENSITIES,
+                    partial(_careful_pilot, channels=channels),
+                )  # fmt: skip
+                third.append(unit)
         if "mqar" in tasks:
             first.append(_unit(size, "mqar", "dense", seed, size.mqar_lengths, (1.0,), _mqar_dense))
             second.append(_unit(size, "mqar", "ours", seed, size.mqar_lengths, DENSITIES[:3], _mqar_ours))
         if "listops" in tasks:
             length = (listops.MAX_LENGTH,)
             first.append(_unit(size, "listops", "dense", seed, length, (1.0,), _listops))
-            first.append(_unit(size, "listops", "ours", seed, length, (0.25,), _listops))
+            second.append(_unit(size, "listops", "ours", seed, length, (0.25,), _listops))
     return [first, second, third]
 
 
@@ -159,14 +176,17 @@ def _unit(size: Size, task: str, method: str, seed: int, lengths: Any, densities
     parts = {
         "planted": ("first", "repeats", "dense", "sparse", "test_steps"),
         "pilot": ("first", "repeats", "dense", "selector", "test_steps"),
-        "mqar": ("mqar_lengths", "mqar_dense", "mqar_sparse", "repeats", "test_steps"),
-        "listops": ("listops_examples", "listops"),
+        "mqar": ("mqar_lengths", "mqar_first", "mqar_dense", "mqar_sparse", "repeats", "test_steps"),
+        "listops": ("listops_examples", "listops_start", "listops"),
     }[task]
     config = {"planted": planted, "pilot": planted, "listops": listops}.get(task)
     shape = config.config() if config else mqar.config(mqar.vocabulary_for(size.mqar_lengths))
     stages = {name: asdict(size)[name] for name in parts}
-    settings = {"task": task, "method": method, "model": shape.to_dict(), "stages": stages, **RECIPE}
-    return Unit(task, method, seed, settings, tuple(lengths), tuple(densities), run)
+    model = {name: value for name, value in shape.to_dict().items() if value != _DEFAULTS.get(name)}
+    settings = {"task": task, "method": method, "model": model, "stages": stages, **RECIPE}
+    settings["understood"] = _UNDERSTOOD.get(task)
+    is_start = method == "dense" or (task, method) == ("planted", "ours") or (task == "pilot" and "weak" not in method)
+    return Unit(task, method, seed, settings, tuple(lengths), tuple(densities), run, is_start)
 
 
 def _lengths(stages: tuple[Stage, ...]) -> tuple[int, ...]:
@@ -203,13 +223,15 @@ def _load(
     return model
 
 
-def _understand(model: SparseEncoder, make: MakeBatch, stage: Stage, size: Size, seed: int, readout: Readout) -> int:
+def _understand(
+    model: SparseEncoder, make: MakeBatch, stage: Stage, size: Size, unit: Unit, readout: Readout = plain
+) -> int:
     """Train the first stage until it is understood; how many times that took. Raises when it never is."""
     for repeat in range(size.repeats):
-        loss = fit(model, make, stage, 1000 * seed + repeat, readout=readout)
-        if loss < _LEARNED or size.name == "quick":
+        loss = fit(model, make, stage, 1000 * unit.seed + repeat, readout=readout)
+        if loss < _UNDERSTOOD[unit.task] or size.name == "quick":
             return repeat + 1
-    raise RuntimeError(f"seed {seed}: the first stage was not understood in {size.repeats} repeats (loss {loss:.2f})")
+    raise RuntimeError(f"the first stage was not understood in {size.repeats} repeats (loss {loss:.2f})")
 
 
 def _planted_tests(place: Place, seed: int, num_steps: int) -> list[tuple[Batch, Tensor]]:
@@ -222,7 +244,7 @@ def _planted_tests(place: Place, seed: int, num_steps: int) -> list[tuple[Batch,
 
 def _planted_dense(unit: Unit, place: Place) -> Iterator[tuple[Key, dict[str, Any]]]:
     model = _new(planted.config(), unit.seed, place.device)
-    repeats = _understand(model, planted.batch, place.size.first, place.size, unit.seed, plain)
+    repeats = _understand(model, planted.batch, place.size.first, place.size, unit)
     for stage in place.size.dense:
         loss = fit(model, planted.batch, stage, 100 + unit.seed)
         _save(model, place, unit, stage.num_steps)
@@ -265,6 +287,7 @@ def _pilot(unit: Unit, place: Place, channels: int) -> Iterator[tuple[Key, dict[
     config = planted.config(selector_dim=channels)
     model = _load(config, place, "planted", "dense", unit.seed, stage.num_steps)
     loss = pilot.fit_selector(model, planted.batch, stage, 300 + unit.seed)
+    _save(model, place, unit, stage.num_steps)
     tests = [batch for batch, _ in _planted_tests(place, unit.seed, stage.num_steps)]
     for density in unit.densities:
         budget = None if density == 1.0 else Budget(density)
@@ -272,6 +295,20 @@ def _pilot(unit: Unit, place: Place, channels: int) -> Iterator[tuple[Key, dict[
         if budget is not None:
             values |= pilot.error_by_layer_and_head(model, tests[0], budget)
         yield Key(unit.task, unit.method, stage.num_steps, density, unit.seed), values
+
+
+def _careful_pilot(unit: Unit, place: Place, channels: int) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """The same selector, the layers that it does not serve at a budget kept dense, as the product's pilot does."""
+    num_steps, config = place.size.selector.num_steps, planted.config(selector_dim=channels)
+    method = f"frozen, {channels} channels"
+    model = _load(config, place, "pilot", method, unit.seed, num_steps, selector=True)
+    tests = [batch for batch, _ in _planted_tests(place, unit.seed, num_steps)]
+    held_out = planted.batch(4, num_steps, torch.Generator(place.device).manual_seed(20_000_000 + unit.seed))
+    for density in unit.densities:
+        careful, read = pilot.with_weak_layers_dense(model, held_out, Budget(density))
+        values = {"accuracy": accuracy(careful, tests, Budget(density)), "blocks_read": read}
+        values["dense_layers"] = list(careful.config.dense_layers)
+        yield Key(unit.task, unit.method, num_steps, density, unit.seed), values
 
 
 def _mqar_tests(place: Place, seed: int, num_steps: int, make: MakeBatch) -> list[Batch]:
@@ -283,12 +320,14 @@ def _mqar_tests(place: Place, seed: int, num_steps: int, make: MakeBatch) -> lis
 def _mqar_dense(unit: Unit, place: Place) -> Iterator[tuple[Key, dict[str, Any]]]:
     vocabulary = mqar.vocabulary_for(unit.lengths)
     make = partial(mqar.batch, vocabulary=vocabulary)
-    model = _new(mqar.config(vocabulary), unit.seed, place.device)
-    stages = place.size.mqar_dense
-    repeats = _understand(model, make, stages[0], place.size, unit.seed, mqar.readout)
-    _save(model, place, unit, stages[0].num_steps)
-    for stage in stages[1:]:
+    torch.manual_seed(unit.seed)
+    model = mqar.new_model(mqar.config(vocabulary)).to(place.device)
+    repeats = _understand(model, make, place.size.mqar_first, place.size, unit, mqar.readout)
+    for stage in place.size.mqar_dense:
         loss = fit(model, make, stage, 100 + unit.seed, readout=mqar.readout)
+        _save(model, place, unit, stage.num_steps)
+        if stage.num_steps not in unit.lengths:
+            continue
         tests = _mqar_tests(place, unit.seed, stage.num_steps, make)
         values = {"accuracy": accuracy(model, tests, None, mqar.readout), "train_loss": loss, "first_repeats": repeats}
         yield Key(unit.task, unit.method, stage.num_steps, 1.0, unit.seed), values
@@ -309,18 +348,23 @@ def _mqar_ours(unit: Unit, place: Place) -> Iterator[tuple[Key, dict[str, Any]]]
 
 
 def _listops(unit: Unit, place: Place) -> Iterator[tuple[Key, dict[str, Any]]]:
-    """Dense, or sparse from the first step, both from random weights."""
+    """Dense to the end, or sparse from where the dense one's first stage ended."""
     codes, values, test_codes, test_values = (
         part.to(place.device)
         for part in listops.dataset(place.folder, 0, *place.size.listops_examples, place.workers)
     )
-    dense = unit.method == "dense"
-    model = _new(listops.config(), unit.seed, place.device)
-    densities = () if dense else (_EXTRA_DENSITY, 0.25, 0.125)
-    loss = fit(model, listops.sampler(codes, values), place.size.listops, unit.seed, densities)
+    make, start = listops.sampler(codes, values), place.size.listops_start
+    if unit.method == "dense":
+        model = _new(listops.config(), unit.seed, place.device)
+        fit(model, make, start, unit.seed)
+        _save(model, place, unit, start.num_steps)
+        densities, budgets = (), {1.0: None}
+    else:
+        model = _load(listops.config(), place, "listops", "dense", unit.seed, start.num_steps)
+        densities, budgets = (_EXTRA_DENSITY, 0.25, 0.125), {0.25: Budget(0.25)}
+    loss = fit(model, make, place.size.listops, 100 + unit.seed, densities)
     order = (test_codes > 0).sum(1).argsort()
     tests = [listops.batch(test_codes[rows], test_values[rows]) for rows in order.split(32)]
-    for density in unit.densities:
-        budget = None if dense else Budget(density)
+    for density, budget in budgets.items():
         result = {"accuracy": accuracy(model, tests, budget), "train_loss": loss}
         yield Key(unit.task, unit.method, listops.MAX_LENGTH, density, unit.seed), result
