@@ -1,7 +1,7 @@
 """What a pilot knows before it answers anybody: which layers of a frozen model its lists do not serve.
 
-A layer whose peaked attention the lists would miss is kept dense. That costs its share of the saving, which the
-cost measurements then show, because they run the model as it is.
+A layer whose peaked attention the lists would miss is kept dense. That costs its share of the saving, which
+the cost measurements then show, because they run the model as it is.
 """
 
 import logging
@@ -19,14 +19,15 @@ _LOG = logging.getLogger(__name__)
 
 
 def errors_left(model: SparseEncoder, batches: Iterable[Sequence[Tensor]], budget: Budget) -> list[float]:
-    """Of every layer, what the lists leave unread of its neediest head (see sparse_model.coverage).
+    """What the lists leave unread of each layer's neediest head (see sparse_model.coverage).
 
-    Mean over `batches`, whose first three tensors are numeric, known and categorical columns; no labels needed.
+    Mean over `batches`, whose first three tensors are numeric, known and categorical columns; no labels.
     """
     device = next(model.parameters()).device
     torch.manual_seed(0)  # the rows compared are drawn: the same ones for the same model
     left = [
-        coverage(model, *(column.to(device) for column in batch[:3]), budget).left.amax(1) for batch in batches
+        coverage(model, batch[0].to(device), batch[1].to(device), batch[2].to(device), budget).left.amax(1)
+        for batch in batches
     ]
     return torch.stack(left).mean(0).tolist()
 

@@ -110,7 +110,9 @@ class Fit(lightning.LightningModule):
         numeric, known, categorical, target, mask = batch
         if self.model.config.task == "detect":
             known, mask = hide_spans(known, mask, random)
-        request = None if self.mode == "dense" else Training(self._probes(numeric, random), self._noise(budget))
+        request = (
+            None if self.mode == "dense" else Training(self._probes(numeric, random), self._noise(budget))
+        )
         budget = None if self.mode != "sparse" else budget or self._random_budget(random)
         outputs, selector = self.model.predict(
             numeric, known, categorical, budget, training=request, recompute=self.plan.recompute

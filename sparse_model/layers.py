@@ -122,7 +122,9 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, SelectorTerms | None]:
         """Attention output [B, N, W] and, when `probes` names steps, the selector's loss terms there."""
         q, k, v = self.heads(x_BNW)
-        chosen = None if budget is None or self.reads_all else self.select(x_BNW, budget, lengths_B, ranking_noise)
+        chosen = (
+            None if budget is None or self.reads_all else self.select(x_BNW, budget, lengths_B, ranking_noise)
+        )
         out_BNW = self._read(q, k, v, chosen, lengths_B)
         terms = None
         if probes is not None:

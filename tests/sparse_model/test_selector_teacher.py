@@ -1,4 +1,4 @@
-"""What teaches a selector, where a frozen model is probed, and how a pilot knows what its lists leave unread."""
+"""What teaches a selector, where a frozen model is probed, how a pilot knows what its lists leave unread."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from pipelines.benchmarks.quality.fitting import Batch, Stage
 from pipelines.benchmarks.quality.pilot import fit_selector
 from pipelines.pilot import errors_left, with_dense_layers
 from sparse_model.config import Budget, ModelConfig
-from sparse_model.layers import rotary
+from sparse_model.layers import Attention, rotary
 from sparse_model.losses import missed_mass, peaked_rows, selector_target
 from sparse_model.model import SparseEncoder
 
@@ -71,15 +71,16 @@ def test_frequencies_that_stand_still_compare_content_at_any_distance() -> None:
     torch.testing.assert_close(rotary(x)[..., :4], half[..., :4])
 
 
-def asking_model(**shape: int) -> SparseEncoder:
-    """One layer whose only head attends from an asking step to the answering one, and evenly from all others."""
+def asking_model() -> SparseEncoder:
+    """One layer whose head attends from an asking step to the answering one, from all others evenly."""
     config = ModelConfig(
         num_numeric=1, cardinalities=(8,), num_outputs=2, width=8, num_layers=1, num_heads=1, num_kv_heads=1,
-        ffn_width=8, block_size=16, selector_heads=1, selector_dim=4, rotary_share=0.0, **shape,
+        ffn_width=8, block_size=16, selector_heads=1, selector_dim=4, rotary_share=0.0,
     )  # fmt: skip
     torch.manual_seed(0)
     model = SparseEncoder(config)
     attention = model.layers[0].attention
+    assert isinstance(attention, Attention)
     with torch.no_grad():
         model.embed_categorical[0].weight.copy_(torch.eye(8, 8))  # pyright: ignore
         model.embed_numeric.weight.zero_()

@@ -1,7 +1,7 @@
-"""Multi-query associative recall (Arora et al. 2023): key-value pairs first, then keys whose values are asked.
+"""Multi-query associative recall (Arora et al. 2023): key-value pairs, then keys whose values are asked.
 
-After Zoology's generator: a vocabulary larger than the sequence, keys from its lower half, values from its upper
-half, N/32 pairs, gaps between a pair's place and its query by a power law, token 0 everywhere else.
+After Zoology's generator: a vocabulary larger than the sequence, keys from its lower half, values from its
+upper half, N/32 pairs, gaps between a pair's place and its query by a power law, token 0 everywhere else.
 
 Shape suffixes: B batch, N steps, A asked steps (one per pair), V values.
 """
@@ -24,7 +24,7 @@ def vocabulary_for(lengths: tuple[int, ...]) -> int:
 
 
 def config(vocabulary: int, **changes: object) -> ModelConfig:
-    """Two layers, width 128, 4 heads, blocks of 64 steps; the outputs are compared with the values' embeddings."""
+    """Two layers, width 128, 4 heads, blocks of 64 steps; outputs are compared with embeddings of values."""
     values: dict[str, object] = {
         "num_numeric": 1, "cardinalities": (vocabulary,), "num_outputs": 128, "width": 128, "num_layers": 2,
         "num_heads": 4, "num_kv_heads": 4, "ffn_width": 256, "block_size": 64, "selector_heads": 1,
@@ -58,7 +58,7 @@ def _gaps(num_sequences: int, space: int, count: int, random: torch.Generator) -
 
 
 def new_model(shape: ModelConfig) -> SparseEncoder:
-    """Random weights, with token embeddings of the size that layers write: they are all the input there is."""
+    """Random weights, but token embeddings as large as what layers add: they are all the input there is."""
     model = SparseEncoder(shape)
     for embedding in model.embed_categorical:
         assert isinstance(embedding, torch.nn.Embedding)
@@ -67,7 +67,7 @@ def new_model(shape: ModelConfig) -> SparseEncoder:
 
 
 def readout(model: SparseEncoder, outputs_BAO: Tensor) -> Tensor:
-    """Logits over the values, [B, A, V]: the outputs against the directions of the value tokens' embeddings."""
+    """Logits over the values, [B, A, V]: outputs against the directions of the value tokens' embeddings."""
     embedding = model.embed_categorical[0].weight
     assert isinstance(embedding, Tensor)
     directions = normalize(embedding[len(embedding) // 2 :], dim=-1)

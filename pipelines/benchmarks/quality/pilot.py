@@ -17,7 +17,7 @@ NUM_PROBES = 128  # steps of a sequence and layer; half of them where attention 
 
 
 def fit_selector(model: SparseEncoder, make_batch: MakeBatch, stage: Stage, seed: int) -> float:
-    """Fit the selectors alone, as training mode "selector" does; returns the mean divergence of the last tenth."""
+    """Fit the selectors alone, as mode "selector" does; returns the mean divergence of the last tenth."""
     device = next(model.parameters()).device
     random = torch.Generator(device).manual_seed(seed)
     torch.manual_seed(seed)
@@ -57,8 +57,10 @@ def error_by_layer_and_head(model: SparseEncoder, batch: Batch, budget: Budget) 
     return dict(zip(("error_at_stake", "error_left"), rounded, strict=True))
 
 
-def with_weak_layers_dense(model: SparseEncoder, held_out: Batch, budget: Budget) -> tuple[SparseEncoder, float]:
-    """The model that a pilot would run at this budget, and the share of blocks that its layers read on average."""
+def with_weak_layers_dense(
+    model: SparseEncoder, held_out: Batch, budget: Budget
+) -> tuple[SparseEncoder, float]:
+    """The model that a pilot would run at this budget, and the share of blocks that its layers read."""
     known = torch.ones_like(held_out.numeric_BNF)
     errors_L = errors_left(model, [(held_out.numeric_BNF, known, held_out.categorical_BNC)], budget)
     kept = with_dense_layers(model, [error > MAX_ERROR_LEFT for error in errors_L])

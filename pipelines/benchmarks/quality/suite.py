@@ -1,126 +1,24 @@
-"""What `dankai bench quality` measures: units of work, each a model of one seed trained and scored.
+"""What `dankai bench quality` measures, in which order.
 
-A unit writes its measurements one by one and is skipped when all of them are there under the same configuration.
+A unit writes its measurements one by one and is skipped when all of them are there, configured alike.
 Units of one phase run side by side (the models are small: several fill one GPU); a later phase builds on the
 weights of an earlier one.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, fields
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from pipelines.benchmarks.quality import controls, listops, mqar, pilot, planted
-from pipelines.benchmarks.quality.fitting import (
-    DENSITIES, RECIPE, Batch, MakeBatch, Readout, Stage, accuracy, fit,
-)
-from pipelines.benchmarks.quality.fitting import plain_readout as plain
-from pipelines.benchmarks.quality.results import Key, Results, digest
-from sparse_model.config import Budget, ModelConfig
-from sparse_model.model import SparseEncoder
+from pipelines.benchmarks.quality import experiments, listops, mqar, planted
+from pipelines.benchmarks.quality.fitting import DENSITIES, RECIPE, Stage
+from pipelines.benchmarks.quality.results import Results, digest
+from pipelines.benchmarks.quality.units import Cells, Place, Size, Unit
+from sparse_model.config import ModelConfig
 
-_UNDERSTOOD = {"planted": 0.02, "pilot": 0.02, "mqar": 0.1}
-"""Nats of training loss below which the first, shortest stage has understood the task."""
 _DEFAULTS = {field.name: field.default for field in fields(ModelConfig)}
-_EXTRA_DENSITY = 0.5  # drawn in training beside those of the table
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is trained and scored; part of every measurement's configuration."""
-
-    name: str
-    first: Stage
-    """Dense, repeated until the loss says that the task is understood."""
-    repeats: int
-    """At most."""
-    dense: tuple[Stage, ...]
-    """Dense, to the lengths scored; the sparse models start from the first of these."""
-    sparse: tuple[Stage, ...]
-    """Every way of selecting, one stage per length scored."""
-    selector: Stage
-    """The pilot: selector alone."""
-    test_steps: int
-    """Steps of all test sequences of a length, at least one sequence."""
-    mqar_lengths: tuple[int, ...]
-    mqar_first: Stage
-    mqar_dense: tuple[Stage, ...]
-    mqar_sparse: tuple[Stage, ...]
-    listops_examples: tuple[int, int]
-    """Training and test expressions."""
-    listops_start: Stage
-    """Dense, for both; then each goes on in its own way."""
-    listops: Stage
-    seeds: tuple[int, ...] = (0, 1, 2)
-
-
-FULL = Size(
-    name="full",
-    first=Stage(512, 250, 64, 2e-3),
-    repeats=16,
-    dense=(Stage(2048, 150, 16, 1e-3), Stage(8192, 150, 8, 1e-3), Stage(32768, 40, 1, 2e-4), Stage(65536, 30, 1, 2e-4)),
-    sparse=(Stage(8192, 800, 4, 1e-3), Stage(32768, 60, 1, 3e-4), Stage(65536, 40, 1, 3e-4)),
-    selector=Stage(8192, 400, 1, 1e-2),
-    test_steps=2**20,
-    mqar_lengths=(4096, 16384),
-    mqar_first=Stage(128, 500, 256, 1e-3),
-    mqar_dense=(Stage(1024, 200, 16, 1e-3), Stage(4096, 150, 8, 1e-3), Stage(16384, 60, 2, 5e-4)),
-    mqar_sparse=(Stage(4096, 400, 4, 1e-3), Stage(16384, 150, 1, 5e-4)),
-    listops_examples=(96_000, 2_000),
-    listops_start=Stage(listops.MAX_LENGTH, 1000, 32, 1e-3),
-    listops=Stage(listops.MAX_LENGTH, 1500, 32, 1e-3),
-)  # fmt: skip
-QUICK = Size(
-    name="quick",
-    first=Stage(256, 2, 2, 2e-3),
-    repeats=1,
-    dense=(Stage(256, 1, 2, 1e-3), Stage(512, 1, 1, 1e-3)),
-    sparse=(Stage(512, 1, 1, 1e-3),),
-    selector=Stage(512, 1, 1, 1e-2),
-    test_steps=512,
-    mqar_lengths=(256,),
-    mqar_first=Stage(128, 1, 2, 1e-3),
-    mqar_dense=(Stage(128, 1, 2, 1e-3), Stage(256, 1, 2, 1e-3)),
-    mqar_sparse=(Stage(256, 1, 1, 1e-3),),
-    listops_examples=(4, 4),
-    listops_start=Stage(listops.MAX_LENGTH, 1, 2, 1e-3),
-    listops=Stage(listops.MAX_LENGTH, 1, 2, 1e-3),
-    seeds=(0,),
-)
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One model of one seed: trained, then scored cell by cell."""
-
-    task: str
-    method: str
-    seed: int
-    settings: dict[str, Any]
-    lengths: tuple[int, ...]
-    densities: tuple[float, ...]
-    run: "Callable[[Unit, Place], Iterator[tuple[Key, dict[str, Any]]]]"
-    is_start: bool = False
-    """Others go on from its weights, so it is done again where these are gone."""
-
-    @property
-    def keys(self) -> list[Key]:
-        return [Key(self.task, self.method, n, d, self.seed) for n in self.lengths for d in self.densities]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a unit works."""
-
-    size: Size
-    folder: Path
-    """Weights and generated data, shared by the units."""
-    device: torch.device
-    workers: int
 
 
 def work_off(unit: Unit, place: Place, results: Results) -> str:
@@ -137,234 +35,69 @@ def work_off(unit: Unit, place: Place, results: Results) -> str:
 
 
 def phases(size: Size, tasks: tuple[str, ...]) -> list[list[Unit]]:
-    """All units of the named tasks; a phase needs the ones before it."""
-    first, second, third = [], [], []
-    for seed in size.seeds:
-        if "planted" in tasks or "pilot" in tasks:
-            first.append(_unit(size, "planted", "dense", seed, _lengths(size.dense[1:]), (1.0,), _planted_dense))
-        if "planted" in tasks:
-            for method in ("ours", *_RULES):
-                unit = _unit(size, "planted", method, seed, _lengths(size.sparse), DENSITIES, _planted_sparse)
-                second.append(unit)
-            third.append(
-                _unit(size, "planted", "oracle", seed, _lengths(size.sparse), DENSITIES, _planted_oracle)
-            )
-        if "pilot" in tasks:
-            for channels in (16, 32):
-                unit = _unit(
-                    size, "pilot", f"frozen, {channels} channels", seed, _lengths((size.selector,)),
-                    (1.0, *DENSITIES), partial(_pilot, channels=channels),
-                )  # fmt: skip
-                second.append(unit)
-                method = f"frozen, {channels} channels, weak layers dense"
-                unit = _unit(
-                    size, "pilot", method, seed, _lengths((size.selector,)), DENSITIES,
-                    partial(_careful_pilot, channels=channels),
-                )  # fmt: skip
-                third.append(unit)
-        if "mqar" in tasks:
-            first.append(_unit(size, "mqar", "dense", seed, size.mqar_lengths, (1.0,), _mqar_dense))
-            second.append(_unit(size, "mqar", "ours", seed, size.mqar_lengths, DENSITIES[:3], _mqar_ours))
-        if "listops" in tasks:
-            length = (listops.MAX_LENGTH,)
-            first.append(_unit(size, "listops", "dense", seed, length, (1.0,), _listops))
-            second.append(_unit(size, "listops", "ours", seed, length, (0.25,), _listops))
-    return [first, second, third]
+    """All units of the named tasks, phase by phase; a pilot needs planted recall's dense models too."""
+    wanted = [row for row in _experiments(size) if row.task in tasks]
+    if "pilot" in tasks and "planted" not in tasks:
+        wanted += [row for row in _experiments(size) if (row.task, row.method) == ("planted", "dense")]
+    return [
+        [_unit(size, row, seed) for seed in size.seeds for row in wanted if row.phase == phase]
+        for phase in range(3)
+    ]
 
 
-def _unit(size: Size, task: str, method: str, seed: int, lengths: Any, densities: Any, run: Any) -> Unit:
+class _Experiment(NamedTuple):
+    """A row of the plan: one unit per seed."""
+
+    phase: int
+    task: str
+    method: str
+    lengths: tuple[int, ...]
+    densities: tuple[float, ...]
+    run: Callable[[Unit, Place], Cells]
+    is_start: bool = False
+
+
+def _experiments(size: Size) -> list[_Experiment]:
+    dense, sparse, frozen = (_lengths(each) for each in (size.dense[1:], size.sparse, (size.selector,)))
+    rows = [
+        _Experiment(0, "planted", "dense", dense, (1.0,), experiments.planted_dense, True),
+        _Experiment(1, "planted", "ours", sparse, DENSITIES, experiments.planted_sparse, True),
+        _Experiment(2, "planted", "oracle", sparse, DENSITIES, experiments.planted_oracle),
+        _Experiment(0, "mqar", "dense", size.mqar_lengths, (1.0,), experiments.mqar_dense, True),
+        _Experiment(1, "mqar", "ours", size.mqar_lengths, DENSITIES[:3], experiments.mqar_ours),
+        _Experiment(0, "listops", "dense", (listops.MAX_LENGTH,), (1.0,), experiments.listops_either, True),
+        _Experiment(1, "listops", "ours", (listops.MAX_LENGTH,), (0.25,), experiments.listops_either),
+    ]
+    for rule in experiments.RULES:
+        rows.append(_Experiment(1, "planted", rule, sparse, DENSITIES, experiments.planted_sparse))
+    for channels in (16, 32):
+        name, budgets = f"frozen, {channels} channels", (1.0, *DENSITIES)
+        fitted = partial(experiments.frozen_pilot, channels=channels)
+        careful = partial(experiments.careful_pilot, channels=channels)
+        rows.append(_Experiment(1, "pilot", name, frozen, budgets, fitted, True))
+        rows.append(_Experiment(2, "pilot", f"{name}, weak layers dense", frozen, DENSITIES, careful))
+    return rows
+
+
+def _unit(size: Size, row: _Experiment, seed: int) -> Unit:
     parts = {
         "planted": ("first", "repeats", "dense", "sparse", "test_steps"),
         "pilot": ("first", "repeats", "dense", "selector", "test_steps"),
         "mqar": ("mqar_lengths", "mqar_first", "mqar_dense", "mqar_sparse", "repeats", "test_steps"),
         "listops": ("listops_examples", "listops_start", "listops"),
-    }[task]
-    config = {"planted": planted, "pilot": planted, "listops": listops}.get(task)
+    }[row.task]
+    config = {"planted": planted, "pilot": planted, "listops": listops}.get(row.task)
     shape = config.config() if config else mqar.config(mqar.vocabulary_for(size.mqar_lengths))
-    stages = {name: asdict(size)[name] for name in parts}
-    model = {name: value for name, value in shape.to_dict().items() if value != _DEFAULTS.get(name)}
-    settings = {"task": task, "method": method, "model": model, "stages": stages, **RECIPE}
-    settings["understood"] = _UNDERSTOOD.get(task)
-    is_start = method == "dense" or (task, method) == ("planted", "ours") or (task == "pilot" and "weak" not in method)
-    return Unit(task, method, seed, settings, tuple(lengths), tuple(densities), run, is_start)
+    settings: dict[str, Any] = {
+        "task": row.task,
+        "method": row.method,
+        "model": {name: value for name, value in shape.to_dict().items() if value != _DEFAULTS.get(name)},
+        "stages": {name: asdict(size)[name] for name in parts},
+        "understood": experiments.UNDERSTOOD.get(row.task),
+        **RECIPE,
+    }
+    return Unit(row.task, row.method, seed, settings, row.lengths, row.densities, row.run, row.is_start)
 
 
 def _lengths(stages: tuple[Stage, ...]) -> tuple[int, ...]:
     return tuple(stage.num_steps for stage in stages)
-
-
-_RULES: dict[str, controls.Scores] = {
-    "random": controls.random_blocks,
-    "local and strided": controls.local_and_strided,
-    "mean-pooled": controls.mean_pooled,
-}
-
-
-def _new(config: ModelConfig, seed: int, device: torch.device) -> SparseEncoder:
-    torch.manual_seed(seed)
-    return SparseEncoder(config).to(device)
-
-
-def _save(model: SparseEncoder, place: Place, unit: Unit, num_steps: int) -> None:
-    folder = place.folder / f"{unit.task}-{unit.method}-{unit.seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(model.state_dict(), folder / f"{num_steps}.pt")
-
-
-def _load(
-    config: ModelConfig, place: Place, task: str, method: str, seed: int, num_steps: int, selector: bool = False
-) -> SparseEncoder:
-    """A model with saved weights; its selectors are new unless asked for too."""
-    model = _new(config, seed, place.device)
-    path = place.folder / f"{task}-{method}-{seed}" / f"{num_steps}.pt"
-    state = torch.load(path, map_location=place.device, weights_only=True)
-    kept = {name: tensor for name, tensor in state.items() if selector or ".selector." not in name}
-    model.load_state_dict(kept, strict=selector)
-    return model
-
-
-def _understand(
-    model: SparseEncoder, make: MakeBatch, stage: Stage, size: Size, unit: Unit, readout: Readout = plain
-) -> int:
-    """Train the first stage until it is understood; how many times that took. Raises when it never is."""
-    for repeat in range(size.repeats):
-        loss = fit(model, make, stage, 1000 * unit.seed + repeat, readout=readout)
-        if loss < _UNDERSTOOD[unit.task] or size.name == "quick":
-            return repeat + 1
-    raise RuntimeError(f"the first stage was not understood in {size.repeats} repeats (loss {loss:.2f})")
-
-
-def _planted_tests(place: Place, seed: int, num_steps: int) -> list[tuple[Batch, Tensor]]:
-    """Test sequences that no training saw (their seeds are apart), and where their answers lie."""
-    random = torch.Generator(place.device).manual_seed(10_000_000 + seed)
-    count = max(1, place.size.test_steps // num_steps)
-    together = max(1, min(count, 2**16 // num_steps))
-    return [planted.planted(together, num_steps, random) for _ in range(count // together)]
-
-
-def _planted_dense(unit: Unit, place: Place) -> Iterator[tuple[Key, dict[str, Any]]]:
-    model = _new(planted.config(), unit.seed, place.device)
-    repeats = _understand(model, planted.batch, place.size.first, place.size, unit)
-    for stage in place.size.dense:
-        loss = fit(model, planted.batch, stage, 100 + unit.seed)
-        _save(model, place, unit, stage.num_steps)
-        if stage.num_steps in unit.lengths:
-            tests = [batch for batch, _ in _planted_tests(place, unit.seed, stage.num_steps)]
-            values = {"accuracy": accuracy(model, tests, None), "train_loss": loss, "first_repeats": repeats}
-            yield Key(unit.task, unit.method, stage.num_steps, 1.0, unit.seed), values
-
-
-def _planted_sparse(unit: Unit, place: Place) -> Iterator[tuple[Key, dict[str, Any]]]:
-    """The learned ranking or a fixed rule, trained alike from the same dense start."""
-    rule = _RULES.get(unit.method)
-    start = place.size.dense[0].num_steps
-    model = controls.use(_load(planted.config(), place, "planted", "dense", unit.seed, start), rule)
-    for stage in place.size.sparse:
-        densities = (_EXTRA_DENSITY, *DENSITIES)
-        loss = fit(model, planted.batch, stage, 200 + unit.seed, densities, teach=rule is None)
-        _save(model, place, unit, stage.num_steps)
-        tests = [batch for batch, _ in _planted_tests(place, unit.seed, stage.num_steps)]
-        for density in unit.densities:
-            values = {"accuracy": accuracy(model, tests, Budget(density)), "train_loss": loss}
-            yield Key(unit.task, unit.method, stage.num_steps, density, unit.seed), values
-
-
-def _planted_oracle(unit: Unit, place: Place) -> Iterator[tuple[Key, dict[str, Any]]]:
-    """The weights of "ours" with lists from one who knows where the answers lie: no training."""
-    for num_steps in unit.lengths:
-        model = _load(planted.config(), place, "planted", "ours", unit.seed, num_steps, selector=True)
-        tests = _planted_tests(place, unit.seed, num_steps)
-        for density in unit.densities:
-            right = [
-                accuracy(controls.use(model, controls.planted_oracle(batch.asked_BA, sources)), [batch], Budget(density))
-                for batch, sources in tests
-            ]
-            yield Key(unit.task, unit.method, num_steps, density, unit.seed), {"accuracy": sum(right) / len(right)}
-
-
-def _pilot(unit: Unit, place: Place, channels: int) -> Iterator[tuple[Key, dict[str, Any]]]:
-    stage = place.size.selector
-    config = planted.config(selector_dim=channels)
-    model = _load(config, place, "planted", "dense", unit.seed, stage.num_steps)
-    loss = pilot.fit_selector(model, planted.batch, stage, 300 + unit.seed)
-    _save(model, place, unit, stage.num_steps)
-    tests = [batch for batch, _ in _planted_tests(place, unit.seed, stage.num_steps)]
-    for density in unit.densities:
-        budget = None if density == 1.0 else Budget(density)
-        values: dict[str, Any] = {"accuracy": accuracy(model, tests, budget), "divergence": loss}
-        if budget is not None:
-            values |= pilot.error_by_layer_and_head(model, tests[0], budget)
-        yield Key(unit.task, unit.method, stage.num_steps, density, unit.seed), values
-
-
-def _careful_pilot(unit: Unit, place: Place, channels: int) -> Iterator[tuple[Key, dict[str, Any]]]:
-    """The same selector, the layers that it does not serve at a budget kept dense, as the product's pilot does."""
-    num_steps, config = place.size.selector.num_steps, planted.config(selector_dim=channels)
-    method = f"frozen, {channels} channels"
-    model = _load(config, place, "pilot", method, unit.seed, num_steps, selector=True)
-    tests = [batch for batch, _ in _planted_tests(place, unit.seed, num_steps)]
-    held_out = planted.batch(4, num_steps, torch.Generator(place.device).manual_seed(20_000_000 + unit.seed))
-    for density in unit.densities:
-        careful, read = pilot.with_weak_layers_dense(model, held_out, Budget(density))
-        values = {"accuracy": accuracy(careful, tests, Budget(density)), "blocks_read": read}
-        values["dense_layers"] = list(careful.config.dense_layers)
-        yield Key(unit.task, unit.method, num_steps, density, unit.seed), values
-
-
-def _mqar_tests(place: Place, seed: int, num_steps: int, make: MakeBatch) -> list[Batch]:
-    random = torch.Generator(place.device).manual_seed(10_000_000 + seed)
-    count = max(1, place.size.test_steps // 4 // num_steps)
-    return [make(1, num_steps, random) for _ in range(count)]
-
-
-def _mqar_dense(unit: Unit, place: Place) -> Iterator[tuple[Key, dict[str, Any]]]:
-    vocabulary = mqar.vocabulary_for(unit.lengths)
-    make = partial(mqar.batch, vocabulary=vocabulary)
-    torch.manual_seed(unit.seed)
-    model = mqar.new_model(mqar.config(vocabulary)).to(place.device)
-    repeats = _understand(model, make, place.size.mqar_first, place.size, unit, mqar.readout)
-    for stage in place.size.mqar_dense:
-        loss = fit(model, make, stage, 100 + unit.seed, readout=mqar.readout)
-        _save(model, place, unit, stage.num_steps)
-        if stage.num_steps not in unit.lengths:
-            continue
-        tests = _mqar_tests(place, unit.seed, stage.num_steps, make)
-        values = {"accuracy": accuracy(model, tests, None, mqar.readout), "train_loss": loss, "first_repeats": repeats}
-        yield Key(unit.task, unit.method, stage.num_steps, 1.0, unit.seed), values
-
-
-def _mqar_ours(unit: Unit, place: Place) -> Iterator[tuple[Key, dict[str, Any]]]:
-    vocabulary = mqar.vocabulary_for(unit.lengths)
-    make = partial(mqar.batch, vocabulary=vocabulary)
-    start = place.size.mqar_dense[0].num_steps
-    model = _load(mqar.config(vocabulary), place, "mqar", "dense", unit.seed, start)
-    for stage in place.size.mqar_sparse:
-        densities = (_EXTRA_DENSITY, *unit.densities)
-        loss = fit(model, make, stage, 200 + unit.seed, densities, mqar.readout)
-        tests = _mqar_tests(place, unit.seed, stage.num_steps, make)
-        for density in unit.densities:
-            values = {"accuracy": accuracy(model, tests, Budget(density), mqar.readout), "train_loss": loss}
-            yield Key(unit.task, unit.method, stage.num_steps, density, unit.seed), values
-
-
-def _listops(unit: Unit, place: Place) -> Iterator[tuple[Key, dict[str, Any]]]:
-    """Dense to the end, or sparse from where the dense one's first stage ended."""
-    codes, values, test_codes, test_values = (
-        part.to(place.device)
-        for part in listops.dataset(place.folder, 0, *place.size.listops_examples, place.workers)
-    )
-    make, start = listops.sampler(codes, values), place.size.listops_start
-    if unit.method == "dense":
-        model = _new(listops.config(), unit.seed, place.device)
-        fit(model, make, start, unit.seed)
-        _save(model, place, unit, start.num_steps)
-        densities, budgets = (), {1.0: None}
-    else:
-        model = _load(listops.config(), place, "listops", "dense", unit.seed, start.num_steps)
-        densities, budgets = (_EXTRA_DENSITY, 0.25, 0.125), {0.25: Budget(0.25)}
-    loss = fit(model, make, place.size.listops, 100 + unit.seed, densities)
-    order = (test_codes > 0).sum(1).argsort()
-    tests = [listops.batch(test_codes[rows], test_values[rows]) for rows in order.split(32)]
-    for density, budget in budgets.items():
-        result = {"accuracy": accuracy(model, tests, budget), "train_loss": loss}
-        yield Key(unit.task, unit.method, listops.MAX_LENGTH, density, unit.seed), result

@@ -1,4 +1,4 @@
-"""The quality benchmark's tasks are what they claim to be, its controls read what they say, and it resumes."""
+"""The quality benchmark's tasks are what they claim, its controls read what they say, and it resumes."""
 
 import random
 from pathlib import Path
@@ -66,7 +66,9 @@ def test_mqar_asks_for_values_of_keys_from_a_vocabulary_larger_than_the_sequence
     tokens_BN, pairs = drawn.categorical_BNC[..., 0], num_steps // mqar.STEPS_PER_PAIR
     assert tokens_BN.max() < vocabulary
     assert drawn.asked_BA.min() >= 2 * pairs
-    for tokens, asked, labels in zip(tokens_BN.tolist(), drawn.asked_BA.tolist(), drawn.labels_BA, strict=True):
+    for tokens, asked, labels in zip(
+        tokens_BN.tolist(), drawn.asked_BA.tolist(), drawn.labels_BA, strict=True
+    ):
         value_of = dict(zip(tokens[: 2 * pairs : 2], tokens[1 : 2 * pairs : 2], strict=True))
         assert len(value_of) == pairs == len(set(asked))
         answers = [value_of[tokens[step]] - vocabulary // 2 for step in asked]
@@ -110,9 +112,6 @@ def test_every_way_of_choosing_reads_the_same_number_of_blocks_and_its_own() -> 
 def test_the_local_control_reads_neighbours_and_a_grid() -> None:
     attention = SparseEncoder(planted.config(block_size=16)).layers[0].attention
     scores_QJ = controls.local_and_strided(attention, torch.zeros(1, 256, 128))[0, 0]  # pyright: ignore
-    assert set(scores_QJ[5].topk(8).indices.tolist()) == {5, 4, 6, 3, 0, 8, 4, 12, 7}.intersection(
-        scores_QJ[5].topk(8).indices.tolist()
-    )
     assert {0, 8, 4, 5, 6} <= set(scores_QJ[5].topk(8).indices.tolist())
 
 
