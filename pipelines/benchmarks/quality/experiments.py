@@ -145,11 +145,10 @@ def careful_pilot(unit: Unit, place: Place, channels: int) -> Cells:
     method = f"frozen, {channels} channels"
     model = _load(config, place, "pilot", method, unit.seed, num_steps, selector=True)
     tests = [batch for batch, _ in _planted_tests(place, unit.seed, num_steps)]
-    held_out = planted.batch(4, num_steps, torch.Generator(place.device).manual_seed(20_000_000 + unit.seed))
+    held_out = planted.batch(8, num_steps, torch.Generator(place.device).manual_seed(20_000_000 + unit.seed))
     for density in unit.densities:
-        careful, read = pilot.with_weak_layers_dense(model, held_out, Budget(density))
-        values: dict[str, Any] = {"accuracy": accuracy(careful, tests, Budget(density)), "blocks_read": read}
-        values["dense_layers"] = list(careful.config.dense_layers)
+        kept, knowledge = pilot.careful(model, held_out, Budget(density))
+        values: dict[str, Any] = {"accuracy": accuracy(kept, tests, Budget(density)), **knowledge}
         yield Key(unit.task, unit.method, num_steps, density, unit.seed), values
 
 

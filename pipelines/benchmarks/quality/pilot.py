@@ -5,14 +5,14 @@ from typing import Any
 import torch
 
 from pipelines.benchmarks.quality.fitting import Batch, MakeBatch, Stage, optimizer_of, step
-from pipelines.pilot import errors_left, with_dense_layers
+from pipelines.pilot import disagreement, kept_dense_where_needed
 from sparse_model.config import Budget
 from sparse_model.coverage import coverage
 from sparse_model.layers import Attention
 from sparse_model.losses import Probes
 from sparse_model.model import SparseEncoder, Training
 
-MAX_ERROR_LEFT = 0.12  # TrainingPlan's default
+MAX_DISAGREEMENT = 0.05  # TrainingPlan's default
 NUM_PROBES = 128  # steps of a sequence and layer; half of them where attention has most to lose
 
 
@@ -57,12 +57,17 @@ def error_by_layer_and_head(model: SparseEncoder, batch: Batch, budget: Budget) 
     return dict(zip(("error_at_stake", "error_left"), rounded, strict=True))
 
 
-def with_weak_layers_dense(
-    model: SparseEncoder, held_out: Batch, budget: Budget
-) -> tuple[SparseEncoder, float]:
-    """The model that a pilot would run at this budget, and the share of blocks that its layers read."""
+def careful(model: SparseEncoder, held_out: Batch, budget: Budget) -> tuple[SparseEncoder, dict[str, Any]]:
+    """The model that a pilot would run at this budget, and what it knows of it without labels."""
     known = torch.ones_like(held_out.numeric_BNF)
-    errors_L = errors_left(model, [(held_out.numeric_BNF, known, held_out.categorical_BNC)], budget)
-    kept = with_dense_layers(model, [error > MAX_ERROR_LEFT for error in errors_L])
-    dense = len(kept.config.dense_layers)
-    return kept, (dense + (len(errors_L) - dense) * budget.density) / len(errors_L)
+    mask = torch.zeros(*known.shape[:2], model.config.num_outputs, device=known.device)
+    mask.scatter_(1, held_out.asked_BA[..., None].expand(-1, -1, model.config.num_outputs), 1.0)
+    batches = [(held_out.numeric_BNF, known, held_out.categorical_BNC, mask, mask)]
+    kept = kept_dense_where_needed(model, batches, budget, MAX_DISAGREEMENT)
+    dense, layers = len(kept.config.dense_layers), model.config.num_layers
+    return kept, {
+        "disagreement_before": round(disagreement(model, batches, budget), 4),
+        "disagreement": round(disagreement(kept, batches, budget), 4),
+        "dense_layers": list(kept.config.dense_layers),
+        "blocks_read": (dense + (layers - dense) * budget.density) / layers,
+    }
