@@ -116,8 +116,8 @@ def sentence_of(evaluations: tuple[Evaluation, ...], state: RolloutState) -> str
     releases = [release.checkpoint for release in state.releases]
     if judged is not None and judged not in releases:
         return (
-            f"Every gate passed, but version {state.champion} is live: an earlier rollout's, or one that was rolled "
-            "back to. See: dankai history; start this one in another DANKAI_HOME to release it."
+            f"Every gate passed, but version {state.champion} is live: an earlier rollout's, or one that was "
+            "rolled back to. See: dankai history; start this one in another DANKAI_HOME to release it."
         )
     return f"Stage {state.stage} is reached; version {state.champion} is live."
 
