@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flows.commands.bench import bench
+from flows.commands.budget import budget
+from flows.commands.explain import explain
+from flows.commands.gate import gate
 from flows.commands.release import COMMANDS
 from flows.commands.serve import serve, shadow
 
@@ -129,6 +133,10 @@ def _settings() -> "Settings":
     return settings
 
 
+dankai.add_command(bench)
+dankai.add_command(gate)
+dankai.add_command(budget)
+dankai.add_command(explain)
 dankai.add_command(serve)
 dankai.add_command(shadow)
 for command in COMMANDS:

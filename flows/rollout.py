@@ -11,6 +11,7 @@ from flows import tasks
 from flows.actors import who_runs
 from flows.approval import ask_in_prefect
 from flows.progress import progress
+from pipelines.budgets import Calibration
 from pipelines.checkpoint import Checkpoint
 from pipelines.clock import now
 from pipelines.cost import CostComparison
@@ -18,7 +19,7 @@ from pipelines.edge.bundle import Bundle
 from pipelines.evaluation import Evaluation
 from pipelines.fingerprint import environment
 from pipelines.job import Job, Prepared, open_job
-from pipelines.judging import LENGTHS, BudgetSweep, edge_kpis
+from pipelines.judging import LENGTHS, edge_kpis
 from pipelines.release import refuse_without_bootstrap
 from pipelines.replay import Month, replay_parts
 from pipelines.rollout import current_state
@@ -40,7 +41,7 @@ class Climb:
     baselines: dict[str, Scores]
     evaluations: list[Evaluation] = field(default_factory=list)
     costs: list[CostComparison] = field(default_factory=list)
-    sweep: BudgetSweep | None = None
+    calibration: Calibration | None = None
     bundle: Bundle | None = None
     months: list[Month] = field(default_factory=list)
 
@@ -97,6 +98,7 @@ def pilot(climb: Climb) -> bool:
     """Fit a selector to the frozen incumbent, let sparse inference answer in shadow, ask the gate."""
     job, prepared = climb.job, climb.prepared
     fitted = tasks.train_candidate(job, prepared, "selector", warm_start=climb.dense)
+    tasks.calibrate(job, prepared, fitted, climb.dense)
     shadow = tasks.score(job, prepared, fitted, "test", job.plan.target_density, "pilot")
     climb.costs = tasks.measure_costs(job, fitted, climb.dense, LENGTHS)
     measured = tasks.pilot_kpis(job, prepared, fitted, climb.costs)
@@ -104,15 +106,14 @@ def pilot(climb: Climb) -> bool:
 
 
 def full_training(climb: Climb) -> Checkpoint | None:
-    """Train the sparse model end to end, twice, sweep its budgets, ask the gate; None if it may not go on."""
+    """Train the sparse model end to end, twice, calibrate it, ask the gate; None if it may not go on."""
     job, prepared = climb.job, climb.prepared
     trained = [tasks.train_candidate(job, prepared, "sparse", seed) for seed in (0, 1)]
     scores = [
         tasks.score(job, prepared, each, "test", job.plan.target_density, f"sparse-seed{seed}")
         for seed, each in enumerate(trained)
     ]
-    dense = tasks.score(job, prepared, climb.dense, "validation", None, "dense")
-    climb.sweep = tasks.sweep_budgets(job, prepared, trained[0], dense)
+    climb.calibration, _ = [tasks.calibrate(job, prepared, each, climb.dense) for each in trained]
     costs = tasks.measure_costs(job, trained[0], climb.dense, (1,))
     measured = tasks.training_kpis(job, prepared, trained[0], costs, scores)
     return trained[0] if judge(climb, "training", trained[0], scores[0], measured, trained) else None
@@ -122,7 +123,7 @@ def edge(climb: Climb, trained: Checkpoint) -> bool:
     """Export, sign, load and answer in the runtime that devices use, and ask the gate."""
     job, prepared = climb.job, climb.prepared
     verdict = climb.evaluations[-1].verdict.digest()
-    climb.bundle = bundle = tasks.build_edge(job, prepared, trained, climb.sweep, verdict)
+    climb.bundle = bundle = tasks.build_edge(job, prepared, trained, climb.calibration, verdict)
     answers = tasks.score_on_edge(job, prepared, bundle, "test")
     timings = tasks.measure_edge(job, bundle)
     measured = edge_kpis(prepared, bundle, timings, job.policy.confidence)
@@ -140,7 +141,15 @@ def operate(climb: Climb, champion: Checkpoint) -> None:
     for month in months:
         has_next = month != months[-1]
         report, champion, challenger = tasks.replay_month(
-            job, prepared, month, champion, challenger, released, climb.baselines[month], has_next
+            job,
+            prepared,
+            month,
+            champion,
+            challenger,
+            released,
+            climb.baselines[month],
+            climb.dense,
+            has_next,
         )
         climb.months.append(report)
         if report.evaluation is not None:
@@ -184,7 +193,7 @@ def summarize(climb: Climb, seconds: float) -> RolloutSummary:
         prepared=climb.prepared,
         evaluations=evaluations,
         costs=tuple(climb.costs),
-        sweep=climb.sweep,
+        calibration=climb.calibration,
         bundle=climb.bundle,
         months=tuple(climb.months),
         state=state,

@@ -14,6 +14,7 @@ from pipelines.release_log import Action, ApprovalTerms, Decision, ReleaseLog, S
 from pipelines.rollout import CLIMB, RolloutState, current_state
 from pipelines.second_look import Lineup, keep_case, look_again, read_case
 from pipelines.settings import Settings
+from pipelines.steps import stored
 from validation.errors import InputError
 from validation.gates import Outcome, Verdict
 from validation.policy import Approval
@@ -29,6 +30,21 @@ def refuse_without_bootstrap(log: ReleaseLog, dataset: str, reason: str | None) 
             f"{dataset}: nothing is live yet, and the first model is let in by a person's word alone; "
             'say why with --bootstrap "REASON"'
         )
+
+
+def live_checkpoint(settings: Settings, dataset: str) -> Checkpoint:
+    """The model that is live for a dataset, as it was trained here. Raises InputError where there is none."""
+    live = None
+    if settings.home.is_dir():  # opening the log would make it
+        live = current_state(ReleaseLog.open(settings), dataset).live
+    if live is None:
+        raise InputError(
+            f"{dataset}: nothing is live in {settings.home}; run its rollout, or set DANKAI_HOME"
+        )
+    for checkpoint in stored(settings.steps, f"{dataset}-train", Checkpoint):
+        if checkpoint.sha256 == live.checkpoint:
+            return checkpoint
+    raise InputError(f"{dataset}: {settings.steps} has no training of the live model {live.checkpoint[:12]}")
 
 
 def start_pilot(job: Job, incumbent: Checkpoint, reason: str | None) -> RolloutState:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
+from pipelines.calibration import calibrate
 from pipelines.candidates import train_candidate
 from pipelines.checkpoint import Checkpoint
 from pipelines.data.contract import contract_of
@@ -59,6 +60,7 @@ def replay_month(
     challenger: Checkpoint | None,
     released: Scores,
     baseline: Scores,
+    dense: Checkpoint,
     has_next: bool,
 ) -> tuple[Month, Checkpoint, Checkpoint | None]:
     """One month: the report, who is champion after it, and who challenges in the next.
@@ -77,7 +79,7 @@ def replay_month(
     drift = _drift(job, prepared, month, scores, released)
     following = None
     if rolled_back is None and drift.decision == "retrain" and has_next and data.outcome is Outcome.PASS:
-        following = _retrain(job, prepared, month, champion, drift)
+        following = _retrain(job, prepared, month, champion, dense, drift)
     report = Month(
         month=month,
         champion=live.sha256,
@@ -187,12 +189,16 @@ def _columns(windows: Windows, part: str) -> dict[str, np.ndarray]:
 
 
 def _retrain(
-    job: Job, prepared: Prepared, month: str, champion: Checkpoint, drift: DriftReport
+    job: Job, prepared: Prepared, month: str, champion: Checkpoint, dense: Checkpoint, drift: DriftReport
 ) -> Checkpoint:
-    """Go on training the champion on everything up to the end of the month; it becomes the challenger."""
+    """Go on training the champion on everything up to the end of the month; it becomes the challenger.
+
+    Its budgets are compared with the `dense` incumbent's on its own validation part.
+    """
     spec = _until_end_of(job.spec, month)
     plan = job.plan.for_tuning()
     challenger = train_candidate(job, prepared, "sparse", warm_start=champion, plan=plan, spec=spec)
+    calibrate(job, prepared, challenger, dense, spec)
     reason = f"drift in {month}: {'; '.join(drift.reasons)}"
     enter_challenger(job, challenger, reason, job.plan.target_density)
     return challenger

@@ -4,13 +4,13 @@ import math
 from pathlib import Path
 
 from pipelines.approvals import waiting_sentence
+from pipelines.budgets import Calibration
 from pipelines.cost import CostComparison
 from pipelines.edge.bundle import Bundle
 from pipelines.evaluation import Evaluation
 from pipelines.files import replace_file
 from pipelines.fingerprint import Environment
 from pipelines.job import Prepared
-from pipelines.judging import BudgetSweep
 from pipelines.replay import Month
 from pipelines.rollout import RolloutState
 from validation.gates import Check, Outcome
@@ -41,7 +41,7 @@ class RolloutSummary(Record):
     prepared: Prepared
     evaluations: tuple[Evaluation, ...]
     costs: tuple[CostComparison, ...]
-    sweep: BudgetSweep | None
+    calibration: Calibration | None
     bundle: Bundle | None
     months: tuple[Month, ...]
     state: RolloutState
@@ -75,6 +75,8 @@ def _value(check: Check) -> str:
     if kpi is None:
         return "not measured"
     unit = KINDS[kpi.name].unit
+    if kpi.name == "payback_days" and math.isinf(kpi.value):
+        return "does not pay back"
     if unit == "B":
         return f"{kpi.value / 2**20:.1f} MiB [{kpi.low / 2**20:.1f}, {kpi.high / 2**20:.1f}]"
     sign = "+" if kpi.versus else ""

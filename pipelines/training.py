@@ -1,4 +1,4 @@
-"""Training under Lightning: dense, sparse end to end, or the selector alone. Runs without MLflow or Prefect.
+"""Training under Lightning: dense, sparse end to end, or parts alone. Runs without MLflow or Prefect.
 
 Every batch is a pure function of (seed, step), so a training that was killed goes on from its last
 checkpoint with exactly the batches it would have seen.
@@ -22,16 +22,23 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.checkpoint import Checkpoint, load_model, save_weights
 from pipelines.data.windows import WindowBatch, Windows
+from pipelines.pilot import errors_left, with_dense_layers
 from pipelines.training_plan import Mode, TrainingPlan
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.detection import hide_spans
-from sparse_model.losses import task_loss
+from sparse_model.losses import Probes, task_loss
 from sparse_model.model import SparseEncoder, Training
+from validation.errors import InputError
 
 Report = Callable[[str, int, int], None]
 """Progress: what is being done, units done, units planned."""
 Curve = dict[str, list[tuple[int, float]]]
 """Metrics by step: name -> [(step, value)]."""
+TRAINED_PARTS: dict[Mode, frozenset[str]] = {
+    "selector": frozenset({"selector"}),
+    "adapt": frozenset({"selector", "head"}),
+}
+"""Modes that start from given weights and train some modules of the model, by name; the others train all."""
 
 
 class Batches(Dataset[list[Tensor]]):
@@ -68,10 +75,9 @@ class Fit(lightning.LightningModule):
         self.model, self.windows, self.plan, self.seed = model, windows, plan, seed
         self.mode: Mode = mode
         self.curve: Curve = {}
-        if mode == "selector":
-            model.requires_grad_(False)
-            for layer in model.layers:
-                layer.attention.selector.requires_grad_(True)  # pyright: ignore
+        if mode in TRAINED_PARTS:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(not TRAINED_PARTS[mode].isdisjoint(name.split(".")))
 
     def train_dataloader(self) -> DataLoader[list[Tensor]]:
         """The batches of the current epoch; the dataloader is made anew for each (see Trainer)."""
@@ -93,6 +99,7 @@ class Fit(lightning.LightningModule):
 
     def validation_step(self, batch: list[Tensor], index: int) -> Tensor:
         """The loss that the training is selected by, on fixed windows at the target budget."""
+        torch.manual_seed(index)  # peaked rows are drawn too: the same ones at every validation
         random = torch.Generator().manual_seed(index)
         loss, _ = self._loss(batch, random, Budget(self.plan.target_density))
         self.log("validation_loss", loss, batch_size=batch[0].shape[0])
@@ -108,10 +115,14 @@ class Fit(lightning.LightningModule):
         numeric, known, categorical, target, mask = batch
         if self.model.config.task == "detect":
             known, mask = hide_spans(known, mask, random)
-        probes = torch.randint(numeric.shape[1], (self.plan.num_probes,), generator=random)
-        request = None if self.mode == "dense" else Training(probes.to(numeric.device), self._noise(budget))
-        budget = None if self.mode != "sparse" else budget or self._random_budget(random)
-        outputs, selector = self.model.predict(numeric, known, categorical, budget, training=request)
+        request = (
+            None if self.mode == "dense" else Training(self._probes(numeric, random), self._noise(budget))
+        )
+        is_sparse = self.mode in ("sparse", "adapt")
+        budget = (budget or self._random_budget(random)) if is_sparse else None
+        outputs, selector = self.model.predict(
+            numeric, known, categorical, budget, training=request, recompute=self.plan.recompute
+        )
         loss = task_loss(outputs, target, mask, self.model.config.task)
         if not selector:
             return loss, {"task_loss": loss}
@@ -121,6 +132,12 @@ class Fit(lightning.LightningModule):
         if self.mode == "selector":
             return divergence, terms
         return loss + self.plan.selector_weight * divergence + self.plan.sparsity_weight * entropy, terms
+
+    def _probes(self, numeric: Tensor, random: torch.Generator) -> Probes:
+        """Steps drawn evenly; for a frozen model half of them where its attention has most to lose."""
+        peaked = self.plan.num_probes // 2 if self.mode == "selector" else 0
+        steps = torch.randint(numeric.shape[1], (1, self.plan.num_probes - peaked), generator=random)
+        return Probes(steps.to(numeric.device), peaked)
 
     def _random_budget(self, random: torch.Generator) -> Budget:
         choice = int(torch.randint(len(self.plan.densities), (1,), generator=random))
@@ -198,10 +215,10 @@ def train(
 
     A checkpoint is kept in `folder` after every `plan.steps_per_epoch` steps; called again with the
     same arguments after a crash, the training goes on from there. `warm_start` gives the first
-    weights ("selector" needs it: the dense model whose attention the selector learns).
+    weights ("selector" needs the dense model whose attention it learns, "adapt" the model of another site).
     """
-    if mode == "selector" and warm_start is None:
-        raise ValueError("warm_start: fitting the selector needs the dense model it learns from")
+    if mode in TRAINED_PARTS and warm_start is None:
+        raise ValueError(f"warm_start: {mode} trains a part of a model and needs the model")
     lightning.seed_everything(seed, verbose=False)
     model = load_model(warm_start).train() if warm_start else SparseEncoder(config)
     fit = Fit(model, windows, plan, mode, seed)
@@ -209,10 +226,15 @@ def train(
     started = time.monotonic()
     _run(_trainer(fit, [best, last], report), fit, folder)
     fit.load_state_dict(_state(folder / "best.ckpt"))
+    if mode == "selector":
+        errors_L = errors_left(model, fit.val_dataloader(), Budget(plan.target_density))
+        for layer, error in enumerate(errors_L):
+            fit.curve[f"layer{layer}_error_left"] = [(fit.curve["train_loss"][-1][0], error)]
+        model = with_dense_layers(model, [error > plan.max_error_left for error in errors_L])
     checkpoint = Checkpoint(
         folder=str(folder),
         sha256=save_weights(model, folder),
-        config=config.to_dict(),
+        config=model.config.to_dict(),
         snapshot=windows.snapshot.content_hash,
         plan=plan.digest(),
         mode=mode,
@@ -269,13 +291,21 @@ def _quiet_lightning() -> None:
 
 
 def _resume_point(folder: Path) -> Path | None:
-    """The newest whole checkpoint of an interrupted training."""
+    """The newest checkpoint of an interrupted training. Raises InputError on one that must not be read."""
     last = folder / "last.ckpt"
-    return last if last.is_file() else None
+    if not last.is_file():
+        return None
+    _state(last)
+    return last
 
 
 def _state(path: Path) -> dict[str, Tensor]:
-    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    """Weights in a checkpoint. Anything in it but tensors and plain values is refused, and nothing run."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # whatever torch says of a damaged or a dangerous file
+        fix = "remove it, and the training starts anew"
+        raise InputError(f"{path}: no checkpoint that may be read ({type(error).__name__}); {fix}") from None
 
 
 def _peak_memory() -> int:

@@ -6,7 +6,8 @@ from pydantic import Field, model_validator
 
 from validation.record import Record
 
-Mode = Literal["dense", "sparse", "selector"]
+Mode = Literal["dense", "sparse", "selector", "adapt"]
+"""Everything, read densely or sparsely; the selector alone (pilot); selector and head (a new site)."""
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -19,7 +20,7 @@ class TrainingPlan(Record):
     selector_steps: Positive = 60
     """Optimiser steps of the pilot, which fits the selector alone."""
     tuning_steps: Positive = 60
-    """Optimiser steps of a retraining, which starts from the champion's weights at full length."""
+    """Optimiser steps of a retraining or an adaptation, which start from trained weights at full length."""
     tuning_rate: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Peak learning rate of a retraining, as a share of a full training's."""
     tokens_per_step: Positive = 12_288
@@ -41,6 +42,9 @@ class TrainingPlan(Record):
     """Noise on block scores during the first third of the training."""
     num_probes: Positive = 64
     """Steps of a window on which selector and attention are compared."""
+    max_error_left: Share = 0.12
+    """Attention that a pilot's lists may leave unread in a layer (sparse_model.coverage), at most; a layer with
+    more is kept dense. On planted recall .10 cost no accuracy and .16 cost 9 points."""
     steps_per_epoch: Positive = 30
     """Steps between validations; a checkpoint to resume from is kept after each."""
     patience: Positive = 4
@@ -48,6 +52,9 @@ class TrainingPlan(Record):
     validation_windows: Positive = 32
     devices: Positive = 1
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    recompute: bool = False
+    """Keep little more than each layer's input for the gradient and make the rest again: long windows fit
+    into a quarter of the memory, a step takes up to a third longer, the gradients are the same."""
 
     @model_validator(mode="after")
     def _curriculum_adds_up(self) -> "TrainingPlan":
@@ -57,7 +64,8 @@ class TrainingPlan(Record):
 
     def steps_of(self, mode: Mode) -> int:
         """Optimiser steps planned for a mode."""
-        return self.selector_steps if mode == "selector" else self.num_steps
+        steps = {"selector": self.selector_steps, "adapt": self.tuning_steps}
+        return steps.get(mode, self.num_steps)
 
     def for_tuning(self) -> "TrainingPlan":
         """The plan of a retraining: short, gentle, at full length from the first step."""
@@ -72,8 +80,8 @@ class TrainingPlan(Record):
         )
 
     def length_share(self, step: int, mode: Mode) -> float:
-        """Share of the lookback that step number `step` trains on; the pilot is fitted at full length."""
-        if mode == "selector":
+        """Share of the lookback that step number `step` trains on; what starts from weights has all of it."""
+        if mode in ("selector", "adapt"):
             return 1.0
         done, progress = 0.0, step / self.num_steps
         for length, share in self.curriculum:

@@ -52,6 +52,11 @@ class ModelConfig:
     """Rankings learned per layer; each serves num_heads / selector_heads attention heads."""
     selector_dim: int = 16
     """Channels of one selector head."""
+    rotary_share: float = 1.0
+    """Share of the rotary frequencies that turn, the fastest first; channels of the others compare content
+    at any distance, which turning ones cannot beyond their wavelength (p-RoPE, Barbero et al. 2024)."""
+    dense_layers: tuple[int, ...] = ()
+    """Layers that read everything whatever the budget: no list was found that serves their attention."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or (self.width // self.num_heads) % 2:
@@ -59,6 +64,10 @@ class ModelConfig:
         for name in ("num_kv_heads", "selector_heads"):
             if self.num_heads % getattr(self, name):
                 raise ValueError(f"{name}: {getattr(self, name)} must divide num_heads ({self.num_heads})")
+        if any(not 0 <= layer < self.num_layers for layer in self.dense_layers):
+            raise ValueError(f"dense_layers: {self.dense_layers} do not lie in 0..{self.num_layers - 1}")
+        if not 0.0 <= self.rotary_share <= 1.0:
+            raise ValueError(f"rotary_share: must lie in [0, 1], got {self.rotary_share!r}")
         if self.block_size < 1:
             raise ValueError(f"block_size: must be at least 1, got {self.block_size}")
 
@@ -72,4 +81,5 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
         """Inverse of `to_dict`, also after a trip through JSON (lists become tuples)."""
-        return cls(**{**values, "cardinalities": tuple(values["cardinalities"])})
+        tuples = {name: tuple(values.get(name, ())) for name in ("cardinalities", "dense_layers")}
+        return cls(**{**values, **tuples})

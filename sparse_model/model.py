@@ -1,8 +1,9 @@
 """The encoder: columns in, one prediction per step out; dense or sparse with the same weights.
 
-Shape suffixes: B batch, N steps, F numeric columns, C categorical columns, W width, O outputs, P probes.
+Shape suffixes: B batch, N steps, F numeric columns, C categorical columns, W width, O outputs.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -10,14 +11,15 @@ from torch import Tensor, nn
 
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.layers import Layer
-from sparse_model.losses import SelectorTerms
+from sparse_model.losses import Probes, SelectorTerms
+from sparse_model.recomputation import recomputed
 
 
 class Training(NamedTuple):
     """What a training step asks for beyond the prediction."""
 
-    probes_P: Tensor
-    """int64, steps on which the selector is compared with the attention."""
+    probes: Probes
+    """Where the selector is compared with the attention."""
     ranking_noise: float = 0.0
     """Standard deviation of the noise on block scores: early exploration."""
 
@@ -42,7 +44,9 @@ class SparseEncoder(nn.Module):
         self.embed_categorical = nn.ModuleList(
             nn.Embedding(size, config.width) for size in config.cardinalities
         )
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(
+            Layer(config, number in config.dense_layers) for number in range(config.num_layers)
+        )
         self.norm = nn.RMSNorm(config.width)
         self.head = nn.Linear(config.width, config.num_outputs)
         for embedding in self.embed_categorical:
@@ -64,13 +68,23 @@ class SparseEncoder(nn.Module):
         budget: Budget | None,
         lengths_B: Tensor | None = None,
         training: Training | None = None,
+        recompute: bool = False,
     ) -> Prediction:
-        """Outputs and, when `training` is given, every layer's selector terms."""
+        """Outputs and, when `training` is given, every layer's selector terms.
+
+        `recompute` keeps little more than each layer's input for the gradient, and makes the rest again
+        when it is asked for (sparse_model.recomputation): far less memory, more time, the same gradients.
+        """
         x = self.embed(numeric_BNF, known_BNF, categorical_BNC)
-        noise, probes = (training.ranking_noise, training.probes_P) if training else (0.0, None)
+        if training is None and not torch.is_grad_enabled():
+            for layer in self.layers:
+                layer.add_to_(x, budget, lengths_B)  # pyright: ignore[reportCallIssue]
+            return Prediction(self.head(self.norm(x)), [])
+        noise, probes = (training.ranking_noise, training.probes) if training else (0.0, None)
         selector: list[SelectorTerms] = []
         for layer in self.layers:
-            x, terms = layer(x, budget, lengths_B, noise, probes)
+            run = partial(recomputed, layer) if recompute and torch.is_grad_enabled() else layer
+            x, terms = run(x, budget, lengths_B, noise, probes)
             if terms is not None:
                 selector.append(terms)
         return Prediction(self.head(self.norm(x)), selector)

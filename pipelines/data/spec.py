@@ -98,6 +98,7 @@ class ModelSection(Record):
     block_size: Positive | None = None
     selector_heads: Positive | None = None
     selector_dim: Positive | None = None
+    rotary_share: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 class DatasetSpec(Record):

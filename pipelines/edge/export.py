@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pipelines.files import replace_file
 from sparse_model.config import ModelConfig
-from sparse_model.layers import FeedForward, Layer
+from sparse_model.layers import FeedForward, Layer, rotary_frequencies
 from sparse_model.model import SparseEncoder
 from validation.record import Record
 
@@ -49,8 +49,11 @@ def export_onnx(model: SparseEncoder, path: Path) -> OnnxFile:
 
     Inputs: numeric and known float32 [1, N, F], categorical int64 [1, N, C], num_selected int64 scalar
     (blocks read by each query block; brought into 1..J by the graph), any N from 1 up. Outputs: outputs
-    float32 [1, N, O] and selected int64 [layers, S, J, K], the key blocks read, best first.
+    float32 [1, N, O] and selected int64 [layers, S, J, K], the key blocks read, best first; layers that
+    read everything are left out of it. Raises ValueError where all do.
     """
+    if len(model.config.dense_layers) == model.config.num_layers:
+        raise ValueError("dense_layers: every layer reads everything, so there is no budget to export")
     graph = _encoder(model)
     proto = ir.to_proto(ir.Model(graph, ir_version=10, producer_name="dankai"))
     content = proto.SerializeToString(deterministic=True)
@@ -122,14 +125,17 @@ def _encoder(model: SparseEncoder) -> ir.Graph:
     num_steps = op.Shape(numeric, start=1, end=2)
     num_blocks = op.Div(op.Add(num_steps, config.block_size - 1), config.block_size)
     steps, extra = _steps(op, config, num_steps, op.Max(op.Min(op.Reshape(budget, [1]), num_blocks), 1))
+    all_blocks = steps._replace(num_selected=num_blocks)
     x_MW = op.Pad(_embed(op, model, numeric, known, categorical), op.Concat([0, 0], extra, [0], axis=0))
     selected = []
     for number, layer in enumerate(model.layers):
         assert isinstance(layer, Layer)
         builder.push_module(f"layers.{number}")
-        x_MW, selected_JSK = _layer(op, layer, x_MW, steps)
+        reads_all = layer.attention.reads_all
+        x_MW, selected_JSK = _layer(op, layer, x_MW, all_blocks if reads_all else steps)
         builder.pop_module()
-        selected.append(op.Unsqueeze(op.Transpose(selected_JSK, perm=[1, 0, 2]), [0]))
+        if not reads_all:
+            selected.append(op.Unsqueeze(op.Transpose(selected_JSK, perm=[1, 0, 2]), [0]))
     x_NW = _norm(op, model.norm, op.Slice(x_MW, [0], num_steps, [0]))
     outputs_NO = op.Add(
         _linear(op, "head", model.head.weight, x_NW), _weight(op, "head_bias", model.head.bias)
@@ -138,7 +144,7 @@ def _encoder(model: SparseEncoder) -> ir.Graph:
         builder, op.Unsqueeze(outputs_NO, [0]), "outputs", DataType.FLOAT, (1, "steps", config.num_outputs)
     )
     read = op.Slice(op.Concat(*selected, axis=0), [0], num_blocks, [2])
-    _output(builder, read, "selected", DataType.INT64, (config.num_layers, config.selector_heads, "J", "K"))
+    _output(builder, read, "selected", DataType.INT64, (len(selected), config.selector_heads, "J", "K"))
     return graph
 
 
@@ -167,8 +173,8 @@ def _steps(op: _Op, config: ModelConfig, num_steps: Value, num_selected: Value) 
         op.Where(exists_JR, 0.0, -_INF),
         op.Unsqueeze(op.Div(one_JR, op.Max(count_J1, 1.0)), [2]),
         op.Log(op.Squeeze(count_J1, [1])),
-        _rotation(op, position_M, config.head_dim),
-        _rotation(op, position_M, config.selector_dim),
+        _rotation(op, position_M, config.head_dim, config.rotary_share),
+        _rotation(op, position_M, config.selector_dim, config.rotary_share),
         num_selected,
     )
     return steps, op.Sub(padded, num_steps)
@@ -299,11 +305,9 @@ def _heads(op: _Op, x_MX: Value, num_heads: int) -> Value:
     return op.Transpose(op.Reshape(x_MX, [0, num_heads, -1]), perm=[1, 0, 2])
 
 
-def _rotation(op: _Op, position_M: Value, channels: int) -> _Rotation:
-    half = channels // 2
-    frequency = 10_000.0 ** (-torch.arange(half, dtype=torch.float32) / half)  # sparse_model.layers.rotary
+def _rotation(op: _Op, position_M: Value, channels: int, share: float) -> _Rotation:
     position_M1 = op.Unsqueeze(op.Cast(position_M, to=DataType.FLOAT), [1])
-    angle = op.Mul(position_M1, _weight(op, f"frequency_{channels}", frequency))
+    angle = op.Mul(position_M1, _weight(op, f"frequency_{channels}", rotary_frequencies(channels, share, torch.device("cpu"))))
     return _Rotation(op.Cos(angle), op.Sin(angle))
 
 

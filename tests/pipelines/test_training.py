@@ -18,6 +18,7 @@ from pipelines.checkpoint import Checkpoint, load_model
 from pipelines.data.windows import Windows
 from pipelines.training import Batches, train
 from pipelines.training_plan import TrainingPlan
+from sparse_model.recomputation import recomputed
 from tests.tiny_rollout import ROOT, train_tiny, write_dataset
 from validation.errors import InputError
 
@@ -94,6 +95,25 @@ def test_a_training_that_was_over_is_not_done_again(
     monkeypatch.setattr("pipelines.training.Fit.training_step", refuse)
     again, _ = train_tiny(pump, "sparse", Path(trained["sparse"].folder))
     assert again.sha256 == trained["sparse"].sha256
+
+
+def test_a_training_that_recomputes_ends_with_the_same_weights(
+    pump: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_again = []
+
+    def noted(layer: torch.nn.Module, *inputs: Any) -> Any:
+        made_again.append(layer)
+        return recomputed(layer, *inputs)
+
+    monkeypatch.setattr("sparse_model.model.recomputed", noted)
+    ended = []
+    for recompute in (False, True):
+        plan = pump.spec.training.model_copy(update={"num_steps": 2, "recompute": recompute})
+        folder = tmp_path / str(recompute)
+        ended.append(train(pump, load_config(pump), plan, "sparse", 0, folder, lambda *_: None)[0])
+        assert len(made_again) == recompute * plan.num_steps * ended[0].config["num_layers"]
+    assert ended[0].sha256 == ended[1].sha256
 
 
 def test_a_batch_depends_on_seed_and_step_alone(pump: Windows) -> None:

@@ -1,0 +1,74 @@
+"""`dankai bench`: measure on this machine what the documentation claims."""
+
+import os
+from pathlib import Path
+
+import click
+
+out_option = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path(".dankai/bench"),
+    show_default=True,
+    help="Folder for the results file; one that is there is replaced.",
+)
+
+
+@click.group()
+def bench() -> None:
+    """Measure speed, memory and accuracy on this machine; print a table and write it as JSON.
+
+    \b
+    Examples:
+      dankai bench attention              attention alone, against dense and FlexAttention
+      dankai bench model --out results    the whole encoder, inference and training
+    """
+
+
+@bench.command()
+@out_option
+def attention(out: Path) -> None:
+    """Attention against dense and FlexAttention; one CUDA GPU, minutes."""
+    _require_gpu("attention")
+    folder = _folder(out)
+    from pipelines.benchmarks.attention import main
+
+    main(folder)
+    click.echo(f"wrote {folder / 'attention.json'}", err=True)
+
+
+@bench.command()
+@out_option
+def model(out: Path) -> None:
+    """The encoder's speed and peak memory; one CUDA GPU, minutes."""
+    _require_gpu("model")
+    folder = _folder(out)
+    from pipelines.benchmarks.model import main
+
+    main(folder)
+    click.echo(f"wrote {folder / 'model.json'}", err=True)
+
+
+def _require_gpu(command: str) -> None:
+    import torch
+
+    from validation.errors import InputError
+
+    if not torch.cuda.is_available():
+        raise InputError(
+            f"bench {command}: needs one CUDA GPU, and PyTorch {torch.__version__} sees none here; "
+            "run it on a machine that has one, with a CUDA build of PyTorch"
+        )
+
+
+def _folder(out: Path) -> Path:
+    """The folder, made and known to be writable before minutes are spent."""
+    from validation.errors import InputError
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out: cannot make folder {out}: {error.strerror}; name another") from error
+    if not os.access(out, os.W_OK):
+        raise InputError(f"--out: folder {out} cannot be written to; name another")
+    return out

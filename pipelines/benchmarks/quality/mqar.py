@@ -1,0 +1,68 @@
+"""Multi-query associative recall (Arora et al. 2023): key-value pairs first, then keys whose values are asked.
+
+After Zoology's generator: a vocabulary larger than the sequence, keys from its lower half, values from its upper
+half, N/32 pairs, gaps between a pair's place and its query by a power law, random tokens everywhere else.
+
+Shape suffixes: B batch, N steps, A asked steps (one per pair), V values.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from pipelines.benchmarks.quality.fitting import Batch
+from sparse_model.config import ModelConfig
+from sparse_model.model import SparseEncoder
+
+STEPS_PER_PAIR = 32
+_POWER = 0.01  # of the law of the gaps; 1 would spread the queries evenly
+
+
+def vocabulary_for(lengths: tuple[int, ...]) -> int:
+    """Tokens, keys and values together: twice as many as the longest sequence has steps."""
+    return 2 * max(lengths)
+
+
+def config(vocabulary: int, **changes: object) -> ModelConfig:
+    """Two layers, width 128, 4 heads, blocks of 64 steps; the outputs are compared with the values' embeddings."""
+    values: dict[str, object] = {
+        "num_numeric": 1, "cardinalities": (vocabulary,), "num_outputs": 128, "width": 128, "num_layers": 2,
+        "num_heads": 4, "num_kv_heads": 4, "ffn_width": 256, "block_size": 64, "selector_heads": 1,
+        "rotary_share": 0.25,
+    }  # fmt: skip
+    return ModelConfig(**{**values, **changes})  # pyright: ignore[reportArgumentType]
+
+
+def batch(num_sequences: int, num_steps: int, random: torch.Generator, vocabulary: int) -> Batch:
+    """Sequences with one question per pair; the label is the value's place among the values."""
+    device, half, pairs = random.device, vocabulary // 2, num_steps // STEPS_PER_PAIR
+    keys_BA = _distinct(num_sequences, half - 1, pairs, random) + 1
+    labels_BA = _distinct(num_sequences, half, pairs, random)
+    tokens_BN = torch.randint(1, vocabulary, (num_sequences, num_steps), generator=random, device=device)
+    tokens_BN[:, : 2 * pairs : 2], tokens_BN[:, 1 : 2 * pairs : 2] = keys_BA, labels_BA + half
+    asked_BA = 2 * pairs + 2 * _gaps(num_sequences, (num_steps - 2 * pairs) // 2, pairs, random)
+    tokens_BN.scatter_(1, asked_BA, keys_BA)
+    numeric = torch.zeros(num_sequences, num_steps, 1, device=device)
+    return Batch(numeric, tokens_BN.unsqueeze(-1), asked_BA, labels_BA)
+
+
+def _distinct(num_sequences: int, limit: int, count: int, random: torch.Generator) -> Tensor:
+    draw = torch.rand(num_sequences, limit, generator=random, device=random.device)
+    return draw.topk(count, dim=1).indices
+
+
+def _gaps(num_sequences: int, space: int, count: int, random: torch.Generator) -> Tensor:
+    """`count` different gaps below `space`, short ones likelier."""
+    weight = torch.arange(1, space + 1, device=random.device, dtype=torch.float32) ** (_POWER - 1)
+    return torch.multinomial(weight.expand(num_sequences, -1), count, generator=random)
+
+
+def readout(model: SparseEncoder, outputs_BAO: Tensor) -> Tensor:
+    """Logits over the values, [B, A, V]: the outputs against the directions of the value tokens' embeddings.
+
+    Directions, because embeddings start so small that logits could not grow from them within a training.
+    """
+    embedding = model.embed_categorical[0].weight
+    assert isinstance(embedding, Tensor)
+    directions = normalize(embedding[len(embedding) // 2 :], dim=-1)
+    return outputs_BAO @ directions.to(outputs_BAO.dtype).T
