@@ -60,11 +60,7 @@ def errors_left(model: SparseEncoder, batches: Batches, budget: Budget) -> list[
     device = next(model.parameters()).device
     torch.manual_seed(0)  # the rows compared are drawn: the same ones for the same model
     left = [
-<<<<<<< HEAD
-        coverage(model, *(column.to(device) for column in batch[:3]), budget).left.amax(1)
-=======
         coverage(model, batch[0].to(device), batch[1].to(device), batch[2].to(device), budget).left.amax(1)
->>>>>>> quality
         for batch in batches
     ]
     return torch.stack(left).mean(0).tolist()
