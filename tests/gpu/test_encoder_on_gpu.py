@@ -9,6 +9,7 @@ from torch.nn.functional import silu
 
 from sparse_model import layers
 from sparse_model.config import Budget, ModelConfig
+from sparse_model.losses import Probes
 from sparse_model.model import SparseEncoder, Training
 
 pytestmark = [
@@ -104,7 +105,7 @@ def test_sparse_inference_in_parts_is_sparse_inference_at_once(
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_recomputed_gradients_are_as_close_as_a_second_run(budget: Budget | None) -> None:
     """Sparse ones repeat bit by bit; the dense backward of PyTorch does not."""
-    request = Training(torch.arange(0, 4000, 100, device="cuda"), ranking_noise=0.5)
+    request = Training(Probes(torch.arange(0, 4000, 100, device="cuda")[None]), ranking_noise=0.5)
 
     def gradients(recompute: bool) -> list[Tensor]:
         model = model_of()

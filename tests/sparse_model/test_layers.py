@@ -9,6 +9,7 @@ from torch import Tensor
 from sparse_model import layers
 from sparse_model.captured import Captured
 from sparse_model.config import Budget, ModelConfig
+from sparse_model.losses import Probes
 from sparse_model.model import SparseEncoder, Training
 
 BUDGETS = [None, Budget(0.3)]
@@ -93,7 +94,7 @@ def test_a_model_that_has_answered_can_still_be_trained() -> None:
 def gradients(budget: Budget | None, recompute: bool) -> tuple[list[Tensor], int]:
     """Gradients of a training step with noise on the ranking, and the bytes that were kept for them."""
     model, inputs, kept = model_of(), inputs_of(200), {}
-    request = Training(torch.arange(0, 200, 30), ranking_noise=0.5)
+    request = Training(Probes(torch.arange(0, 200, 30)[None]), ranking_noise=0.5)
 
     def keep(tensor: Tensor) -> Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
