@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from flows.commands.bench import bench
+from flows.commands.budget import budget
+from flows.commands.explain import explain
+from flows.commands.gate import gate
+from flows.commands.release import COMMANDS
 from flows.commands.serve import serve, shadow
 
 if TYPE_CHECKING:
@@ -25,6 +29,11 @@ policy_option = click.option(
     show_default="infra/rollout.yaml",
     help="What each stage asks.",
 )
+bootstrap_option = click.option(
+    "--bootstrap",
+    metavar="REASON",
+    help="Why the first model (the dense incumbent) may go live; needed once, when nothing is live yet.",
+)
 quiet_option = click.option("--quiet", is_flag=True, help="No progress display.")
 
 
@@ -35,7 +44,9 @@ def dankai() -> None:
     \b
     Examples:
       dankai demo                                   the whole rollout on built-in flight data
-      dankai rollout run infra/datasets/etth1.yaml  the same on another dataset
+      dankai rollout run infra/datasets/etth1.yaml --bootstrap "first model"
+                                                    the same on another dataset
+      dankai history                                what was live when, and who let it in
       dankai ui                                     look at every run in MLflow
     """
 
@@ -45,7 +56,7 @@ def dankai() -> None:
 @quiet_option
 def demo(policy: Path, quiet: bool) -> None:
     """Run the whole rollout on the flights of 2013 that come with the package."""
-    _run(DEMO, policy, quiet)
+    _run(DEMO, policy, quiet, "demo: the dense incumbent, which sparse inference has to match")
 
 
 @dankai.group()
@@ -57,14 +68,15 @@ def rollout() -> None:
 @click.argument("dataset", type=click.Path(path_type=Path))
 @policy_option
 @quiet_option
-def run(dataset: Path, policy: Path, quiet: bool) -> None:
+@bootstrap_option
+def run(dataset: Path, policy: Path, quiet: bool, bootstrap: str | None) -> None:
     """Run the staged rollout that DATASET (a YAML file) describes; run again to go on after a stop.
 
     \b
     Example:
-      dankai rollout run infra/datasets/server_machines.yaml
+      dankai rollout run infra/datasets/server_machines.yaml --bootstrap "dense model in use since May"
     """
-    _run(dataset, policy, quiet)
+    _run(dataset, policy, quiet, bootstrap)
 
 
 @dankai.command()
@@ -80,15 +92,12 @@ def ui(port: int) -> None:
     os.execvp(str(Path(sys.executable).with_name("mlflow")), command)
 
 
-dankai.add_command(bench)
-
-
-def _run(dataset: Path, policy: Path, quiet: bool) -> None:
+def _run(dataset: Path, policy: Path, quiet: bool, bootstrap: str | None) -> None:
     import os
 
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # what fails is said once, by this command
     settings = _settings()
-    name = _check(dataset, policy, settings)
+    name = _check(dataset, policy, settings, bootstrap)
     from pipelines.files import exclusive_lock
 
     with exclusive_lock(settings.home / f"{name}.lock", wait=False):
@@ -97,19 +106,22 @@ def _run(dataset: Path, policy: Path, quiet: bool) -> None:
         from flows.tables import print_summary
 
         stop_orphans()
-        summary: RolloutSummary = rollout_flow(str(dataset), str(policy), quiet)
+        summary: RolloutSummary = rollout_flow(str(dataset), str(policy), quiet, bootstrap)
         print_summary(summary, settings)
 
 
-def _check(dataset: Path, policy: Path, settings: "Settings") -> str:
-    """Name of the dataset. Whatever is wrong with files or table is said before anything is written."""
+def _check(dataset: Path, policy: Path, settings: "Settings", bootstrap: str | None) -> str:
+    """Name of the dataset. Whatever is wrong with files, table or log is said before anything is written."""
     from pipelines.data.spec import load_spec
     from pipelines.preparation import refuse_unusable
+    from pipelines.release import refuse_without_bootstrap
+    from pipelines.release_log import ReleaseLog
     from validation.policy import load_policy
 
     spec = load_spec(dataset)
     load_policy(policy)
     refuse_unusable(spec, settings)
+    refuse_without_bootstrap(ReleaseLog.of(settings), spec.name, bootstrap)
     return spec.name
 
 
@@ -121,8 +133,14 @@ def _settings() -> "Settings":
     return settings
 
 
+dankai.add_command(bench)
+dankai.add_command(gate)
+dankai.add_command(budget)
+dankai.add_command(explain)
 dankai.add_command(serve)
 dankai.add_command(shadow)
+for command in COMMANDS:
+    dankai.add_command(command)
 
 
 def main() -> None:

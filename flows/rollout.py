@@ -1,13 +1,17 @@
 """The whole climb: data -> dense incumbent -> pilot -> training -> edge -> months of operation."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prefect import flow
 
 from flows import tasks
+from flows.actors import who_runs
+from flows.approval import ask_in_prefect
 from flows.progress import progress
+from pipelines.budgets import Calibration
 from pipelines.checkpoint import Checkpoint
 from pipelines.clock import now
 from pipelines.cost import CostComparison
@@ -15,10 +19,12 @@ from pipelines.edge.bundle import Bundle
 from pipelines.evaluation import Evaluation
 from pipelines.fingerprint import environment
 from pipelines.job import Job, Prepared, open_job
-from pipelines.judging import LENGTHS, BudgetSweep, edge_kpis
+from pipelines.judging import LENGTHS, edge_kpis
+from pipelines.release import refuse_without_bootstrap
 from pipelines.replay import Month, replay_parts
 from pipelines.rollout import current_state
 from pipelines.scoring import Scores
+from pipelines.second_look import Lineup
 from pipelines.settings import load_settings
 from pipelines.summary import RolloutSummary, sentence_of, write_summary
 from validation.gates import Outcome
@@ -35,7 +41,7 @@ class Climb:
     baselines: dict[str, Scores]
     evaluations: list[Evaluation] = field(default_factory=list)
     costs: list[CostComparison] = field(default_factory=list)
-    sweep: BudgetSweep | None = None
+    calibration: Calibration | None = None
     bundle: Bundle | None = None
     months: list[Month] = field(default_factory=list)
 
@@ -46,13 +52,19 @@ class Climb:
 
 
 @flow(name="rollout", validate_parameters=False)
-def rollout(dataset: str, policy: str, quiet: bool = False) -> RolloutSummary:
-    """Take a dataset's model as far up the stages as its gates allow; leaves summary.json and a bundle."""
+def rollout(
+    dataset: str, policy: str, quiet: bool = False, bootstrap_reason: str | None = None
+) -> RolloutSummary:
+    """Take a dataset's model as far up the stages as its gates allow; leaves summary.json and a bundle.
+
+    `bootstrap_reason` is why the first model may go live, where nothing is live yet.
+    """
     started = time.monotonic()
     with progress(quiet) as report:
         job = open_job(Path(dataset), Path(policy), load_settings(), report)
-        with job.tracker.run(f"{job.spec.name} rollout", "rollout", {"dataset": job.spec.name}) as run_id:
-            climb = begin(replace(job, parent_run=run_id))
+        refuse_without_bootstrap(job.log, job.spec.name, bootstrap_reason)
+        with job.tracker.run(f"{job.spec.name} rollout", "rollout", start_tags(job)) as run_id:
+            climb = begin(replace(job, parent_run=run_id, actor=who_runs()), bootstrap_reason)
             passed = pilot(climb)
             trained = full_training(climb) if passed else None
             if trained is not None and edge(climb, trained):
@@ -64,14 +76,20 @@ def rollout(dataset: str, policy: str, quiet: bool = False) -> RolloutSummary:
     return summary
 
 
-def begin(job: Job) -> Climb:
+def start_tags(job: Job) -> dict[str, str]:
+    """What the rollout's run in MLflow is found by, and what was put right in the registry at its start."""
+    put_right = " / ".join(change.sentence() for change in job.alias_changes)
+    return {"dataset": job.spec.name, **({"aliases_put_right": put_right} if put_right else {})}
+
+
+def begin(job: Job, bootstrap_reason: str | None) -> Climb:
     """Data that may be trained on, the dense incumbent, and the simple baseline beside it."""
     snapshot = tasks.snapshot_data(job)
     report = tasks.validate_snapshot(job, snapshot)
     prepared = tasks.prepare(job, snapshot, report)
     dense = tasks.train_candidate(job, prepared, "dense")
     baselines = {scores.part: scores for scores in tasks.score_baselines(job, prepared)}
-    tasks.start_pilot(job, dense)
+    tasks.start_pilot(job, dense, bootstrap_reason)
     dense_scores = tasks.score(job, prepared, dense, "test", None, "dense")
     return Climb(job, prepared, dense, dense_scores, baselines)
 
@@ -80,6 +98,7 @@ def pilot(climb: Climb) -> bool:
     """Fit a selector to the frozen incumbent, let sparse inference answer in shadow, ask the gate."""
     job, prepared = climb.job, climb.prepared
     fitted = tasks.train_candidate(job, prepared, "selector", warm_start=climb.dense)
+    tasks.calibrate(job, prepared, fitted, climb.dense)
     shadow = tasks.score(job, prepared, fitted, "test", job.plan.target_density, "pilot")
     climb.costs = tasks.measure_costs(job, fitted, climb.dense, LENGTHS)
     measured = tasks.pilot_kpis(job, prepared, fitted, climb.costs)
@@ -87,25 +106,24 @@ def pilot(climb: Climb) -> bool:
 
 
 def full_training(climb: Climb) -> Checkpoint | None:
-    """Train the sparse model end to end, twice, sweep its budgets, ask the gate; None if it may not go on."""
+    """Train the sparse model end to end, twice, calibrate it, ask the gate; None if it may not go on."""
     job, prepared = climb.job, climb.prepared
     trained = [tasks.train_candidate(job, prepared, "sparse", seed) for seed in (0, 1)]
     scores = [
         tasks.score(job, prepared, each, "test", job.plan.target_density, f"sparse-seed{seed}")
         for seed, each in enumerate(trained)
     ]
-    dense = tasks.score(job, prepared, climb.dense, "validation", None, "dense")
-    climb.sweep = tasks.sweep_budgets(job, prepared, trained[0], dense)
+    climb.calibration, _ = [tasks.calibrate(job, prepared, each, climb.dense) for each in trained]
     costs = tasks.measure_costs(job, trained[0], climb.dense, (1,))
     measured = tasks.training_kpis(job, prepared, trained[0], costs, scores)
-    return trained[0] if judge(climb, "training", trained[0], scores[0], measured) else None
+    return trained[0] if judge(climb, "training", trained[0], scores[0], measured, trained) else None
 
 
 def edge(climb: Climb, trained: Checkpoint) -> bool:
     """Export, sign, load and answer in the runtime that devices use, and ask the gate."""
     job, prepared = climb.job, climb.prepared
     verdict = climb.evaluations[-1].verdict.digest()
-    climb.bundle = bundle = tasks.build_edge(job, prepared, trained, climb.sweep, verdict)
+    climb.bundle = bundle = tasks.build_edge(job, prepared, trained, climb.calibration, verdict)
     answers = tasks.score_on_edge(job, prepared, bundle, "test")
     timings = tasks.measure_edge(job, bundle)
     measured = edge_kpis(prepared, bundle, timings, job.policy.confidence)
@@ -123,20 +141,41 @@ def operate(climb: Climb, champion: Checkpoint) -> None:
     for month in months:
         has_next = month != months[-1]
         report, champion, challenger = tasks.replay_month(
-            job, prepared, month, champion, challenger, released, climb.baselines[month], has_next
+            job,
+            prepared,
+            month,
+            champion,
+            challenger,
+            released,
+            climb.baselines[month],
+            climb.dense,
+            has_next,
         )
         climb.months.append(report)
         if report.evaluation is not None:
             climb.evaluations.append(report.evaluation)
+        if report.rolled_back is not None:
+            return  # what is live now was not trained by this rollout's last step: a person looks first
 
 
-def judge(climb: Climb, stage: str, candidate: Checkpoint, scores: Scores, measured: list) -> bool:
+def judge(
+    climb: Climb,
+    stage: str,
+    candidate: Checkpoint,
+    scores: Scores,
+    measured: list,
+    seeds: Sequence[Checkpoint] = (),
+) -> bool:
     """Ask the gate, record its verdict in the release log; True when the climb may go on."""
     job = climb.job
     evaluation = tasks.judge_stage(job, climb.prepared, stage, scores, climb.references, measured)
     climb.evaluations.append(evaluation)
-    tasks.decide(job, candidate, evaluation.verdict, job.plan.target_density)
-    return evaluation.verdict.outcome is Outcome.PASS
+    bundle = climb.bundle if stage == "edge" else None
+    lineup = Lineup(candidate=candidate, dense=climb.dense, seeds=tuple(seeds), bundle=bundle)
+    state = tasks.decide(job, lineup, evaluation.verdict, job.plan.target_density)
+    if state.pending is not None:
+        ask_in_prefect(state.pending.id)
+    return evaluation.verdict.outcome is Outcome.PASS and state.pending is None
 
 
 def summarize(climb: Climb, seconds: float) -> RolloutSummary:
@@ -154,7 +193,7 @@ def summarize(climb: Climb, seconds: float) -> RolloutSummary:
         prepared=climb.prepared,
         evaluations=evaluations,
         costs=tuple(climb.costs),
-        sweep=climb.sweep,
+        calibration=climb.calibration,
         bundle=climb.bundle,
         months=tuple(climb.months),
         state=state,

@@ -3,6 +3,8 @@
 import sys
 from typing import TYPE_CHECKING
 
+from pipelines.escaping import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -13,27 +15,31 @@ _WIDTH = 132  # of a log or a pipe, which do not wrap
 _COLORS = {"PASS": "green", "HOLD": "yellow", "FAIL": "red"}
 
 
-def print_summary(summary: "RolloutSummary", settings: "Settings") -> None:
-    """The verdicts, the cost at each length, the months, and where everything lies."""
+def console() -> "Console":
+    """Standard output; as wide as the terminal, or as a log may be."""
     from rich.console import Console
 
-    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)
-    _verdicts(console, summary)
-    _costs(console, summary)
-    _months(console, summary)
-    console.print(f"\n{summary.sentence}", style="bold", markup=False)
-    console.print(f"{summary.seconds:.0f} s. Everything: {settings.home}/summary.json", highlight=False)
-    console.print(f"Data Docs: {summary.prepared.report.docs_uri}", highlight=False)
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else _WIDTH)
+
+
+def print_summary(summary: "RolloutSummary", settings: "Settings") -> None:
+    """The verdicts, the cost at each length, the months, and where everything lies."""
+    out = console()
+    _verdicts(out, summary)
+    _costs(out, summary)
+    _months(out, summary)
+    out.print(f"\n{printable(summary.sentence)}", style="bold", markup=False)
+    out.print(f"{summary.seconds:.0f} s. Everything: {settings.home}/summary.json", highlight=False)
+    out.print(f"Data Docs: {summary.prepared.report.docs_uri}", highlight=False)
     if summary.bundle:
-        console.print(f"Bundle: {summary.bundle.folder}", highlight=False)
-    console.print("Runs: dankai ui", highlight=False)
+        out.print(f"Bundle: {summary.bundle.folder}", highlight=False)
+    out.print("Runs: dankai ui", highlight=False)
 
 
 def _verdicts(console: "Console", summary: "RolloutSummary") -> None:
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=summary.description, title_justify="left")
+    table = Table(title=_plain(summary.description), title_justify="left")
     for name in ("stage", "KPI", "value [interval]", "threshold", "verdict"):
         table.add_column(name, overflow="fold")
     previous = ""
@@ -43,7 +49,7 @@ def _verdicts(console: "Console", summary: "RolloutSummary") -> None:
         color = _COLORS[row.verdict.split()[0]]
         stage = row.stage if row.stage != previous else ""
         cells = (stage, row.kpi, row.value, row.threshold)
-        table.add_row(*map(escape, cells), f"[{color}]{row.verdict}[/{color}]")
+        table.add_row(*map(_plain, cells), f"[{color}]{row.verdict}[/{color}]")
         previous = row.stage
     console.print(table)
 
@@ -69,7 +75,6 @@ def _costs(console: "Console", summary: "RolloutSummary") -> None:
 
 
 def _months(console: "Console", summary: "RolloutSummary") -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     if not summary.months:
@@ -85,8 +90,16 @@ def _months(console: "Console", summary: "RolloutSummary") -> None:
             if month.drift.decision == "retrain"
             else "nothing to do"
         )
-        then = f"{met}{'retrained' if month.retrained else asks}"
+        back = f"; taken back: {month.rolled_back}" if month.rolled_back else ""
+        then = f"{met}{'retrained' if month.retrained else asks}{back}"
         first, *others = month.drift.reasons or ("nothing moved",)
         drift = f"{month.drift.decision}: {first}" + (f" (and {len(others)} more)" if others else "")
-        table.add_row(*map(escape, (month.month, month.champion[:8], value, drift, then)))
+        table.add_row(*map(_plain, (month.month, month.champion[:8], value, drift, then)))
     console.print(table)
+
+
+def _plain(text: str) -> str:
+    """What people wrote, shown as they wrote it: neither rich nor the terminal obeys it."""
+    from rich.markup import escape
+
+    return escape(printable(text))

@@ -6,7 +6,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from pipelines import candidates, judging, preparation, release, replay
+from pipelines import calibration, candidates, judging, preparation, release, replay
 
 
 def _task(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -23,7 +23,7 @@ score_baselines = _task(judging.score_baselines, "baseline")
 measure_costs = _task(judging.measure_costs, "measure cost")
 pilot_kpis = _task(judging.pilot_kpis, "pilot KPIs")
 training_kpis = _task(judging.training_kpis, "training KPIs")
-sweep_budgets = _task(judging.sweep_budgets, "budget sweep")
+calibrate = _task(calibration.calibrate, "calibrate budgets")
 judge_stage = _task(judging.judge_stage, "gate")
 build_edge = _task(judging.build_edge, "build bundle")
 score_on_edge = _task(judging.score_on_edge, "score on edge")

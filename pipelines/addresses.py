@@ -23,11 +23,11 @@ def require_answer(uri: str) -> None:
         raise unreachable(uri, error) from error
 
 
-def unreachable(uri: str, error: BaseException) -> InputError:
+def unreachable(uri: str, error: BaseException, variable: str = "MLFLOW_TRACKING_URI") -> InputError:
     """The one line that says so, without the password that `uri` or `error` may hold."""
     reason = without_password((str(error).splitlines() or [type(error).__name__])[0])
     return InputError(
-        f"MLFLOW_TRACKING_URI: {without_password(uri)} does not answer ({reason}); "
+        f"{variable}: {without_password(uri)} does not answer ({reason}); "
         "start the server or correct the address"
     )
 

@@ -1,11 +1,10 @@
-"""What inference costs: latency and memory of dense and sparse side by side, and what that saves.
+"""What inference costs: latency and memory of dense and sparse side by side (what that saves: payback.py).
 
 Both models live in fresh, warmed processes that take turns, so that a machine that speeds up or slows
 down does so for both.
 """
 
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,9 +14,10 @@ import numpy as np
 
 from pipelines.fingerprint import ROOT
 from validation.errors import InputError
-from validation.policy import CostPolicy, Policy
+from validation.policy import Policy
 from validation.record import Record
-from validation.statistics import Interval, ratio_interval
+from validation.samples import ratio_interval
+from validation.statistics import Interval
 
 _TURN = 5  # inferences in a row before the other side's turn
 
@@ -43,6 +43,13 @@ class Timings(Record):
 
     def latency_quantile(self, share: float) -> float:
         return float(np.quantile(self.latency_ms, share))
+
+
+def worst_case(samples: Sequence[float] | np.ndarray, value: float | None = None) -> Interval:
+    """The largest value seen (or a `value` known to be the worst), with the range of what was seen."""
+    low, high = float(np.min(samples)), float(np.max(samples))
+    value = high if value is None else value
+    return Interval(value=value, low=low, high=max(value, high), n=len(samples))
 
 
 class CostComparison(Record):
@@ -171,39 +178,3 @@ class _Probe:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.communicate()
-
-
-class Payback(Record):
-    """When the measured saving has paid for the change. Money in `currency`."""
-
-    saved_seconds_per_request: float
-    saved_per_day: float
-    days: float
-    """Infinite when nothing is saved."""
-    low: float
-    high: float
-    currency: str
-
-
-def payback(comparison: CostComparison, prices: CostPolicy) -> Payback:
-    """Days until the saved compute has paid the engineering cost, with the interval of the latency ratio."""
-    per_hour = prices.price_per_gpu_hour if comparison.dense.device == "cuda" else prices.price_per_cpu_hour
-    units = 1 if comparison.dense.device == "cuda" else comparison.dense.threads
-    dense_seconds = float(np.median(comparison.dense.latency_ms)) / 1e3
-
-    def saved_per_day(ratio: float) -> float:
-        return (1 - ratio) * dense_seconds * units / 3600 * per_hour * prices.requests_per_day
-
-    def days(ratio: float) -> float:
-        saved = saved_per_day(ratio)
-        return prices.engineering_cost / saved if saved > 0 else math.inf
-
-    ratio = comparison.latency_p50_ratio
-    return Payback(
-        saved_seconds_per_request=(1 - ratio.value) * dense_seconds,
-        saved_per_day=saved_per_day(ratio.value),
-        days=days(ratio.value),
-        low=days(ratio.low),
-        high=days(ratio.high),
-        currency=prices.currency,
-    )

@@ -14,13 +14,15 @@ from pydantic import Field
 
 from pipelines.checkpoint import Checkpoint, load_model
 from pipelines.clock import now
-from pipelines.cost import CostComparison, Payback
+from pipelines.cost import CostComparison
 from pipelines.data.spec import DatasetSpec
 from pipelines.data.windows import Windows
+from pipelines.payback import Payback
 from pipelines.scoring import Scores, load_scored, load_slices
 from pipelines.training import to_tensors
+from validation.errors import InputError
 from validation.evidence import Evidence, Look
-from validation.gates import Stage, StagePolicy, Verdict, judge
+from validation.gates import Stage, Verdict, judge
 from validation.kpis import Kpi, Reference, kpi
 from validation.policy import Policy
 from validation.record import Record
@@ -31,9 +33,12 @@ from validation.statistics import (
     Scored,
     block_length_for,
     interval,
+    num_telling_windows,
     paired_interval,
+    resample_weights,
     same_windows,
 )
+from validation.thresholds import Threshold
 
 TASK_METRICS: dict[str, tuple[str, ...]] = {
     "event": ("auroc", "average_precision", "log_loss"),
@@ -89,8 +94,9 @@ def evaluate(
         measured_at=min(each.scored_at for each in (candidate, *references.values())) or None,
         judged_at=judged_at or now(),
     )
-    how = resampling(policy, spec, panel.ours.num_windows, rules.confidence_at(evidence.look))
-    kpis = (*task_kpis(panel, TASK_METRICS[spec.task], _sliced(rules), how), *measured)
+    names, confidence = TASK_METRICS[spec.task], rules.confidence_at(evidence.look)
+    how = resampling_of(policy, overlap(spec), panel.ours.num_windows, confidence)
+    kpis = (*_panel_kpis(panel, names, groups_asked(rules.thresholds), how), *measured)
     return Evaluation(
         stage=stage,
         subject=candidate.subject,
@@ -153,16 +159,30 @@ def _other_windows(name: str, candidate: Scores, ours: Scored, reference: Scores
     return ""
 
 
-def _sliced(rules: StagePolicy) -> dict[Reference | None, int]:
+def groups_asked(thresholds: Iterable[Threshold]) -> dict[Reference | None, int]:
     """Against whom groups are compared, and the smallest group that counts there."""
     asked: dict[Reference | None, int] = {}
-    for threshold in rules.thresholds:
+    for threshold in thresholds:
         if threshold.slice:
             asked[threshold.versus] = min(threshold.min_group, asked.get(threshold.versus, 1 << 62))
     return asked
 
 
-def task_kpis(
+def task_kpis(evaluation: Evaluation, names: Sequence[str], policy: Policy) -> list[Kpi]:
+    """The task metrics of a stored evaluation, computed again from its scores as `policy` wants them.
+
+    Raises InputError where the scores are gone or were altered.
+    """
+    if evaluation.candidate is None:
+        raise InputError(f"{evaluation.subject}: the evaluation does not say where its scores lie")
+    rules, look = policy.stage(evaluation.stage), evaluation.verdict.evidence.look
+    panel = _Panel.of(evaluation.candidate, evaluation.references)
+    windows, confidence = panel.ours.num_windows, rules.confidence_at(look)
+    how = resampling_of(policy, evaluation.overlap, windows, confidence)
+    return _panel_kpis(panel, names, groups_asked(rules.thresholds), how)
+
+
+def _panel_kpis(
     panel: _Panel, names: Sequence[str], sliced: Mapping[Reference | None, int], how: "Resampling"
 ) -> list[Kpi]:
     """Task metrics over all windows, alone and paired with each reference; in groups the main metric."""
@@ -204,7 +224,10 @@ def _group_kpis(
         return []
     smallest = sliced.get(versus, math.inf)
     groups = panel.groups
-    counted = [label for label in groups if panel.ours.restrict(groups[label]).num_scored_windows >= smallest]
+    telling = {
+        label: num_telling_windows(METRICS[name], panel.ours.restrict(keep)) for label, keep in groups.items()
+    }
+    counted = [label for label in groups if telling[label] >= smallest]
     kpis = []
     for family in (counted, *([label] for label in groups if label not in counted)):
         kpis += _family_kpis(panel, name, versus, family, how, is_judged=family is counted)
@@ -222,11 +245,20 @@ def _family_kpis(
     masks, metric = panel.groups, METRICS[name]
     ours = [panel.ours.restrict(masks[label]) for label in labels]
     theirs = [panel.theirs[versus].restrict(masks[label]) if versus else None for label in labels]
-    found = intervals_at_once(metric, list(zip(ours, theirs, strict=True)), **how)
+    pairs = list(zip(ours, theirs, strict=True))
+    weights = resample_weights(panel.ours.num_windows, how["block_length"], how["num_resamples"], how["seed"])
+    found = intervals_at_once(
+        metric,
+        pairs,
+        weights,
+        confidence=how["confidence"],
+        block_length=how["block_length"],
+        overlap=how["overlap"],
+    )
     return [
         kpi(
             name,
-            own,
+            own.model_copy(update={"n": num_telling_windows(metric, subject)}),
             joint=joint if is_judged else None,
             checkpoint=panel.candidate.scored,
             snapshot=panel.candidate.snapshot,
@@ -235,7 +267,7 @@ def _family_kpis(
             reference_value=metric(reference) if reference is not None else None,
             reference_checkpoint=panel.references[versus].scored if versus else None,
         )
-        for label, reference, (own, joint) in zip(labels, theirs, found, strict=True)
+        for label, subject, reference, (own, joint) in zip(labels, ours, theirs, found, strict=True)
     ]
 
 
@@ -254,6 +286,7 @@ class Resampling(TypedDict):
     num_resamples: int
     block_length: int
     seed: int
+    overlap: int
 
 
 def overlap(spec: DatasetSpec) -> int:
@@ -261,24 +294,27 @@ def overlap(spec: DatasetSpec) -> int:
     return math.ceil(max(1, spec.horizon) / spec.stride)
 
 
-def resampling(
-    policy: Policy, spec: DatasetSpec, num_windows: int, confidence: float | None = None
-) -> Resampling:
+def resampling(policy: Policy, spec: DatasetSpec, num_windows: int) -> Resampling:
+    """How metrics over windows of a dataset are resampled, at the policy's confidence."""
+    return resampling_of(policy, overlap(spec), num_windows, policy.confidence)
+
+
+def resampling_of(policy: Policy, overlap: int, num_windows: int, confidence: float) -> Resampling:
     """Blocks long enough for windows that share steps of their horizons, and as many resamples beyond either
     end of the interval as the policy's own confidence would leave there."""
-    confidence = confidence or policy.confidence
     return {
         "confidence": confidence,
         "num_resamples": math.ceil(policy.num_resamples * (1 - policy.confidence) / (1 - confidence) - 1e-9),
-        "block_length": block_length_for(num_windows, overlap(spec)),
+        "block_length": block_length_for(num_windows, overlap),
         "seed": 0,
+        "overlap": overlap,
     }
 
 
 def cost_kpis(cost: CostComparison, repaid: Payback, checkpoint: str, snapshot: str) -> list[Kpi]:
     """Latency and memory ratios at the configured length, and the payback."""
     measured = partial(kpi, checkpoint=checkpoint, snapshot=snapshot)
-    days = Interval(value=repaid.days, low=repaid.low, high=repaid.high, n=1)
+    days = Interval(value=repaid.days, low=repaid.low, high=repaid.high, n=1, confidence=repaid.confidence)
     return [
         measured("latency_p50_ratio", cost.latency_p50_ratio),
         measured("latency_p99_ratio", cost.latency_p99_ratio),

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,32 @@ def exclusive_lock(path: Path, wait: bool = True) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(f"{path}: another process is at work here; wait for it to end") from None
         yield
+
+
+def wait_for_lock(file: int, operation: int, path: Path, seconds: float) -> None:
+    """flock the open `file`, giving up after `seconds`. Raises InputError naming who holds it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return fcntl.flock(file, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                holder = _holder(file)
+                raise InputError(
+                    f"{path}: {holder} has held it for over {seconds:g} s; end that process or try again"
+                ) from None
+            time.sleep(0.005)
+
+
+def _holder(file: int) -> str:
+    """The process that the kernel says holds a lock on the file."""
+    inode = os.fstat(file).st_ino
+    try:
+        locks = [line.split() for line in Path("/proc/locks").read_text().splitlines() if "->" not in line]
+    except OSError:
+        locks = []
+    holders = [lock[4] for lock in locks if lock[5].endswith(f":{inode}")]
+    return f"process {holders[0]}" if holders else "another process"
 
 
 def sha256_of(path: Path) -> str:

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipelines.actors import Actor, person
 from pipelines.data.preprocessing import Preprocessing
 from pipelines.data.snapshot import Snapshot
 from pipelines.data.spec import DatasetSpec, load_spec
 from pipelines.data.windows import Windows
+from pipelines.reconciliation import AliasChange, reconcile, warn_of
 from pipelines.registry import Tracker
 from pipelines.release_log import ReleaseLog
-from pipelines.rollout import reconcile
 from pipelines.settings import Settings
 from pipelines.steps import once
 from pipelines.training_plan import TrainingPlan
@@ -42,6 +43,10 @@ class Job:
     log: ReleaseLog
     report: Report
     parent_run: str | None = None
+    actor: Actor = field(default_factory=person)
+    """Who the decisions of this run are recorded under."""
+    alias_changes: tuple[AliasChange, ...] = ()
+    """What was put right in the registry at the start."""
     _windows: dict[str, Windows] = field(default_factory=dict, repr=False)
 
     @property
@@ -79,8 +84,13 @@ def dataset_folder(settings: Settings, name: str) -> Path:
 
 def open_job(dataset: Path, policy: Path, settings: Settings, report: Report) -> Job:
     """Read every file first, so that a mistake in one costs nothing; then open and reconcile the stores."""
-    spec, rules = load_spec(dataset), load_policy(policy)
+    return open_job_of(load_spec(dataset), load_policy(policy), settings, report)
+
+
+def open_job_of(spec: DatasetSpec, policy: Policy, settings: Settings, report: Report) -> Job:
+    """The stores, reconciled, for a dataset and a policy that were read already."""
     log = ReleaseLog.open(settings)
     tracker = Tracker.open(settings)
-    reconcile(log, tracker)
-    return Job(settings, spec, rules, tracker, log, report)
+    changes = tuple(reconcile(log, tracker))
+    warn_of(changes)
+    return Job(settings, spec, policy, tracker, log, report, alias_changes=changes)

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipelines.budgets import Calibration
 from pipelines.checkpoint import Checkpoint
 from pipelines.clock import now
-from pipelines.cost import CostComparison, Subject, compare_cost, payback
+from pipelines.cost import CostComparison, Subject, compare_cost, worst_case
 from pipelines.data.windows import WindowBatch
-from pipelines.edge.bundle import BudgetPoint, Bundle, build_bundle
+from pipelines.edge.bundle import Bundle, build_bundle
 from pipelines.edge.measurement import EdgeTimings, measure
 from pipelines.edge.rows import Inputs
 from pipelines.evaluation import (
-    TASK_METRICS,
     Evaluation,
     cost_kpis,
     evaluate,
@@ -24,7 +24,8 @@ from pipelines.evaluation import (
 )
 from pipelines.evaluations import earlier_looks, track
 from pipelines.job import Job, Prepared
-from pipelines.scoring import Array, Scores, collect_scores, load_scored, score_model
+from pipelines.payback import tracked_payback
+from pipelines.scoring import Array, Scores, collect_scores, score_model
 from pipelines.serving_check import serving_kpis
 from pipelines.signing import load_key
 from validation.errors import InputError
@@ -32,8 +33,8 @@ from validation.evidence import age_hours
 from validation.gates import Stage, staleness
 from validation.kpis import Kpi, Reference, kpi
 from validation.policy import Policy
-from validation.record import Record
-from validation.statistics import METRICS, Interval, quantile_interval
+from validation.samples import quantile_interval
+from validation.statistics import Interval
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -51,15 +52,6 @@ _EDGE_REPEATS = 20
 """Inferences in each process of the edge runtime."""
 
 
-class BudgetSweep(Record):
-    """The task metric of one checkpoint at several budgets."""
-
-    metric: str
-    densities: tuple[float, ...]
-    values: tuple[float, ...]
-    dense: float
-
-
 def score(
     job: Job, prepared: Prepared, checkpoint: Checkpoint, part: str, density: float | None, subject: str
 ) -> Scores:
@@ -67,6 +59,7 @@ def score(
     windows = job.windows(prepared)
     inputs = {"prepared": prepared, "checkpoint": checkpoint.sha256, "part": part, "density": density}
     inputs |= {"windows": [job.spec.lookback, job.spec.horizon, job.spec.stride], "subject": subject}
+    inputs |= {"split": job.spec.split}
 
     def compute() -> Scores:
         return score_model(checkpoint, windows, part, density, subject, job.folder / "scores", job.report)
@@ -169,7 +162,7 @@ def pilot_kpis(
     job: Job, prepared: Prepared, candidate: Checkpoint, costs: Sequence[CostComparison]
 ) -> list[Kpi]:
     """Cost at the configured length, payback, attention mass that the selection covers, serving check."""
-    repaid = payback(costs[0], job.policy.cost)
+    repaid = tracked_payback(job, costs[0], candidate.sha256)
     measured = cost_kpis(costs[0], repaid, candidate.sha256, prepared.snapshot.content_hash)
     windows, density = job.windows(prepared), job.plan.target_density
     recall = recall_kpi(candidate, windows, "test", density, _confidence_of_last_look(job.policy))
@@ -197,34 +190,16 @@ def training_kpis(
     return [*pilot_kpis(job, prepared, candidate, costs), seed_spread_kpi(scores_by_seed, job.spec)]
 
 
-def sweep_budgets(job: Job, prepared: Prepared, checkpoint: Checkpoint, dense: Scores) -> BudgetSweep:
-    """The task metric on the validation part at every budget the model was trained for."""
-    name = TASK_METRICS[job.spec.task][0]
-    metric, densities = METRICS[name], job.plan.densities
-    scored = [score(job, prepared, checkpoint, "validation", density, "sweep") for density in densities]
-    values = tuple(metric(load_scored(each)) for each in scored)
-    return BudgetSweep(metric=name, densities=densities, values=values, dense=metric(load_scored(dense)))
-
-
 # edge ---------------------------------------------------------------------------------------------
 
 
 def build_edge(
-    job: Job, prepared: Prepared, checkpoint: Checkpoint, sweep: BudgetSweep, verdict: str
+    job: Job, prepared: Prepared, checkpoint: Checkpoint, calibration: Calibration, verdict: str
 ) -> Bundle:
     """Export the checkpoint and sign the bundle; compared with the checkpoint on windows of the test part."""
     windows = job.windows(prepared)
     cutoffs = windows.cutoffs("test")
     picked = cutoffs[np.linspace(0, len(cutoffs) - 1, min(_PARITY_WINDOWS, len(cutoffs))).astype(int)]
-    points = [
-        BudgetPoint(
-            density=density,
-            num_selected=_num_selected(density, windows.lookback + windows.horizon, checkpoint),
-            task_metric=value,
-            metric=sweep.metric,
-        )
-        for density, value in zip(sweep.densities, sweep.values, strict=True)
-    ]
 
     def compute() -> Bundle:
         job.report("building the edge bundle", 0, 1)
@@ -238,20 +213,14 @@ def build_edge(
             verdict,
             load_key(job.settings.keys),
             job.folder / "bundles",
-            points,
+            calibration,
         )
         job.report("building the edge bundle", 1, 1)
         return bundle
 
-    inputs = {"prepared": prepared, "checkpoint": checkpoint.sha256, "verdict": verdict, "points": points}
-    inputs |= {"density": job.plan.target_density, "spec": job.spec}
+    inputs = {"prepared": prepared, "checkpoint": checkpoint.sha256, "verdict": verdict}
+    inputs |= {"calibration": calibration, "density": job.plan.target_density, "spec": job.spec}
     return job.once("bundle", inputs, Bundle, compute)
-
-
-def _num_selected(density: float, num_steps: int, checkpoint: Checkpoint) -> int:
-    from pipelines.edge.runtime import num_selected
-
-    return num_selected(density, num_steps, checkpoint.config["block_size"])
 
 
 def _inputs(batch: WindowBatch) -> list[Inputs]:
@@ -323,17 +292,10 @@ def edge_kpis(
     failed = 1 - len(latency) / asked if asked else 1.0
     kpis = [
         measured("error_rate", Interval(value=failed, low=failed, high=failed, n=asked)),
-        measured("parity_max_abs_error", _range(bundle.parity.max_abs_error, errors)),
+        measured("parity_max_abs_error", worst_case(errors, bundle.parity.max_abs_error)),
         measured("bundle_bytes", float(bundle.size_bytes)),
     ]
     if len(latency):
         kpis.append(measured("latency_p99_ms", quantile_interval(latency, 0.99, confidence=confidence)))
-        kpis.append(measured("peak_memory_bytes", _range(float(memory.max()), memory)))
+        kpis.append(measured("peak_memory_bytes", worst_case(memory)))
     return kpis
-
-
-def _range(value: float, samples: np.ndarray) -> Interval:
-    """A worst case with the spread of what was seen."""
-    return Interval(
-        value=value, low=float(samples.min()), high=max(value, float(samples.max())), n=len(samples)
-    )

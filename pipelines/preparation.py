@@ -4,6 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipelines.candidates import model_config
+from pipelines.checkpoint import Checkpoint
 from pipelines.data.contract import contract_of
 from pipelines.data.preprocessing import fit_preprocessing
 from pipelines.data.snapshot import Snapshot, read_snapshot, snapshot_path, take_snapshot
@@ -31,6 +32,15 @@ def refuse_unusable(spec: DatasetSpec, settings: Settings) -> None:
         windows = Windows(snapshot, spec, fit_preprocessing(training_rows(table, spec), spec), table)
         refuse_unusable_split(windows)
         model_config(windows, spec)
+
+
+def windows_of(checkpoint: Checkpoint, spec: DatasetSpec, settings: Settings) -> Windows:
+    """The windows that a checkpoint was trained and judged on. Raises InputError for a changed table."""
+    snapshot = take_snapshot(spec, _snapshots(spec, settings))
+    if snapshot.content_hash != checkpoint.snapshot:
+        raise spec.refuse("source", "its table changed since the model was trained; run the rollout again")
+    table = read_snapshot(snapshot)
+    return Windows(snapshot, spec, fit_preprocessing(training_rows(table, spec), spec), table)
 
 
 def snapshot_data(job: Job) -> Snapshot:

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.actors import account_name
 from pipelines.addresses import require_answer, unreachable
 from pipelines.files import exclusive_lock, sha256_of
 from pipelines.fingerprint import environment, process_is_alive, process_tags
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion as StoredVersion
 
 EXPERIMENT = "dankai"
+ACCOUNT = "mlflow.user"  # shown by MLflow's own pages
 SAMPLE_SECONDS = 5
 BATCH = 1000  # MLflow's limit of metrics in one call
 PARAM_BATCH = 100
@@ -96,7 +98,14 @@ class Tracker:
         """
         fingerprint = {f"env.{key}": str(value) for key, value in environment().model_dump().items()}
         family = {"mlflow.parentRunId": parent} if parent else {}
-        all_tags = {**fingerprint, **process_tags(), **family, "kind": kind, **(tags or {})}
+        all_tags = {
+            **fingerprint,
+            **process_tags(),
+            **family,
+            "kind": kind,
+            ACCOUNT: account_name(),
+            **(tags or {}),
+        }
         run_id = self._client.create_run(self._experiment_id, run_name=name, tags=all_tags).info.run_id
         try:
             with self._watched(run_id):
@@ -274,6 +283,19 @@ class Tracker:
         """Hash of the last log entry that the model was reconciled with; None before the first time."""
         model = self._model(name)
         return model.tags.get("release_head") if model else None
+
+    def released_datasets(self) -> list[str]:
+        """Datasets whose models were ever reconciled with a release log."""
+        prefix, names, token = registered_name(""), [], ""
+        while token is not None:
+            page = self._client.search_registered_models(max_results=BATCH, page_token=token or None)
+            names += [model.name for model in page if "release_head" in model.tags]
+            token = page.token or None
+        return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+    def account_of(self, run_id: str) -> str:
+        """The operating system's account that made a run, "" where it is not known."""
+        return self._client.get_run(run_id).data.tags.get(ACCOUNT, "") if run_id else ""
 
     def _model(self, name: str) -> Any:
         from mlflow.exceptions import MlflowException

@@ -1,41 +1,73 @@
 """Letting a model in: versions in the registry, decisions in the release log, one after the other."""
 
-import getpass
+from typing import Any
 
+from pipelines.actors import Actor
+from pipelines.approvals import approve as record_approval
+from pipelines.approvals import conclude, decline, find_request
 from pipelines.candidates import register
 from pipelines.checkpoint import Checkpoint
-from pipelines.job import Job
-from pipelines.release_log import Action, Decision, Stage
-from pipelines.rollout import (
-    CLIMB,
-    RolloutState,
-    apply_verdict,
-    bootstrap,
-    challenge,
-    current_state,
-    reconcile,
-)
-from validation.gates import Verdict
+from pipelines.decisions import apply_verdict, bootstrap, challenge, next_stage, terms_of
+from pipelines.job import Job, Report, open_job_of
+from pipelines.reconciliation import reconcile
+from pipelines.release_log import Action, ApprovalTerms, Decision, ReleaseLog, Stage
+from pipelines.rollout import CLIMB, RolloutState, current_state
+from pipelines.second_look import Lineup, keep_case, look_again, read_case
+from pipelines.settings import Settings
+from pipelines.steps import stored
+from validation.errors import InputError
+from validation.gates import Outcome, Verdict
+from validation.policy import Approval
+
+UNATTENDED = Approval(approvers=1, trainer_may_approve=True, expires_hours=72)
+"""What a run that no person started has to wait for where the policy asks for no approval of its own."""
 
 
-def start_pilot(job: Job, incumbent: Checkpoint) -> RolloutState:
+def refuse_without_bootstrap(log: ReleaseLog, dataset: str, reason: str | None) -> None:
+    """Raise InputError where nothing is live yet and nobody said why the first model may be."""
+    if current_state(log, dataset).live is None and not (reason or "").strip():
+        raise InputError(
+            f"{dataset}: nothing is live yet, and the first model is let in by a person's word alone; "
+            'say why with --bootstrap "REASON"'
+        )
+
+
+def live_checkpoint(settings: Settings, dataset: str) -> Checkpoint:
+    """The model that is live for a dataset, as it was trained here. Raises InputError where there is none."""
+    live = None
+    if settings.home.is_dir():  # opening the log would make it
+        live = current_state(ReleaseLog.open(settings), dataset).live
+    if live is None:
+        raise InputError(
+            f"{dataset}: nothing is live in {settings.home}; run its rollout, or set DANKAI_HOME"
+        )
+    for checkpoint in stored(settings.steps, f"{dataset}-train", Checkpoint):
+        if checkpoint.sha256 == live.checkpoint:
+            return checkpoint
+    raise InputError(f"{dataset}: {settings.steps} has no training of the live model {live.checkpoint[:12]}")
+
+
+def start_pilot(job: Job, incumbent: Checkpoint, reason: str | None) -> RolloutState:
     """Put the dense incumbent live, once: the explicit decision with which a rollout starts."""
+    refuse_without_bootstrap(job.log, job.spec.name, reason)
     state = current_state(job.log, job.spec.name)
     if state.live is None:
         version = register(job, incumbent, "incumbent", None)
-        reason = "dense incumbent: what sparse inference has to match"
-        state = bootstrap(job.log, state, version, getpass.getuser(), reason)
+        state = bootstrap(job.log, state, version, job.actor, reason or "")
         reconcile(job.log, job.tracker)
     return state
 
 
-def decide(job: Job, candidate: Checkpoint, verdict: Verdict, density: float) -> RolloutState:
+def decide(job: Job, lineup: Lineup, verdict: Verdict, density: float) -> RolloutState:
     """Record the verdict and move what it moves. A decision that was made before is not made again."""
     state = current_state(job.log, job.spec.name)
     if _is_decided(job, state, verdict):
         return state
-    version = register(job, candidate, verdict.stage, density)
-    state = apply_verdict(job.log, state, version, verdict, getpass.getuser())
+    version = register(job, lineup.candidate, verdict.stage, density)
+    terms = _terms(job, state, lineup.candidate, verdict)
+    if terms is not None:
+        keep_case(job, lineup, verdict)
+    state = apply_verdict(job.log, state, version, verdict, job.actor, terms)
     reconcile(job.log, job.tracker)
     return state
 
@@ -46,9 +78,40 @@ def enter_challenger(job: Job, challenger: Checkpoint, reason: str, density: flo
     if _has_challenged(job, challenger):
         return state
     version = register(job, challenger, "challenger", density)
-    state = challenge(job.log, state, version, getpass.getuser(), reason)
+    state = challenge(job.log, state, version, job.actor, reason)
     reconcile(job.log, job.tracker)
     return state
+
+
+def answer_request(
+    settings: Settings, request: str, actor: Actor, reason: str, approves: bool, report: Report
+) -> RolloutState:
+    """One person's answer to a request; after the last approval it needs, the second look and what follows.
+
+    An approval that was recorded before a crash is not recorded twice: the same call goes on from there.
+    """
+    log = ReleaseLog.open(settings)
+    state, pending = find_request(log, request)
+    case = read_case(settings, state.dataset, pending.verdict)
+    job = open_job_of(case.spec(), case.policy, settings, report)
+    if not approves:
+        state = decline(log, state, actor, reason)
+    elif not pending.is_approved:
+        state = record_approval(log, state, actor, reason)
+    state = conclude(log, state, lambda _: look_again(job, case), actor)
+    reconcile(log, job.tracker)
+    return state
+
+
+def _terms(job: Job, state: RolloutState, candidate: Checkpoint, verdict: Verdict) -> ApprovalTerms | None:
+    """What a PASS still has to wait for; None where the gate's word is enough."""
+    if verdict.outcome is not Outcome.PASS:
+        return None
+    stage: Any = next_stage(state.stage, verdict).value
+    approval = job.policy.approval(stage)
+    if approval is None and job.actor.automatic:
+        approval = UNATTENDED
+    return terms_of(approval, job.tracker.account_of(candidate.run_id)) if approval else None
 
 
 def _is_decided(job: Job, state: RolloutState, verdict: Verdict) -> bool:

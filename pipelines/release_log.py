@@ -1,26 +1,25 @@
 """The release log: who let which model in, when, why, on what evidence. Append-only, chained, signed.
 
 One JSON line per entry. Each carries the hash of the line before it and an Ed25519 signature over its
-own hash, so an edit, a gap or a reordering shows. MLflow's aliases are only a view of this file.
+own hash, so an edit, a gap or a reordering shows. Where the lines lie is the store's business; MLflow's
+aliases are only a view of them.
 """
 
-import fcntl
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from pydantic import ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
-from pipelines.files import replace_file, sync_folder
 from pipelines.fingerprint import code_digest
-from pipelines.settings import Settings
+from pipelines.release_store import FileStore, ReleaseStore, store_of
+from pipelines.settings import DATABASE, Settings
 from pipelines.signing import key_id, load_key, sign, trusted_keys, verify
 from validation.errors import InputError
 from validation.gates import Outcome
@@ -29,7 +28,8 @@ from validation.record import Record
 GENESIS = "0" * 64
 """Stands where the first entry of the log, or of a dataset, names the one before it."""
 PURPOSE = "release log"
-logger = logging.getLogger(__name__)
+FORMAT = 2
+"""2 added accounts, automatic actors, requests and their terms. Unknown formats are refused."""
 
 
 class Stage(StrEnum):
@@ -50,6 +50,22 @@ class Action(StrEnum):
     DEMOTE = "demote"
     ROLLBACK = "rollback"
     RETRAIN = "retrain"
+    REQUEST = "request"
+    """A gate passed; the promotion waits for a person."""
+    APPROVE = "approve"
+    DECLINE = "decline"
+
+
+class ApprovalTerms(Record):
+    """What a requested promotion needs, as the policy said when it was asked for."""
+
+    persons: int = Field(ge=1)
+    """How many different persons have to approve."""
+    expires: str
+    """ISO time; an approval after it does not count."""
+    trainer: str = ""
+    """Account that trained the candidate, "" where unknown."""
+    trainer_may_approve: bool = True
 
 
 class Decision(Record):
@@ -67,6 +83,17 @@ class Decision(Record):
     outcome: Outcome | None = None
     verdict: str | None = None
     policy: str | None = None
+    # Since format 2; left out where they say nothing, so that older lines keep their hashes.
+    account: str = ""
+    automatic: bool = False
+    request: str | None = None
+    """Hash of the entry that asked for this promotion."""
+    terms: ApprovalTerms | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_empty_additions(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        later = ("account", "automatic", "request", "terms")
+        return {name: value for name, value in serialize(self).items() if value or name not in later}
 
 
 class ReleaseEntry(Record):
@@ -78,11 +105,17 @@ class ReleaseEntry(Record):
     code: str
     previous: str
     key: str
+    format: int = 1
     hash: str
     signature: str
 
+    @model_serializer(mode="wrap")
+    def _without_first_format(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if (name, value) != ("format", 1)}
+
     def expected_hash(self) -> str:
-        content = self.model_dump(mode="json", exclude={"hash", "signature"})
+        content = self.model_dump(mode="json")
+        del content["hash"], content["signature"]
         return hashlib.sha256(_canonical(content)).hexdigest()
 
     def line(self) -> bytes:
@@ -94,31 +127,38 @@ class StaleDecision(InputError):
 
 
 class ReleaseLog:
-    """The file `path`, written by one process at a time under its lock. Holds no key between calls."""
+    """The log in `store`, written by one process at a time. Holds no key between calls."""
 
-    def __init__(self, path: Path, keys: Path, environ: Mapping[str, str] = os.environ) -> None:
-        self.path = path
+    def __init__(self, store: ReleaseStore, keys: Path, environ: Mapping[str, str] = os.environ) -> None:
+        self.store = store
         self._keys = keys
         self._environ = environ
 
     @classmethod
+    def of(cls, settings: Settings) -> "ReleaseLog":
+        """The log of this installation, to be read: nothing is made or healed by this.
+
+        Raises InputError where the log was moved to a database that does not hold it yet.
+        """
+        log = cls(store_of(settings), settings.keys)
+        if settings.database_url:
+            _refuse_to_start_anew(log, settings)
+        return log
+
+    @classmethod
     def open(cls, settings: Settings) -> "ReleaseLog":
-        """The log of this installation, checked; a line torn by a power cut is set aside first.
+        """The log of this installation, made where there is none; a line torn by a power cut is set aside.
 
         Raises InputError naming the line where the chain does not hold.
         """
-        log = cls(settings.release_log, settings.keys)
-        with log._locked_for_writing() as file:
-            log._verified(_set_torn_line_aside(log.path, file))
+        log = cls.of(settings)
+        with log.store.writing() as turn:
+            log._verified(turn.lines)
         return log
 
     def entries(self) -> list[ReleaseEntry]:
         """Every whole entry, oldest first. Raises InputError naming the line where the chain breaks."""
-        if not self.path.exists():
-            return []
-        with self.path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)
-            return self._verified(_whole_lines(file.read()))
+        return self._verified(self.store.read())
 
     def append(self, decision: Decision, expected_head: str) -> ReleaseEntry:
         """Add one signed entry; on disk for good when this returns.
@@ -127,8 +167,8 @@ class ReleaseLog:
         none). Raises StaleDecision when there is a newer one, InputError when the chain does not hold.
         """
         key = load_key(self._keys, self._environ)
-        with self._locked_for_writing() as file:
-            entries = self._verified(_set_torn_line_aside(self.path, file))
+        with self.store.writing() as turn:
+            entries = self._verified(turn.lines)
             _refuse_stale(entries, decision.dataset, expected_head)
             draft = ReleaseEntry(
                 sequence=len(entries) + 1,
@@ -137,39 +177,41 @@ class ReleaseLog:
                 code=code_digest(),
                 previous=entries[-1].hash if entries else GENESIS,
                 key=key_id(key.public_key()),
+                format=FORMAT,
                 hash="",
                 signature="",
             )
             digest = draft.expected_hash()
-            entry = draft.model_copy(
-                update={"hash": digest, "signature": sign(key, PURPOSE, digest.encode())}
-            )
-            _append_whole(file, entry.line())
+            signature = sign(key, PURPOSE, digest.encode())
+            entry = draft.model_copy(update={"hash": digest, "signature": signature})
+            turn.append(entry.line())
         return entry
 
-    @contextmanager
-    def _locked_for_writing(self) -> Iterator[int]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not self.path.exists()
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            if is_new:
-                sync_folder(self.path.parent)
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield file
-        finally:
-            os.close(file)
+    def take_over(self, other: ReleaseStore) -> int:
+        """Append what another store has beyond this one, byte for byte; the number of lines that came.
 
-    def _verified(self, content: bytes) -> list[ReleaseEntry]:
+        Raises InputError when its chain does not hold or does not begin with what is here.
+        """
+        lines = other.read()
+        self._verified(lines, other.place)
+        with self.store.writing() as turn:
+            if turn.lines != lines[: len(turn.lines)]:
+                raise InputError(
+                    f"{self.store.place}: it tells another history than {other.place}; nothing done"
+                )
+            for line in lines[len(turn.lines) :]:
+                turn.append(line)
+        return len(lines) - len(turn.lines)
+
+    def _verified(self, lines: list[bytes], where: str = "") -> list[ReleaseEntry]:
         trusted = trusted_keys(self._keys)
         entries: list[ReleaseEntry] = []
-        for number, line in enumerate(content.splitlines(keepends=True), start=1):
-            entry = _parse(line)
+        for number, line in enumerate(lines, start=1):
+            place = f"{where or self.store.place}: line {number}"
+            entry = _parse(line, place)
             fault = "it is not an entry" if entry is None else _fault(entry, line, entries, trusted)
             if entry is None or fault:
-                raise InputError(
-                    f"{self.path}: line {number}: {fault}; it was damaged or edited: restore a backup"
-                )
+                raise InputError(f"{place}: {fault}; it was damaged or edited: restore a backup")
             entries.append(entry)
         return entries
 
@@ -199,7 +241,7 @@ def _fault(
     if entry.hash != entry.expected_hash():
         return "its content does not fit its hash"
     if entry.key not in trusted:
-        return f"it is signed by the unknown key {entry.key!r}"
+        return f"it is signed by the unknown key {entry.key!r} (is its {entry.key}.pub missing?)"
     return (
         ""
         if verify(trusted[entry.key], PURPOSE, entry.hash.encode(), entry.signature)
@@ -207,46 +249,34 @@ def _fault(
     )
 
 
-def _parse(line: bytes) -> ReleaseEntry | None:
+def _parse(line: bytes, place: str) -> ReleaseEntry | None:
     try:
         return ReleaseEntry.model_validate_json(line)
     except ValidationError:
+        if (found := _format(line)) > FORMAT:
+            raise InputError(
+                f"{place}: written by a newer dankai (format {found}, known up to {FORMAT}); upgrade this one"
+            ) from None
         return None
 
 
-def _read_all(file: int) -> bytes:
-    return os.pread(file, os.fstat(file).st_size, 0)
-
-
-def _append_whole(file: int, line: bytes) -> None:
-    size = os.fstat(file).st_size
+def _format(line: bytes) -> int:
     try:
-        if os.write(file, line) != len(line):
-            raise OSError("the disk took only a part of the entry")
-        os.fsync(file)
-    except OSError:
-        os.ftruncate(file, size)
-        raise
+        content = json.loads(line)
+    except ValueError:
+        return 0
+    number = content.get("format") if isinstance(content, dict) else None
+    return number if isinstance(number, int) else 0
 
 
-def _set_torn_line_aside(path: Path, file: int) -> bytes:
-    """The log's whole lines; a last one cut short by a power cut moves to a file of its own."""
-    content = _read_all(file)
-    whole = _whole_lines(content)
-    if torn := content[len(whole) :]:
-        aside = path.with_name(f"{path.name}.torn-{hashlib.sha256(torn).hexdigest()[:12]}")
-        replace_file(aside, torn)
-        os.ftruncate(file, len(whole))
-        os.fsync(file)
-        logger.warning("%s: the last line was cut short; set aside as %s", path, aside.name)
-    return whole
-
-
-def _whole_lines(content: bytes) -> bytes:
-    """Everything before a torn last line: one without newline, or zeroed where blocks never hit the disk."""
-    last_line = content.rstrip(b"\n").rfind(b"\n") + 1
-    zero = content.find(b"\0", last_line)  # no entry holds a NUL
-    return content[: content.rfind(b"\n", 0, zero if zero >= 0 else len(content)) + 1]
+def _refuse_to_start_anew(log: ReleaseLog, settings: Settings) -> None:
+    """An empty database beside a file that tells a history is a move half made."""
+    left_behind = FileStore(settings.release_log).read()
+    if left_behind and not log.store.read():
+        raise InputError(
+            f"{DATABASE}: its release log is empty, but {settings.release_log} holds {len(left_behind)} "
+            f"entries; take them over with: dankai audit import {settings.release_log}"
+        )
 
 
 def _canonical(value: object) -> bytes:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
+from pipelines.calibration import calibrate
 from pipelines.candidates import train_candidate
 from pipelines.checkpoint import Checkpoint
 from pipelines.data.contract import contract_of
@@ -18,14 +19,17 @@ from pipelines.data.windows import Windows
 from pipelines.evaluation import TASK_METRICS, Evaluation, resampling
 from pipelines.job import Job, Prepared
 from pipelines.judging import judge_stage, score, steady_kpis
+from pipelines.monitoring import Observation, observe, roll_back_if_breached
+from pipelines.reconciliation import reconcile
 from pipelines.release import decide, enter_challenger
 from pipelines.scoring import Scores, load_scored
+from pipelines.second_look import Lineup
 from validation.data import DataReport, validate
 from validation.drift import DriftReport, PerformanceChange, detect_drift
 from validation.gates import Outcome
-from validation.kpis import KINDS
+from validation.kpis import KINDS, Reference, kpi
 from validation.record import Record
-from validation.statistics import METRICS, Interval, interval, unpaired_interval
+from validation.statistics import METRICS, Interval, interval, paired_interval, unpaired_interval
 
 _VALIDATION_DAYS = 7  # held back at the end of a retraining's data for early stopping
 
@@ -44,6 +48,8 @@ class Month(Record):
     """The challenger's meeting with the champion, where there was one."""
     retrained: str | None = None
     """SHA-256 of the challenger trained at the end of the month."""
+    rolled_back: str | None = None
+    """Why the live model was taken back at the end of the month."""
 
 
 def replay_month(
@@ -54,6 +60,7 @@ def replay_month(
     challenger: Checkpoint | None,
     released: Scores,
     baseline: Scores,
+    dense: Checkpoint,
     has_next: bool,
 ) -> tuple[Month, Checkpoint, Checkpoint | None]:
     """One month: the report, who is champion after it, and who challenges in the next.
@@ -65,13 +72,14 @@ def replay_month(
     scores = score(job, prepared, champion, month, density, "champion")
     evaluation = None
     if challenger is not None:
-        evaluation = _meet(job, prepared, month, challenger, scores, baseline)
-        if evaluation.verdict.outcome is Outcome.PASS:
+        evaluation, is_live = _meet(job, prepared, month, challenger, champion, scores, baseline)
+        if is_live:
             champion = challenger
+    rolled_back = _watch(job, month, scores, baseline)
     drift = _drift(job, prepared, month, scores, released)
     following = None
-    if drift.decision == "retrain" and has_next and data.outcome is Outcome.PASS:
-        following = _retrain(job, prepared, month, champion, drift)
+    if rolled_back is None and drift.decision == "retrain" and has_next and data.outcome is Outcome.PASS:
+        following = _retrain(job, prepared, month, champion, dense, drift)
     report = Month(
         month=month,
         champion=live.sha256,
@@ -81,6 +89,7 @@ def replay_month(
         drift=drift,
         evaluation=evaluation,
         retrained=following.sha256 if following else None,
+        rolled_back=rolled_back,
     )
     return report, champion, following
 
@@ -101,16 +110,48 @@ def _validate_month(job: Job, prepared: Prepared, month: str) -> DataReport:
 
 
 def _meet(
-    job: Job, prepared: Prepared, month: str, challenger: Checkpoint, champion: Scores, baseline: Scores
-) -> Evaluation:
-    """Challenger and champion on the same windows of a month that neither was trained on."""
+    job: Job,
+    prepared: Prepared,
+    month: str,
+    challenger: Checkpoint,
+    champion: Checkpoint,
+    live: Scores,
+    baseline: Scores,
+) -> tuple[Evaluation, bool]:
+    """Challenger and champion on the same windows of a month that neither was trained on.
+
+    Also whether the challenger is live now: a PASS may have to wait for a person.
+    """
     scores = score(job, prepared, challenger, month, job.plan.target_density, "challenger")
     measured = steady_kpis(job, prepared, challenger, month)
-    evaluation = judge_stage(
-        job, prepared, "steady", scores, {"champion": champion, "baseline": baseline}, measured
+    references: dict[Reference, Scores] = {"champion": live, "baseline": baseline}
+    evaluation = judge_stage(job, prepared, "steady", scores, references, measured)
+    lineup = Lineup(candidate=challenger, champion=champion)
+    state = decide(job, lineup, evaluation.verdict, job.plan.target_density)
+    is_live = challenger.sha256 in {release.checkpoint for release in state.releases}
+    return evaluation, evaluation.verdict.outcome is Outcome.PASS and is_live
+
+
+def _watch(job: Job, month: str, live: Scores, baseline: Scores) -> str | None:
+    """Note how what is live did beside the baseline; why the monitor took it back, if it did."""
+    name, how = TASK_METRICS[job.spec.task][0], resampling(job.policy, job.spec, live.num_windows)
+    ours, theirs = load_scored(live), load_scored(baseline)
+    beside = kpi(
+        name,
+        paired_interval(METRICS[name], ours, theirs, **how),
+        checkpoint=live.scored,
+        snapshot=live.snapshot,
+        versus="baseline",
+        reference_value=METRICS[name](theirs),
+        reference_checkpoint=baseline.scored,
     )
-    decide(job, challenger, evaluation.verdict, job.plan.target_density)
-    return evaluation
+    seen = Observation(window=month, checkpoint=live.scored, kpis=(beside,))
+    observe(job.settings, job.spec.name, seen)
+    after = roll_back_if_breached(job.log, job.settings, job.spec.name, job.policy, name)
+    if after is None:
+        return None
+    reconcile(job.log, job.tracker)
+    return next(entry.decision.reason for entry in job.log.entries() if entry.hash == after.head)
 
 
 def _value(job: Job, scores: Scores) -> Interval:
@@ -148,12 +189,16 @@ def _columns(windows: Windows, part: str) -> dict[str, np.ndarray]:
 
 
 def _retrain(
-    job: Job, prepared: Prepared, month: str, champion: Checkpoint, drift: DriftReport
+    job: Job, prepared: Prepared, month: str, champion: Checkpoint, dense: Checkpoint, drift: DriftReport
 ) -> Checkpoint:
-    """Go on training the champion on everything up to the end of the month; it becomes the challenger."""
+    """Go on training the champion on everything up to the end of the month; it becomes the challenger.
+
+    Its budgets are compared with the `dense` incumbent's on its own validation part.
+    """
     spec = _until_end_of(job.spec, month)
     plan = job.plan.for_tuning()
     challenger = train_candidate(job, prepared, "sparse", warm_start=champion, plan=plan, spec=spec)
+    calibrate(job, prepared, challenger, dense, spec)
     reason = f"drift in {month}: {'; '.join(drift.reasons)}"
     enter_challenger(job, challenger, reason, job.plan.target_density)
     return challenger

@@ -1,23 +1,27 @@
 """The rollout as a state machine: none -> pilot -> training -> edge -> steady, and back.
 
 The release log is the truth. A state is what replaying it gives; every change is one legal, logged
-decision; MLflow's aliases are made to agree with it by `reconcile`.
+decision. Pure: nothing here reads a file or a clock. Deciding is in decisions.py and approvals.py,
+making MLflow agree in reconciliation.py.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import reduce
 
-from pipelines.files import exclusive_lock
-from pipelines.registry import ModelVersion, Tracker, registered_name
-from pipelines.release_log import GENESIS, Action, Decision, ReleaseEntry, ReleaseLog, Stage
+from pipelines.actors import Actor
+from pipelines.release_log import GENESIS, Action, ApprovalTerms, Decision, ReleaseEntry, ReleaseLog, Stage
 from validation.errors import InputError
-from validation.gates import Outcome, Verdict
+from validation.gates import Outcome
 from validation.record import Record
 
 CLIMB = (Stage.NONE, Stage.PILOT, Stage.TRAINING, Stage.EDGE, Stage.STEADY)
-ALIASES = ("champion", "last_green", "challenger", "pilot", "edge")
-_OUTCOME_OF_ACTION = {Action.PROMOTE: Outcome.PASS, Action.HOLD: Outcome.HOLD, Action.FAIL: Outcome.FAIL}
-_ACTION_OF_OUTCOME = {outcome: action for action, outcome in _OUTCOME_OF_ACTION.items()}
+_OUTCOME_OF_ACTION = {
+    Action.PROMOTE: Outcome.PASS,
+    Action.REQUEST: Outcome.PASS,
+    Action.HOLD: Outcome.HOLD,
+    Action.FAIL: Outcome.FAIL,
+}
+_NEED_A_PERSON = (Action.BOOTSTRAP, Action.PROMOTE, Action.APPROVE, Action.DECLINE)
 
 
 class Release(Record):
@@ -31,6 +35,28 @@ class Release(Record):
     edge: int | None = None
 
 
+class Pending(Record):
+    """A promotion that passed its gate and waits for people. `request`: hash of the entry that asked."""
+
+    version: int
+    checkpoint: str
+    snapshot: str
+    to_stage: Stage
+    verdict: str
+    terms: ApprovalTerms
+    approved_by: tuple[Actor, ...] = ()
+    request: str = ""
+
+    @property
+    def id(self) -> str:
+        """What people type."""
+        return self.request[:8]
+
+    @property
+    def is_approved(self) -> bool:
+        return len(self.approved_by) >= self.terms.persons
+
+
 class RolloutState(Record):
     """Where a dataset's rollout stands.
 
@@ -41,6 +67,7 @@ class RolloutState(Record):
     dataset: str
     releases: tuple[Release, ...] = ()
     challenger: int | None = None
+    pending: Pending | None = None
     head: str = GENESIS
 
     @property
@@ -60,11 +87,12 @@ class RolloutState(Record):
         return self.live.champion if self.live else None
 
     def aliases(self) -> dict[str, int]:
-        """The registry aliases that say the same, champion first."""
+        """The registry aliases that say the same, champion first. What waits for approval is on trial too."""
+        waiting = self.pending.version if self.pending else None
         wanted = {
             "champion": self.champion,
             "last_green": self.last_green.champion if self.last_green else None,
-            "challenger": self.challenger,
+            "challenger": waiting if waiting not in (None, self.champion) else self.challenger,
             "pilot": self.live.pilot if self.live else None,
             "edge": self.live.edge if self.live else None,
         }
@@ -75,26 +103,29 @@ class IllegalMove(InputError):
     """The state machine has no such move from here."""
 
 
-class AliasChange(Record):
-    """One alias that disagreed with the release log and was put right."""
-
-    model: str
-    alias: str
-    was: int | None
-    now: int | None
-
-
 # Replaying the log --------------------------------------------------------------------------------
+
+
+def current_state(log: ReleaseLog, dataset: str) -> RolloutState:
+    return replay(log.entries(), dataset)
 
 
 def replay(entries: Iterable[ReleaseEntry], dataset: str) -> RolloutState:
     """State of `dataset` after `entries`. Raises IllegalMove where the log holds one."""
     own = (entry for entry in entries if entry.decision.dataset == dataset)
     return reduce(
-        lambda state, entry: advance(state, entry.decision).model_copy(update={"head": entry.hash}),
+        lambda state, entry: rest_on(advance(state, entry.decision), entry),
         own,
         RolloutState(dataset=dataset),
     )
+
+
+def rest_on(state: RolloutState, entry: ReleaseEntry) -> RolloutState:
+    """The state that `entry` led to, knowing that entry's hash."""
+    known: dict[str, object] = {"head": entry.hash}
+    if state.pending and entry.decision.action is Action.REQUEST:
+        known["pending"] = state.pending.model_copy(update={"request": entry.hash})
+    return state.model_copy(update=known)
 
 
 def advance(state: RolloutState, decision: Decision) -> RolloutState:
@@ -107,6 +138,8 @@ def advance(state: RolloutState, decision: Decision) -> RolloutState:
         raise _illegal(
             decision, "a rollout starts with one bootstrap" if state.live else "nothing is live yet"
         )
+    if decision.automatic and decision.action in _NEED_A_PERSON:
+        raise _illegal(decision, f"{decision.actor} acts by itself and may not {decision.action}")
     return _MOVES[decision.action](state, decision)
 
 
@@ -118,9 +151,8 @@ def _bootstrap(state: RolloutState, decision: Decision) -> RolloutState:
 def _promote(state: RolloutState, decision: Decision) -> RolloutState:
     """One stage up; or, by the steady gate, a new champion in the stage that was reached."""
     live = state.releases[-1]
-    is_climb = CLIMB.index(decision.to_stage) == CLIMB.index(live.stage) + 1
-    is_replacement = decision.to_stage is live.stage and decision.version != live.champion
-    _require(is_climb or is_replacement, decision, "it is neither the next stage nor a new champion")
+    is_climb = _require_upward(state, decision)
+    _require_approval(state.pending, decision)
     promoted = _release(decision).model_copy(update={"pilot": live.pilot, "edge": live.edge})
     if is_climb and live.stage in (Stage.PILOT, Stage.EDGE):
         promoted = promoted.model_copy(update={str(live.stage): decision.version})
@@ -129,18 +161,93 @@ def _promote(state: RolloutState, decision: Decision) -> RolloutState:
     return _without_challenger(_with_releases(state, (*below, promoted)), decision.version)
 
 
+def _require_upward(state: RolloutState, decision: Decision) -> bool:
+    """Whether it is one stage up rather than a new champion; illegal when it is neither."""
+    is_climb = CLIMB.index(decision.to_stage) == CLIMB.index(state.stage) + 1
+    is_replacement = decision.to_stage is state.stage and decision.version != state.champion
+    _require(is_climb or is_replacement, decision, "it is neither the next stage nor a new champion")
+    return is_climb
+
+
+def _require_approval(pending: Pending | None, decision: Decision) -> None:
+    """What waits for people is not promoted around them, and an answer belongs to what was asked."""
+    asked = pending is not None and (pending.version, pending.to_stage) == (
+        decision.version,
+        decision.to_stage,
+    )
+    fits = decision.request == (pending.request if pending and asked else None)
+    _require(fits, decision, "its request for approval is another one" if asked else "nobody asked for it")
+    if pending and asked:
+        lacking = pending.terms.persons - len(pending.approved_by)
+        _require(lacking <= 0, decision, f"it waits for the approval of {lacking} more")
+
+
 def _stay(state: RolloutState, decision: Decision) -> RolloutState:
     _require(decision.to_stage is state.stage, decision, "it changes no stage")
     return state
 
 
+def _hold(state: RolloutState, decision: Decision) -> RolloutState:
+    """A newer verdict that is no PASS also ends a request for the same version."""
+    stayed = _stay(state, decision)
+    if decision.request is not None:
+        _require_pending(state, decision)
+    is_about_it = state.pending is not None and state.pending.version == decision.version
+    return stayed.model_copy(update={"pending": None}) if is_about_it else stayed
+
+
 def _fail(state: RolloutState, decision: Decision) -> RolloutState:
-    return _without_challenger(_stay(state, decision), decision.version)
+    return _without_challenger(_hold(state, decision), decision.version)
 
 
 def _retrain(state: RolloutState, decision: Decision) -> RolloutState:
     _require(decision.version != state.champion, decision, "the champion cannot challenge itself")
     return _stay(state, decision).model_copy(update={"challenger": decision.version})
+
+
+def _request(state: RolloutState, decision: Decision) -> RolloutState:
+    """Ask people for a promotion; a newer request takes the place of an older one."""
+    _require_upward(state, decision)
+    _require(decision.terms is not None, decision, "it does not say what it needs")
+    assert decision.terms is not None
+    pending = Pending(
+        version=decision.version,
+        checkpoint=decision.checkpoint,
+        snapshot=decision.snapshot,
+        to_stage=decision.to_stage,
+        verdict=decision.verdict or "",
+        terms=decision.terms,
+    )
+    return state.model_copy(update={"pending": pending})
+
+
+def _approve(state: RolloutState, decision: Decision) -> RolloutState:
+    pending = _require_pending(state, decision)
+    _require(decision.to_stage is pending.to_stage, decision, f"the request is for {pending.to_stage}")
+    _require(not pending.is_approved, decision, "it has its approvals already")
+    for before in pending.approved_by:
+        _require(before.name != decision.actor, decision, f"{decision.actor} approved it already")
+        is_same = bool(before.account) and before.account == decision.account
+        _require(not is_same, decision, f"the account {decision.account} approved it already")
+    is_trainer = bool(pending.terms.trainer) and pending.terms.trainer in (decision.account, decision.actor)
+    by_trainer = is_trainer and not pending.terms.trainer_may_approve
+    _require(not by_trainer, decision, f"{pending.terms.trainer} trained it and may not approve it")
+    approver = Actor(name=decision.actor, account=decision.account)
+    approved = pending.model_copy(update={"approved_by": (*pending.approved_by, approver)})
+    return state.model_copy(update={"pending": approved})
+
+
+def _decline(state: RolloutState, decision: Decision) -> RolloutState:
+    _require_pending(state, decision)
+    return _stay(state, decision).model_copy(update={"pending": None})
+
+
+def _require_pending(state: RolloutState, decision: Decision) -> Pending:
+    """The request that the decision answers."""
+    pending = state.pending
+    if pending is None or pending.request != decision.request or pending.version != decision.version:
+        raise _illegal(decision, "no such request waits for approval")
+    return pending
 
 
 def _demote(state: RolloutState, decision: Decision) -> RolloutState:
@@ -162,9 +269,12 @@ def _rollback(state: RolloutState, decision: Decision) -> RolloutState:
 _MOVES: dict[Action, Callable[[RolloutState, Decision], RolloutState]] = {
     Action.BOOTSTRAP: _bootstrap,
     Action.PROMOTE: _promote,
-    Action.HOLD: _stay,
+    Action.HOLD: _hold,
     Action.FAIL: _fail,
     Action.RETRAIN: _retrain,
+    Action.REQUEST: _request,
+    Action.APPROVE: _approve,
+    Action.DECLINE: _decline,
     Action.DEMOTE: _demote,
     Action.ROLLBACK: _rollback,
 }
@@ -180,7 +290,8 @@ def _release(decision: Decision) -> Release:
 
 
 def _with_releases(state: RolloutState, releases: tuple[Release, ...]) -> RolloutState:
-    return state.model_copy(update={"releases": releases})
+    """Something else is live, so a request that was judged against what was live before is void."""
+    return state.model_copy(update={"releases": releases, "pending": None})
 
 
 def _without_challenger(state: RolloutState, version: int) -> RolloutState:
@@ -195,158 +306,3 @@ def _require(fine: bool, decision: Decision, why: str) -> None:
 def _illegal(decision: Decision, why: str) -> IllegalMove:
     move = f"{decision.action} from {decision.from_stage} to {decision.to_stage}"
     return IllegalMove(f"{decision.dataset}: {move} of version {decision.version} is no legal move: {why}")
-
-
-# Deciding -----------------------------------------------------------------------------------------
-
-
-def current_state(log: ReleaseLog, dataset: str) -> RolloutState:
-    return replay(log.entries(), dataset)
-
-
-def bootstrap(
-    log: ReleaseLog, state: RolloutState, first: ModelVersion, actor: str, reason: str
-) -> RolloutState:
-    """Put the first model live by a person's explicit word; starts the pilot."""
-    return _record(log, state, _about(state, first, Action.BOOTSTRAP, Stage.PILOT, actor, reason))
-
-
-def apply_verdict(
-    log: ReleaseLog, state: RolloutState, candidate: ModelVersion, verdict: Verdict, actor: str
-) -> RolloutState:
-    """Record what the gate said of `candidate`: PASS promotes, HOLD holds, FAIL fails.
-
-    The verdict of the stage that was reached climbs to the next one; the steady gate's replaces the champion.
-    Raises InputError where the verdict is about something else than this candidate, stage or champion.
-    """
-    _refuse_foreign(verdict, state, candidate)
-    action = _ACTION_OF_OUTCOME[verdict.outcome]
-    to_stage = _next_stage(state.stage, verdict) if action is Action.PROMOTE else state.stage
-    reason = "; ".join(verdict.reasons) or f"every required check of the {verdict.stage} gate passed"
-    plain = _about(state, candidate, action, to_stage, actor, reason)
-    evidence = {"outcome": verdict.outcome, "verdict": verdict.digest(), "policy": verdict.policy_digest}
-    return _record(log, state, plain.model_copy(update=evidence))
-
-
-def challenge(
-    log: ReleaseLog, state: RolloutState, challenger: ModelVersion, actor: str, reason: str
-) -> RolloutState:
-    """Record a retrained model as challenger of what is live."""
-    return _record(log, state, _about(state, challenger, Action.RETRAIN, state.stage, actor, reason))
-
-
-def demote(log: ReleaseLog, state: RolloutState, to_stage: Stage, actor: str, reason: str) -> RolloutState:
-    """Take the rollout back to a lower stage; what is live stays live."""
-    live = state.live or _nothing_live(state)
-    return _record(log, state, _about_release(state, live, Action.DEMOTE, to_stage, actor, reason))
-
-
-def rollback(log: ReleaseLog, state: RolloutState, actor: str, reason: str) -> RolloutState:
-    """Put the last green release back live, in the stage it had reached. Needs the log alone."""
-    back = state.last_green or _nothing_live(state)
-    return _record(log, state, _about_release(state, back, Action.ROLLBACK, back.stage, actor, reason))
-
-
-def _record(log: ReleaseLog, state: RolloutState, decision: Decision) -> RolloutState:
-    if not decision.reason.strip():
-        raise InputError(f"{state.dataset}: {decision.action} needs a reason; say why in one line")
-    after = advance(state, decision)
-    entry = log.append(decision, expected_head=state.head)
-    return after.model_copy(update={"head": entry.hash})
-
-
-def _about(
-    state: RolloutState, version: ModelVersion, action: Action, to_stage: Stage, actor: str, reason: str
-) -> Decision:
-    if version.name != registered_name(state.dataset):
-        raise InputError(f"{state.dataset}: {version.name} is another dataset's model")
-    return Decision(
-        dataset=state.dataset,
-        action=action,
-        from_stage=state.stage,
-        to_stage=to_stage,
-        version=version.version,
-        checkpoint=version.checkpoint,
-        snapshot=version.snapshot,
-        actor=actor,
-        reason=reason,
-    )
-
-
-def _about_release(
-    state: RolloutState, release: Release, action: Action, to_stage: Stage, actor: str, reason: str
-) -> Decision:
-    version = ModelVersion(
-        name=registered_name(state.dataset),
-        version=release.champion,
-        checkpoint=release.checkpoint,
-        snapshot=release.snapshot,
-    )
-    return _about(state, version, action, to_stage, actor, reason)
-
-
-def _nothing_live(state: RolloutState) -> Release:
-    raise InputError(f"{state.dataset}: there is no such release; see the history")
-
-
-def _next_stage(stage: Stage, verdict: Verdict) -> Stage:
-    return stage if verdict.stage == Stage.STEADY else CLIMB[CLIMB.index(stage) + 1]
-
-
-def _refuse_foreign(verdict: Verdict, state: RolloutState, candidate: ModelVersion) -> None:
-    if verdict.stage not in (state.stage, Stage.STEADY):
-        raise InputError(f"{state.dataset}: a {verdict.stage} verdict decides nothing at stage {state.stage}")
-    if verdict.evidence.checkpoint != candidate.checkpoint:
-        raise InputError(
-            f"{state.dataset}: the verdict is not about version {candidate.version}'s checkpoint"
-        )
-    champion, live = (
-        verdict.evidence.references.get("champion"),
-        state.live.checkpoint if state.live else None,
-    )
-    # A HOLD may say that the champion could not be scored; a PASS may not.
-    is_lacking = champion is None and (verdict.outcome is not Outcome.PASS or verdict.stage != Stage.STEADY)
-    if not is_lacking and champion != live:
-        raise InputError(f"{state.dataset}: the verdict compared with another champion; judge again")
-
-
-# Making MLflow agree ------------------------------------------------------------------------------
-
-
-def reconcile(log: ReleaseLog, tracker: Tracker) -> list[AliasChange]:
-    """Make the registry's aliases say what the release log says; the changes made, none when they agreed.
-
-    Run it at every start and after every decision: it is the only writer of these aliases, so a crash
-    between log and registry leaves nothing that the next start does not put right. Raises InputError when
-    the log lost entries that the registry has seen, or a version that should carry an alias is gone.
-    """
-    # Under one lock, and reading the log inside it, the last to run has always seen the newest entry.
-    with exclusive_lock(log.path.with_name(f"{log.path.name}.reconcile.lock")):
-        entries = log.entries()
-        datasets = sorted({entry.decision.dataset for entry in entries})
-        return [change for dataset in datasets for change in _reconcile_one(entries, dataset, tracker)]
-
-
-def _reconcile_one(entries: list[ReleaseEntry], dataset: str, tracker: Tracker) -> list[AliasChange]:
-    model, state = registered_name(dataset), replay(entries, dataset)
-    seen = tracker.release_head(model)
-    if seen and all(entry.hash != seen for entry in entries):
-        lost = f"the registry has seen release {seen[:12]}, which the release log has not"
-        raise InputError(f"{model}: {lost}; restore the log from a backup")
-    changes = _differences(model, tracker.aliases(model), state.aliases())
-    for change in changes:
-        if change.now is None:
-            tracker.delete_alias(model, change.alias)
-        else:
-            tracker.set_alias(model, change.alias, change.now)
-    if seen != state.head:
-        tracker.note_release_head(model, state.head)
-    return changes
-
-
-def _differences(model: str, present: Mapping[str, int], wanted: Mapping[str, int]) -> list[AliasChange]:
-    return [
-        AliasChange(model=model, alias=alias, was=present.get(alias), now=wanted.get(alias))
-        for alias in ALIASES
-        if present.get(alias) != wanted.get(alias)
-    ]

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from validation.errors import InputError
 
+DATABASE = "DANKAI_DATABASE_URL"
 QUIET = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -38,6 +39,8 @@ class Settings:
     """A running Prefect server; None runs flows without one."""
     threads: int
     """Threads for numeric work."""
+    database_url: str | None = field(default=None, repr=False)
+    """PostgreSQL that holds the release log, perhaps with a password; None keeps it in the home folder."""
 
     @property
     def artifacts(self) -> Path:
@@ -67,6 +70,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         tracking_uri=_tracking_uri(environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home}/mlflow.db"),
         prefect_api_url=environ.get("PREFECT_API_URL") or None,
         threads=_threads(environ.get("DANKAI_THREADS") or str(os.cpu_count() or 1)),
+        database_url=_database_url(environ.get(DATABASE) or None),
     )
 
 
@@ -77,6 +81,7 @@ def quiet_environment(settings: Settings, environ: MutableMapping[str, str] = os
     """
     for name, value in QUIET.items():
         environ.setdefault(name, value)
+    environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # whatever was set: no pickle is ever loaded
     if settings.prefect_api_url is None:
         environ.pop("PREFECT_API_URL", None)  # Prefect would take an empty one for an address
     environ.setdefault("PREFECT_HOME", str(settings.home / "prefect"))
@@ -95,6 +100,15 @@ def _tracking_uri(value: str) -> str:
         raise InputError(
             f"MLFLOW_TRACKING_URI: {value!r} is no address MLflow's tracking works with here; "
             "use http(s)://HOST:PORT, sqlite:///PATH or postgresql://..."
+        )
+    return value
+
+
+def _database_url(value: str | None) -> str | None:
+    if value is not None and not value.startswith(("postgresql://", "postgresql+psycopg2://")):
+        scheme = value.split("://")[0] if "://" in value else "no scheme"
+        raise InputError(
+            f"{DATABASE}: {scheme!r} is not supported; use postgresql://USER:PASSWORD@HOST/DATABASE"
         )
     return value
 

@@ -45,6 +45,14 @@ def once(
     return result
 
 
+def stored(folder: Path, name: str, record_type: type[T]) -> list[T]:
+    """The records of every finished step of this name, newest first, whatever they were made from."""
+    adapter = TypeAdapter(record_type)
+    paths = sorted(folder.glob(f"{name}-*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    records = (_load(path, None, adapter) for path in paths)
+    return [record for record in records if record is not None]
+
+
 def step_key(name: str, inputs: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of the step's name, its inputs, the product's source code and its lock file."""
     content = {
@@ -56,12 +64,13 @@ def step_key(name: str, inputs: Mapping[str, Any]) -> str:
     return hashlib.sha256(_canonical(content)).hexdigest()
 
 
-def _load(path: Path, key: str, adapter: TypeAdapter[T]) -> T | None:
+def _load(path: Path, key: str | None, adapter: TypeAdapter[T]) -> T | None:
+    """The record in `path`; None where it is not whole or, where a key is given, another step's."""
     if not path.exists():
         return None
     try:
         envelope = json.loads(path.read_bytes())
-        if envelope["key"] != key or envelope["sha256"] != _sha256(envelope["record"]):
+        if key not in (None, envelope["key"]) or envelope["sha256"] != _sha256(envelope["record"]):
             raise ValueError("key or checksum does not fit")
         return adapter.validate_python(envelope["record"])
     except (ValueError, KeyError, TypeError, ValidationError) as error:
@@ -79,10 +88,14 @@ def _artifacts_exist(stored: Any, path: Path) -> bool:
         if hasattr(record, "artifact_paths")
         for file in record.artifact_paths()
     ]
+    home = path.parent.parent.resolve()
+    # A record is a file that anyone with the folder may have edited: it leads to nothing outside.
+    outside = [file for file in named if not file.resolve().is_relative_to(home)]
     missing = [file for file in named if not file.exists()]
-    if missing:
-        logger.warning("%s: %s is gone; computing the step again", path, missing[0])
-    return not missing
+    for file in (outside + missing)[:1]:
+        said = "lies outside" if outside else "is gone"
+        logger.warning("%s: %s %s; computing the step again", path, file, said)
+    return not outside and not missing
 
 
 def _encode(name: str, key: str, record: Any) -> bytes:

@@ -3,13 +3,14 @@
 import math
 from pathlib import Path
 
+from pipelines.approvals import waiting_sentence
+from pipelines.budgets import Calibration
 from pipelines.cost import CostComparison
 from pipelines.edge.bundle import Bundle
 from pipelines.evaluation import Evaluation
 from pipelines.files import replace_file
 from pipelines.fingerprint import Environment
 from pipelines.job import Prepared
-from pipelines.judging import BudgetSweep
 from pipelines.replay import Month
 from pipelines.rollout import RolloutState
 from validation.gates import Check, Outcome
@@ -40,7 +41,7 @@ class RolloutSummary(Record):
     prepared: Prepared
     evaluations: tuple[Evaluation, ...]
     costs: tuple[CostComparison, ...]
-    sweep: BudgetSweep | None
+    calibration: Calibration | None
     bundle: Bundle | None
     months: tuple[Month, ...]
     state: RolloutState
@@ -74,6 +75,8 @@ def _value(check: Check) -> str:
     if kpi is None:
         return "not measured"
     unit = KINDS[kpi.name].unit
+    if kpi.name == "payback_days" and math.isinf(kpi.value):
+        return "does not pay back"
     if unit == "B":
         return f"{kpi.value / 2**20:.1f} MiB [{kpi.low / 2**20:.1f}, {kpi.high / 2**20:.1f}]"
     sign = "+" if kpi.versus else ""
@@ -109,12 +112,14 @@ def sentence_of(evaluations: tuple[Evaluation, ...], state: RolloutState) -> str
     if last.verdict.outcome is not Outcome.PASS and last.stage != "steady":
         reasons = " / ".join(last.verdict.reasons)
         return f"The climb stopped at the {last.stage} gate with {last.verdict.outcome}: {reasons}"
+    if state.pending is not None:
+        return waiting_sentence(state, state.pending)
     judged = next((each.verdict.evidence.checkpoint for each in evaluations if each.stage == "edge"), None)
     releases = [release.checkpoint for release in state.releases]
     if judged is not None and judged not in releases:
         return (
-            f"Every gate passed, but version {state.champion} of an earlier rollout is live and stays so; "
-            "start this one in another DANKAI_HOME to release it."
+            f"Every gate passed, but version {state.champion} is live: an earlier rollout's, or one that was "
+            "rolled back to. See: dankai history; start this one in another DANKAI_HOME to release it."
         )
     return f"Stage {state.stage} is reached; version {state.champion} is live."
 

@@ -1,4 +1,4 @@
-"""Training under Lightning: dense, sparse end to end, or the selector alone. Runs without MLflow or Prefect.
+"""Training under Lightning: dense, sparse end to end, or parts alone. Runs without MLflow or Prefect.
 
 Every batch is a pure function of (seed, step), so a training that was killed goes on from its last
 checkpoint with exactly the batches it would have seen.
@@ -28,11 +28,17 @@ from sparse_model.config import Budget, ModelConfig
 from sparse_model.detection import hide_spans
 from sparse_model.losses import Probes, task_loss
 from sparse_model.model import SparseEncoder, Training
+from validation.errors import InputError
 
 Report = Callable[[str, int, int], None]
 """Progress: what is being done, units done, units planned."""
 Curve = dict[str, list[tuple[int, float]]]
 """Metrics by step: name -> [(step, value)]."""
+TRAINED_PARTS: dict[Mode, frozenset[str]] = {
+    "selector": frozenset({"selector"}),
+    "adapt": frozenset({"selector", "head"}),
+}
+"""Modes that start from given weights and train some modules of the model, by name; the others train all."""
 
 
 class Batches(Dataset[list[Tensor]]):
@@ -69,10 +75,9 @@ class Fit(lightning.LightningModule):
         self.model, self.windows, self.plan, self.seed = model, windows, plan, seed
         self.mode: Mode = mode
         self.curve: Curve = {}
-        if mode == "selector":
-            model.requires_grad_(False)
-            for layer in model.layers:
-                layer.attention.selector.requires_grad_(True)  # pyright: ignore
+        if mode in TRAINED_PARTS:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(not TRAINED_PARTS[mode].isdisjoint(name.split(".")))
 
     def train_dataloader(self) -> DataLoader[list[Tensor]]:
         """The batches of the current epoch; the dataloader is made anew for each (see Trainer)."""
@@ -113,7 +118,8 @@ class Fit(lightning.LightningModule):
         request = (
             None if self.mode == "dense" else Training(self._probes(numeric, random), self._noise(budget))
         )
-        budget = None if self.mode != "sparse" else budget or self._random_budget(random)
+        is_sparse = self.mode in ("sparse", "adapt")
+        budget = (budget or self._random_budget(random)) if is_sparse else None
         outputs, selector = self.model.predict(
             numeric, known, categorical, budget, training=request, recompute=self.plan.recompute
         )
@@ -209,10 +215,10 @@ def train(
 
     A checkpoint is kept in `folder` after every `plan.steps_per_epoch` steps; called again with the
     same arguments after a crash, the training goes on from there. `warm_start` gives the first
-    weights ("selector" needs it: the dense model whose attention the selector learns).
+    weights ("selector" needs the dense model whose attention it learns, "adapt" the model of another site).
     """
-    if mode == "selector" and warm_start is None:
-        raise ValueError("warm_start: fitting the selector needs the dense model it learns from")
+    if mode in TRAINED_PARTS and warm_start is None:
+        raise ValueError(f"warm_start: {mode} trains a part of a model and needs the model")
     lightning.seed_everything(seed, verbose=False)
     model = load_model(warm_start).train() if warm_start else SparseEncoder(config)
     fit = Fit(model, windows, plan, mode, seed)
@@ -221,14 +227,7 @@ def train(
     _run(_trainer(fit, [best, last], report), fit, folder)
     fit.load_state_dict(_state(folder / "best.ckpt"))
     if mode == "selector":
-        budget, held_out = (
-            Budget(plan.target_density),
-            list(_ValidationBatches(windows, plan.validation_windows)),
-        )
-        last_step = fit.curve["train_loss"][-1][0]
-        fit.curve["disagreement_before"] = [(last_step, disagreement(model, held_out, budget))]
-        model = kept_dense_where_needed(model, held_out, budget, plan.max_disagreement)
-        fit.curve["disagreement"] = [(last_step, disagreement(model, held_out, budget))]
+        model = _agreeing(fit)
     checkpoint = Checkpoint(
         folder=str(folder),
         sha256=save_weights(model, folder),
@@ -243,6 +242,16 @@ def train(
         peak_memory_bytes=_peak_memory(),
     )
     return checkpoint, fit.curve
+
+
+def _agreeing(fit: Fit) -> SparseEncoder:
+    """The fitted model, with layers kept dense where its answers to the validation windows would differ."""
+    held_out, budget = list(fit.val_dataloader()), Budget(fit.plan.target_density)
+    kept = kept_dense_where_needed(fit.model, held_out, budget, fit.plan.max_disagreement)
+    last_step = fit.curve["train_loss"][-1][0]
+    for name, model in (("disagreement_all_sparse", fit.model), ("disagreement", kept)):
+        fit.curve[name] = [(last_step, disagreement(model, held_out, budget))]
+    return kept
 
 
 def _keep(folder: Path, name: str, monitor: str | None = None) -> ModelCheckpoint:
@@ -289,13 +298,21 @@ def _quiet_lightning() -> None:
 
 
 def _resume_point(folder: Path) -> Path | None:
-    """The newest whole checkpoint of an interrupted training."""
+    """The newest checkpoint of an interrupted training. Raises InputError on one that must not be read."""
     last = folder / "last.ckpt"
-    return last if last.is_file() else None
+    if not last.is_file():
+        return None
+    _state(last)
+    return last
 
 
 def _state(path: Path) -> dict[str, Tensor]:
-    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    """Weights in a checkpoint. Anything in it but tensors and plain values is refused, and nothing run."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # whatever torch says of a damaged or a dangerous file
+        fix = "remove it, and the training starts anew"
+        raise InputError(f"{path}: no checkpoint that may be read ({type(error).__name__}); {fix}") from None
 
 
 def _peak_memory() -> int:

@@ -6,7 +6,8 @@ from pydantic import Field, model_validator
 
 from validation.record import Record
 
-Mode = Literal["dense", "sparse", "selector"]
+Mode = Literal["dense", "sparse", "selector", "adapt"]
+"""Everything, read densely or sparsely; the selector alone (pilot); selector and head (a new site)."""
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -19,7 +20,7 @@ class TrainingPlan(Record):
     selector_steps: Positive = 60
     """Optimiser steps of the pilot, which fits the selector alone."""
     tuning_steps: Positive = 60
-    """Optimiser steps of a retraining, which starts from the champion's weights at full length."""
+    """Optimiser steps of a retraining or an adaptation, which start from trained weights at full length."""
     tuning_rate: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Peak learning rate of a retraining, as a share of a full training's."""
     tokens_per_step: Positive = 12_288
@@ -52,8 +53,8 @@ class TrainingPlan(Record):
     devices: Positive = 1
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     recompute: bool = False
-    """Keep each layer's input and attention for the gradient and make the rest again: long windows fit into
-    far less memory, a step takes a little longer, the gradients are the same."""
+    """Keep little more than each layer's input for the gradient and make the rest again: long windows fit
+    into a quarter of the memory, a step takes up to a third longer, the gradients are the same."""
 
     @model_validator(mode="after")
     def _curriculum_adds_up(self) -> "TrainingPlan":
@@ -63,7 +64,8 @@ class TrainingPlan(Record):
 
     def steps_of(self, mode: Mode) -> int:
         """Optimiser steps planned for a mode."""
-        return self.selector_steps if mode == "selector" else self.num_steps
+        steps = {"selector": self.selector_steps, "adapt": self.tuning_steps}
+        return steps.get(mode, self.num_steps)
 
     def for_tuning(self) -> "TrainingPlan":
         """The plan of a retraining: short, gentle, at full length from the first step."""
@@ -78,8 +80,8 @@ class TrainingPlan(Record):
         )
 
     def length_share(self, step: int, mode: Mode) -> float:
-        """Share of the lookback that step number `step` trains on; the pilot is fitted at full length."""
-        if mode == "selector":
+        """Share of the lookback that step number `step` trains on; what starts from weights has all of it."""
+        if mode in ("selector", "adapt"):
             return 1.0
         done, progress = 0.0, step / self.num_steps
         for length, share in self.curriculum:

@@ -23,6 +23,7 @@ _ATTEMPTS = Path(
     )
 )
 _SERVER_FIXTURES = {"prefect_server", "preloaded"}
+_DATABASE_FIXTURES = {"postgres", "back_end"}
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_GUARD.parent), os.environ.get("PYTHONPATH")]))
 
 
@@ -47,8 +48,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In a parallel run a file stays on one worker, and so does all that shares a server: it starts once."""
     for item in items:
-        shares_server = _SERVER_FIXTURES & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("servers" if shares_server else str(item.path)))
+        fixtures = set(getattr(item, "fixturenames", ()))
+        group = "servers" if fixtures & _SERVER_FIXTURES else str(item.path)
+        item.add_marker(pytest.mark.xdist_group("databases" if fixtures & _DATABASE_FIXTURES else group))
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +75,17 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environ = {**QUIET, "PREFECT_HOME": str(home)}
     with serving(command, environ, home / "log"):
         yield f"http://127.0.0.1:{port}/api"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """Address of a real PostgreSQL server; the test is skipped where none is installed."""
+    from tests import postgres as real
+
+    if why := real.lacking():
+        pytest.skip(why)
+    with real.server() as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

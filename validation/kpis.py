@@ -53,6 +53,12 @@ def _cost(name: str, meaning: str, unit: str, counted: Counted = "timings", **mo
     return KpiKind(name=name, meaning=meaning, higher_is_better=False, unit=unit, counted=counted, **more)
 
 
+def _mass(name: str, meaning: str) -> KpiKind:
+    return KpiKind(
+        name=name, meaning=meaning, higher_is_better=False, unit="", counted="windows", highest=1.0
+    )
+
+
 TASK_KINDS = (
     _task("auroc", "chance that a positive step is ranked above a negative one", True, 1.0),
     _task("average_precision", "area under precision and recall", True, 1.0),
@@ -77,6 +83,10 @@ KINDS: dict[str, KpiKind] = {
         _cost("seed_spread", "(largest - smallest) / |mean| of the task metric over seeds", "", "once"),
         _cost("quarantined_share", "rows that failed an expectation / rows", "", "once"),
         _cost("density", "key blocks read / key blocks there are", "", "windows"),
+        _mass("unread_mass", "share of dense attention's mass on blocks that were read as summaries only"),
+        _mass(
+            "missed_mass", "share of dense attention's mass that neither exact reading nor summaries carry"
+        ),
         KpiKind(
             name="shadow_disagreement",
             meaning="mean difference of the answers to real requests, candidate against incumbent",
@@ -125,10 +135,11 @@ class Kpi(Record):
 
     With `versus`, value and interval are the paired difference subject - reference on the same windows, and
     `reference_value` is the reference's own metric there (a relative margin is a share of it).
-    `slice` is "" for all steps, else "column=group". n counts what KpiKind.counted says.
-    `confidence` is that of the two-sided interval (None: exact, or the range seen); `joint_low` and
-    `joint_high` are the ends of a band that holds, at the same confidence, for all groups of a slice check at
-    once. `checkpoint`, `snapshot`, `reference_checkpoint` are the digests of what was measured.
+    `slice` is "" for all steps, else "column=group". n counts what KpiKind.counted says; in a slice, the
+    windows that inform the metric. `confidence` is that of the two-sided interval (None: exact, or the range
+    seen); `joint_low` and `joint_high` are the ends of a band that holds, at the same confidence, for all
+    groups of a slice check at once. `checkpoint`, `snapshot`, `reference_checkpoint` are the digests of what
+    was measured.
     """
 
     name: str

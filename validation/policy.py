@@ -30,11 +30,17 @@ class DataPolicy(Record):
 
 
 class CostPolicy(Record):
-    """Prices, in one currency, that turn measured seconds into days until a change has paid for itself."""
+    """Prices, in one currency, that turn measured seconds and bytes into days until a change has paid.
+
+    A CPU hour is one core's. A device answers one request at a time and holds `device_memory_bytes`; a model
+    that needs more takes several.
+    """
 
     currency: str
     price_per_gpu_hour: Amount
     price_per_cpu_hour: Amount
+    price_per_device: Amount
+    device_memory_bytes: Annotated[Finite, Field(gt=0)]
     requests_per_day: Amount
     engineering_cost: Amount
 

@@ -17,39 +17,40 @@ from validation.statistics import (
     Metric,
     Scored,
     Statistic,
-    draws_of,
+    Weights,
     expanded_tail,
     interval_of,
     require_same_windows,
+    widening,
 )
 
 
 def intervals_at_once(
     metric: Metric,
     groups: Sequence[tuple[Scored, Scored | None]],
+    weights: Weights,
     *,
     confidence: float,
-    num_resamples: int,
     block_length: int,
-    seed: int,
+    overlap: int = 1,
 ) -> list[tuple[Interval, Interval]]:
     """For each group (candidate, reference): its own interval, and its part of the band over all groups.
 
     Of the metric itself where the reference is None, else of metric(candidate) - metric(reference). All
-    groups hold the same windows (see Scored.restrict). Both are two-sided at `confidence`, the second for all
+    groups hold the same windows (see Scored.restrict), which `weights` [R, W] resample (statistics.
+    resample_weights) in blocks of `block_length`. Both are two-sided at `confidence`, the second for all
     groups together. Raises ValueError when two subjects of a group were scored on different steps.
     """
     statistics = [_statistic(metric, *group) for group in groups]
     scored = [candidate for candidate, _ in groups]
-    columns = [
-        draws_of(statistic, subject, num_resamples, block_length, seed)
-        for statistic, subject in zip(statistics, scored, strict=True)
-    ]
+    columns = [statistic(weights) for statistic in statistics]
     own = [
-        interval_of(_value(statistic, subject), draws, subject, confidence, block_length)
+        interval_of(_value(statistic, subject), draws, subject, confidence, block_length, overlap)
         for statistic, subject, draws in zip(statistics, scored, columns, strict=True)
     ]
-    halves = _half_widths(own, columns, [_num_blocks(each, block_length) for each in scored], confidence)
+    num_blocks = [_num_blocks(each, block_length) for each in scored]
+    wider = widening(block_length, overlap)
+    halves = [wider * half for half in _half_widths(own, columns, num_blocks, confidence)]
     return [
         (each, each.model_copy(update={"low": each.value - half, "high": each.value + half}))
         for each, half in zip(own, halves, strict=True)
@@ -84,7 +85,7 @@ def _half_widths(
         deviation = np.abs(draws - np.array([own[index].value for index in usable]))
         spread = np.nanstd(draws, axis=0, ddof=1)
         ratios = np.divide(deviation, spread, out=np.zeros_like(deviation), where=spread > 0)
-        critical = float(np.quantile(np.nanmax(ratios, axis=1), confidence))
+        critical = float(np.quantile(np.nan_to_num(ratios).max(axis=1), confidence))
         for index, each in zip(usable, spread, strict=True):
             halves[index] = critical * _expansion(confidence, num_blocks[index]) * float(each)
     return halves

@@ -8,6 +8,7 @@ once and every resample costs a few cumulative sums.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from validation.record import Record
 
 Floats = NDArray[np.float64]
-Weights = NDArray[np.int64]  # [R, W]
+Weights = NDArray[np.int64] | NDArray[np.float64]  # [R, W] whole numbers
 Statistic = Callable[[Weights], Floats]  # [R, W] -> [R]; NaN where a resample leaves the metric undefined
 
 MIN_BLOCKS = 5  # with fewer independent blocks an interval is far too narrow: better none than a false one
@@ -77,6 +78,8 @@ class Metric:
     name: str
     higher_is_better: bool
     prepare: Callable[[Scored], Statistic]
+    is_ranking: bool = False
+    """Positives are ranked against negatives, so windows that hold only one of the two tell little."""
 
     def __call__(self, scored: Scored) -> float:
         """The metric on every window once; NaN when undefined (nothing scored, one class, NaN)."""
@@ -186,13 +189,26 @@ def _mean_precision(positives: Floats, negatives: Floats) -> float:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("auroc", True, _ranked(_area_under_roc)),
-        Metric("average_precision", True, _ranked(_mean_precision)),
+        Metric("auroc", True, _ranked(_area_under_roc), is_ranking=True),
+        Metric("average_precision", True, _ranked(_mean_precision), is_ranking=True),
         Metric("log_loss", False, _mean_of(_cross_entropy)),
         Metric("mse", False, _mean_of(_squared_error)),
         Metric("mae", False, _mean_of(_absolute_error)),
     )
 }
+
+
+def num_telling_windows(metric: Metric, scored: Scored) -> int:
+    """Windows that inform the metric: for a ranking, the fewer of those with a positive and with a negative.
+
+    Fifty windows of a group that once had an event say nothing of how well its events are found.
+    """
+    if not metric.is_ranking:
+        return scored.num_scored_windows
+    return min(
+        scored.restrict(scored.targets > 0).num_scored_windows,
+        scored.restrict(scored.targets <= 0).num_scored_windows,
+    )
 
 
 def block_length_for(num_windows: int, overlap: int = 1) -> int:
@@ -216,11 +232,18 @@ def resample_weights(num_windows: int, block_length: int, num_resamples: int, se
 
 
 def interval(
-    metric: Metric, subject: Scored, *, confidence: float, num_resamples: int, block_length: int, seed: int
+    metric: Metric,
+    subject: Scored,
+    *,
+    confidence: float,
+    num_resamples: int,
+    block_length: int,
+    seed: int,
+    overlap: int = 1,
 ) -> Interval:
     """The metric of one subject with its block-bootstrap percentile interval."""
     statistic = metric.prepare(subject)
-    return _bootstrap(statistic, subject, confidence, num_resamples, block_length, seed)
+    return _bootstrap(statistic, subject, confidence, num_resamples, block_length, seed, overlap)
 
 
 def paired_interval(
@@ -232,6 +255,7 @@ def paired_interval(
     num_resamples: int,
     block_length: int,
     seed: int,
+    overlap: int = 1,
 ) -> Interval:
     """metric(candidate) - metric(reference), both re-scored on the same resampled windows.
 
@@ -243,7 +267,7 @@ def paired_interval(
     def difference(weights: Weights) -> Floats:
         return of_candidate(weights) - of_reference(weights)
 
-    return _bootstrap(difference, candidate, confidence, num_resamples, block_length, seed)
+    return _bootstrap(difference, candidate, confidence, num_resamples, block_length, seed, overlap)
 
 
 def unpaired_interval(
@@ -255,14 +279,15 @@ def unpaired_interval(
     num_resamples: int,
     block_length: int,
     seed: int,
+    overlap: int = 1,
 ) -> Interval:
     """metric(later) - metric(earlier) of two separate spans of windows, each resampled on its own."""
     spans = [
-        draws_of(metric.prepare(span), span, num_resamples, block_length, seed + index)
+        _draws(metric.prepare(span), span, num_resamples, block_length, seed + index)
         for index, span in enumerate((later, earlier))
     ]
     value, draws = metric(later) - metric(earlier), spans[0] - spans[1]
-    return interval_of(value, draws, min(later, earlier, key=_num_scored), confidence, block_length)
+    return interval_of(value, draws, min(later, earlier, key=_num_scored), confidence, block_length, overlap)
 
 
 def _num_scored(scored: Scored) -> int:
@@ -283,16 +308,20 @@ def require_same_windows(candidate: Scored, reference: Scored) -> None:
 
 
 def _bootstrap(
-    statistic: Statistic, scored: Scored, confidence: float, num_resamples: int, block_length: int, seed: int
+    statistic: Statistic,
+    scored: Scored,
+    confidence: float,
+    num_resamples: int,
+    block_length: int,
+    seed: int,
+    overlap: int,
 ) -> Interval:
     value = float(statistic(np.ones((1, scored.num_windows), dtype=np.int64))[0])
-    draws = draws_of(statistic, scored, num_resamples, block_length, seed)
-    return interval_of(value, draws, scored, confidence, block_length)
+    draws = _draws(statistic, scored, num_resamples, block_length, seed)
+    return interval_of(value, draws, scored, confidence, block_length, overlap)
 
 
-def draws_of(
-    statistic: Statistic, scored: Scored, num_resamples: int, block_length: int, seed: int
-) -> Floats:
+def _draws(statistic: Statistic, scored: Scored, num_resamples: int, block_length: int, seed: int) -> Floats:
     """The statistic on every resample [R]; none where there are too few blocks to resample."""
     if math.ceil(scored.num_scored_windows / block_length) < MIN_BLOCKS:
         return np.full(num_resamples, math.nan)
@@ -300,16 +329,32 @@ def draws_of(
 
 
 def interval_of(
-    value: float, draws: Floats, scored: Scored, confidence: float, block_length: int
+    value: float, draws: Floats, scored: Scored, confidence: float, block_length: int, overlap: int = 1
 ) -> Interval:
     """Percentile interval of draws [R] of a metric whose value on the windows themselves is `value`."""
     n = scored.num_scored_windows
     num_blocks = math.ceil(n / block_length)
     if not math.isfinite(value) or num_blocks < MIN_BLOCKS:
         return Interval(value=value, low=math.nan, high=math.nan, n=n, confidence=confidence)
-    return _percentile_interval(value, draws, confidence, num_blocks, n)
+    widened = value + widening(block_length, overlap) * (draws - value)
+    return percentile_interval(value, widened, confidence, num_blocks, n)
 
 
+@lru_cache(maxsize=1024)
+def widening(block_length: int, overlap: int) -> float:
+    """By how much blocks of `block_length` windows, `overlap` of which share a step, spread too little.
+
+    Resampled blocks lose the dependence across their seams: of the covariance at lag k they keep the share
+    1 - k / block_length (Kuensch, Annals of Statistics 17, 1989). Windows that share steps are dependent in a
+    way that is known: 1 - k / overlap, as of means over `overlap` pieces. So what is lost is known, too.
+    """
+    lags = np.arange(1, overlap)
+    covariance = 1 - lags / overlap
+    kept = 1 + 2 * float(covariance @ np.maximum(0.0, 1 - lags / block_length))
+    return math.sqrt((1 + 2 * float(covariance.sum())) / kept)
+
+
+@lru_cache(maxsize=1024)
 def expanded_tail(confidence: float, num_independent: int) -> float:
     """Share of draws to cut off at each end: a little less than (1 - confidence) / 2.
 
@@ -322,9 +367,10 @@ def expanded_tail(confidence: float, num_independent: int) -> float:
     return float(ndtr(math.sqrt(num_independent / (num_independent - 1)) * student))
 
 
-def _percentile_interval(
+def percentile_interval(
     value: float, draws: Floats, confidence: float, num_independent: int, n: int
 ) -> Interval:
+    """Interval of draws [R] that rest on `num_independent` pieces; NaN if too many are undefined."""
     defined = draws[np.isfinite(draws)]
     num_skipped = len(draws) - len(defined)
     low, high = math.nan, math.nan
@@ -332,43 +378,3 @@ def _percentile_interval(
         tail = expanded_tail(confidence, num_independent)
         low, high = map(float, np.quantile(defined, [tail, 1 - tail]))
     return Interval(value=value, low=low, high=high, n=n, num_skipped=num_skipped, confidence=confidence)
-
-
-def ratio_interval(
-    samples_a: Floats,
-    samples_b: Floats,
-    *,
-    quantile: float = 0.5,
-    confidence: float,
-    num_resamples: int,
-    seed: int,
-) -> Interval:
-    """quantile(a) / quantile(b) of two unpaired samples [n] of timings or memory peaks, all above 0."""
-    generator = np.random.default_rng(seed)
-    a, b = np.asarray(samples_a, dtype=np.float64), np.asarray(samples_b, dtype=np.float64)
-    n = min(len(a), len(b))
-    if n < 2 or not (np.isfinite(a).all() and np.isfinite(b).all() and (a > 0).all() and (b > 0).all()):
-        return Interval(value=math.nan, low=math.nan, high=math.nan, n=n, confidence=confidence)
-
-    def draws(samples: Floats) -> Floats:
-        picked = samples[generator.integers(len(samples), size=(num_resamples, len(samples)))]
-        return np.quantile(picked, quantile, axis=1)
-
-    value = float(np.quantile(a, quantile) / np.quantile(b, quantile))
-    return _percentile_interval(value, draws(a) / draws(b), confidence, n, n)
-
-
-def quantile_interval(
-    samples: Floats, quantile: float, *, confidence: float, num_resamples: int = 1000, seed: int = 0
-) -> Interval:
-    """A quantile of samples [n] with its bootstrap percentile interval."""
-    picked = np.random.default_rng(seed).choice(samples, size=(num_resamples, len(samples)))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(np.quantile(picked, quantile, axis=1), [tail, 1 - tail])
-    return Interval(
-        value=float(np.quantile(samples, quantile)),
-        low=float(low),
-        high=float(high),
-        n=len(samples),
-        confidence=confidence,
-    )

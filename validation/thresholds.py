@@ -55,8 +55,9 @@ class Demand(Record):
 class Threshold(Demand):
     """One demand of a gate.
 
-    `slice` "worst:origin" asks it of every group of that column with at least `min_group` windows; "worst:*"
-    of every slice column that the dataset declares. `warn` and `dry_run` are reported and never decide.
+    `slice` "worst:origin" asks it of every group of that column with at least `min_group` windows that inform
+    the metric (statistics.num_telling_windows); "worst:*" of every slice column that the dataset declares.
+    `warn` and `dry_run` are reported and never decide.
     """
 
     slice: Annotated[str, StringConstraints(pattern=r"^(worst:.+)?$")] = ""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from pipelines.budgets import Calibration
 from pipelines.checkpoint import Checkpoint, load_model
 from pipelines.data.preprocessing import Preprocessing
 from pipelines.data.spec import DatasetSpec
@@ -31,16 +32,6 @@ if TYPE_CHECKING:
     from sparse_model.model import SparseEncoder
 
 _DRAFT = ".building-"
-
-
-class BudgetPoint(Record):
-    """What a device may expect of one budget."""
-
-    density: float
-    num_selected: int
-    """Blocks read by each query block at the contract's length."""
-    task_metric: float
-    metric: str
 
 
 class Bundle(Record):
@@ -67,7 +58,7 @@ def build_bundle(
     verdict: str,
     key: Ed25519PrivateKey,
     parent: Path,
-    budgets: Sequence[BudgetPoint] = (),
+    calibration: Calibration | None = None,
 ) -> Bundle:
     """Export, compare with the checkpoint on `windows`, sign, and put the bundle at parent/HASH.
 
@@ -89,7 +80,7 @@ def build_bundle(
             draft = parent / f"{_DRAFT}{os.getpid()}"
             draft.mkdir()
             report = _write_files(draft, checkpoint, model, preprocessing, windows, density)
-            content = _manifest(draft, _contract(spec, preprocessing, model), report, budgets, made_from)
+            content = _manifest(draft, _contract(spec, preprocessing, model), report, calibration, made_from)
             replace_file(draft / MANIFEST, content)
             replace_file(draft / SIGNATURE, sign(key, PURPOSE, content).encode())
             folder = _publish(draft, parent, content, key.public_key())
@@ -155,7 +146,7 @@ def _manifest(
     draft: Path,
     contract: dict[str, Any],
     report: ParityReport,
-    budgets: Sequence[BudgetPoint],
+    calibration: Calibration | None,
     made_from: Mapping[str, str],
 ) -> bytes:
     # Where parity holds, what is left of the error are ties; the device's own rounding may break them too.
@@ -165,7 +156,8 @@ def _manifest(
         "files": _listing(draft),
         "contract": contract,
         "density": report.density,
-        "budgets": [point.model_dump() for point in budgets],
+        "budgets": [point.model_dump(mode="json") for point in calibration.points] if calibration else [],
+        "budgets_measured": calibration.conditions.model_dump(mode="json") if calibration else {},
         "golden_tolerance": tolerance,
         "made_from": dict(made_from),
         "versions": {name: version(name) for name in ("dankai", "numpy", "onnxruntime", "torch")},

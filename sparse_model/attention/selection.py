@@ -20,9 +20,9 @@ class BlockSelection:
     """Key blocks read by each query block, for each selector head."""
 
     indices_BSQK: Tensor
-    """int64, ascending block numbers; entries from `counts` on are padding and not read."""
+    """int64 or int32, ascending block numbers; entries from `counts` on are padding and not read."""
     counts_BSQ: Tensor
-    """int64, number of valid entries."""
+    """int64 or int32, number of valid entries."""
     block_size: int
 
     @property
@@ -35,7 +35,7 @@ class BlockSelection:
         used_BSQK = slots < self.counts_BSQ.unsqueeze(-1)
         batch, heads, num_blocks, _ = self.indices_BSQK.shape
         hits = torch.zeros(batch, heads, num_blocks, num_blocks, device=slots.device)
-        return hits.scatter_add(-1, self.indices_BSQK, used_BSQK.to(hits.dtype)) > 0
+        return hits.scatter_add(-1, self.indices_BSQK.long(), used_BSQK.to(hits.dtype)) > 0
 
 
 def num_blocks_of(num_steps: int, block_size: int) -> int:
@@ -124,8 +124,7 @@ def select_blocks(
     Raises ValueError naming the argument for a budget outside 1..J or NaN scores.
     """
     num_blocks = scores_BSQJ.shape[-1]
-    if not 1 <= num_selected <= num_blocks:
-        raise ValueError(f"num_selected: must lie in 1..{num_blocks} (the block count), got {num_selected}")
+    check_budget(num_selected, num_blocks, top_p)
     if not torch.compiler.is_compiling() and bool(scores_BSQJ.isnan().any()):
         raise ValueError("scores: hold NaN, so no block can be ranked")
     permitted = permitted_blocks(num_blocks, block_size, causal, lengths_B).to(scores_BSQJ.device)
@@ -141,10 +140,16 @@ def select_blocks(
     return BlockSelection(indices.clamp_max(num_blocks - 1), counts_BSQ, block_size)
 
 
+def check_budget(num_selected: int, num_blocks: int, top_p: float | None) -> None:
+    """Raise ValueError naming the argument of `select_blocks` that lies outside its range."""
+    if not 1 <= num_selected <= num_blocks:
+        raise ValueError(f"num_selected: must lie in 1..{num_blocks} (the block count), got {num_selected}")
+    if top_p is not None and not 0.0 < top_p <= 1.0:
+        raise ValueError(f"top_p: must lie in (0, 1], got {top_p!r}")
+
+
 def _nucleus(scores_BSQJ: Tensor, permitted: Tensor, ranked_BSQK: Tensor, top_p: float) -> Tensor:
     """How many ranked blocks it takes to hold `top_p` of the softmax over permitted blocks; at least one."""
-    if not 0.0 < top_p <= 1.0:
-        raise ValueError(f"top_p: must lie in (0, 1], got {top_p!r}")
     share_BSQJ = scores_BSQJ.masked_fill(~permitted, -torch.inf).softmax(-1).nan_to_num(0.0)
     share_BSQK = share_BSQJ.gather(-1, ranked_BSQK)
     before_BSQK = share_BSQK.cumsum(-1) - share_BSQK

@@ -15,7 +15,7 @@ has a power of two of them) are read as zero.
 import triton
 import triton.language as tl
 
-SIZES = ["groups", "rankings", "num_blocks", "slots", "words", "items", "chunks", "per_chunk"]
+SIZES = ["groups", "rankings", "num_blocks", "slots", "words", "items", "chunks", "per_chunk", "list_heads"]
 """Arguments that vary with the length of a sequence: no kernel is compiled again for their values."""
 
 

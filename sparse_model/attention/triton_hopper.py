@@ -11,10 +11,6 @@ triton_forward.py. `t` counts tiles over all work of a program: buffer t % STAGE
 # Triton compiles the kernels and knows their types; it is not installed everywhere.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
-from functools import lru_cache
-from typing import Any
-
-import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -24,24 +20,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from sparse_model.attention.triton_forward import SIZES
-
-_DTYPES = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
-
-
-def tile_of(rows: Any, height: int) -> TensorDescriptor:
-    """Descriptor for tiles of `height` steps of a `triton_launch.Rows`."""
-    plain = rows.tile(height)
-    layout = _layout(height, plain.block_shape[1], _DTYPES[rows.tensor.dtype])
-    return TensorDescriptor(plain.base, plain.shape, plain.strides, plain.block_shape, layout)
-
-
-@lru_cache
-def _layout(height: int, width: int, dtype: Any) -> gl.NVMMASharedLayout:
-    """Remembered: working it out takes longer than everything else that a launch does on the host."""
-    return gl.NVMMASharedLayout.get_default_for([height, width], dtype)
 
 
 @gluon.jit
@@ -172,9 +152,17 @@ def summary_bias(bits_ptr, bits_row, block, own, limit, num_blocks, words, CAUSA
 
 
 @gluon.jit
-def _soften(logits, top, total, scale):
+def _row_max(x, S: gl.constexpr, SIDE_BY_SIDE: gl.constexpr):
+    """Maximum of every row; with SIDE_BY_SIDE of eight parts first, for one chain of maxima can stall."""
+    if SIDE_BY_SIDE:
+        x = gl.max(gl.reshape(x, [64, 8, 16]), 1)
+    return gl.convert_layout(gl.max(x, 1), gl.SliceLayout(1, S))
+
+
+@gluon.jit
+def _soften(logits, top, total, scale, S: gl.constexpr, SIDE_BY_SIDE: gl.constexpr):
     """Online softmax: unnormalised weights, new maximum and sum, and by how much older sums shrink."""
-    new_top = gl.maximum(top, gl.max(logits, 1) * scale)
+    new_top = gl.maximum(top, _row_max(logits, S, SIDE_BY_SIDE) * scale)
     shift = gl.where(new_top == float("-inf"), 0.0, new_top)  # a row may have read nothing yet
     weights = gl.exp2(logits * scale - shift[:, None])
     decay = gl.exp2(top - shift)
@@ -195,7 +183,10 @@ def _compute(
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     P: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=OUT, k_width=2)
-    q = q_bufs.index(group)
+    # at 64 channels the products wait for shared memory, and registers are free
+    Q_IN_REGISTERS: gl.constexpr = D == 64
+    Q: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=S, k_width=2)
+    q_shared = q_bufs.index(group)
     zero = gl.zeros([64, 128], gl.float32, S)
     t = 0
     turn = 0
@@ -213,6 +204,11 @@ def _compute(
         total = gl.zeros([64], gl.float32, gl.SliceLayout(1, S))
         mbarrier.wait(q_full, turn & 1)
         turn += 1  # noqa: SIM113  kernels have no enumerate
+        if Q_IN_REGISTERS:
+            q = q_shared.load(Q)
+            mbarrier.arrive(q_free, count=1)
+        else:
+            q = q_shared
         if num_tiles > 0:
             mbarrier.wait(k_full.index(t % STAGES), (t // STAGES) & 1)
             logits = warpgroup_mma(
@@ -222,7 +218,7 @@ def _compute(
             _release(k_free, t, STAGES)
             if num_masked > 0:
                 logits = _masked(logits, 0, place, lists, sizes, scale, row, CAUSAL, SUMMARIES, HAS_LIMIT, S)
-            weights, top, total, decay = _soften(logits, top, total, scale)
+            weights, top, total, decay = _soften(logits, top, total, scale, S, D == 64)
             weights16 = gl.convert_layout(weights.to(v_bufs.dtype), P)
             for i in range(1, num_tiles):
                 # the next product is issued before this tile's; its softmax runs while this one is in flight
@@ -238,7 +234,7 @@ def _compute(
                     logits = _masked(
                         logits, i, place, lists, sizes, scale, row, CAUSAL, SUMMARIES, HAS_LIMIT, S
                     )
-                weights, top, total, decay = _soften(logits, top, total, scale)
+                weights, top, total, decay = _soften(logits, top, total, scale, S, D == 64)
                 # already true: a fence, or the assembler waits for the product before the softmax
                 mbarrier.wait(v_full.index(t % STAGES), (t // STAGES) & 1)
                 # the weights are an operand of the product in flight: they must outlive it
@@ -252,7 +248,8 @@ def _compute(
             acc, weights16 = warpgroup_mma_wait(0, deps=(pending, weights16))
             _release(v_free, t, STAGES)
             t += 1
-        mbarrier.arrive(q_free, count=1)
+        if not Q_IN_REGISTERS:
+            mbarrier.arrive(q_free, count=1)
         exists = (row < limit) & (total > 0.0)
         total = gl.where(exists, total, 1.0)
         lse = gl.where(exists, top + gl.log2(total), float("inf"))
@@ -291,9 +288,9 @@ def forward(
         mbarrier.init(v_full.index(i), count=1)
         mbarrier.init(k_free.index(i), count=2)  # one arrival per warp group
         mbarrier.init(v_free.index(i), count=2)
-    fence_async_shared()
     descs = (q_desc, k_desc, v_desc, mean_k_desc, mean_v_desc)
     buffers = (q_bufs, k_bufs, v_bufs)
+    fence_async_shared()
     bars = (q_full, q_free, k_full, k_free, v_full, v_free)
     lists = (index_ptr, count_ptr, full_ptr, bits_ptr, limit_ptr)
     sizes = (heads, groups, rankings, num_steps, num_blocks, slots, words, items)

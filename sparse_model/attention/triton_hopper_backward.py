@@ -104,32 +104,49 @@ def _add(weights16, dlogits16, acc0, acc1, buffers, t, PASS: gl.constexpr, STAGE
 
 
 @gluon.jit
+def _take_turn(turns, group, turn, PASS: gl.constexpr):
+    """In QUERIES, start products only after the other warp group has started its last ones: one computes
+    weights while the other multiplies. In the other passes it made no difference."""
+    if PASS == QUERIES:
+        mbarrier.wait(turns.index(group), (turn & 1) ^ (1 - group))
+
+
+@gluon.jit
+def _give_turn(turns, group, PASS: gl.constexpr):
+    if PASS == QUERIES:
+        mbarrier.arrive(turns.index(1 - group), count=1)
+
+
+@gluon.jit
 def _sum_span(
-    acc0, acc1, t, first, last, head, masked_from, near0, near1, buffers, bars, place, lists, sizes, terms,
-    row_terms,
-    scale, row, PASS: gl.constexpr, MEANS_FAR: gl.constexpr, STAGES: gl.constexpr, AHEAD: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    HAS_LIMIT: gl.constexpr, S: gl.constexpr, P: gl.constexpr,
+    acc0, acc1, t, turn, first, last, head, masked_from, near0, near1, buffers, bars, place, lists, sizes,
+    terms, row_terms, group, scale, row, PASS: gl.constexpr, MEANS_FAR: gl.constexpr, STAGES: gl.constexpr,
+    ROOM: gl.constexpr, CAUSAL: gl.constexpr, HAS_LIMIT: gl.constexpr, S: gl.constexpr, P: gl.constexpr,
 ):  # fmt: skip
-    """Sums over tiles first..last. With AHEAD, the next tile's products queue behind this one's sums: a
+    """Sums over tiles first..last. With ROOM, the next tile's products queue behind this one's sums: a
     warp group hands the tensor cores four products at a time, and computes while the other group's run."""
     DTYPE: gl.constexpr = buffers[2].dtype
     if first < last:
-        step, lse, product = _far(first, head, lists, sizes, terms, row_terms, PASS, MEANS_FAR)
+        far, lse, product = _far(first, head, lists, sizes, terms, row_terms, PASS, MEANS_FAR)
+        _take_turn(bars[4], group, turn, PASS)
         logits, dweights = _multiply(near0, near1, buffers, bars, t, STAGES, S)
+        _give_turn(bars[4], group, PASS)
+        turn += 1
         logits, dweights = warpgroup_mma_wait(0, deps=(logits, dweights))
         for i in range(first, last - 1):
-            next_step, next_lse, next_product = _far(
+            next_far, next_lse, next_product = _far(
                 i + 1, head, lists, sizes, terms, row_terms, PASS, MEANS_FAR
             )
             weights16, dlogits16 = _weigh(
-                logits, dweights, step, lse, product, i, masked_from, place, lists, sizes, scale, row,
+                logits, dweights, far, lse, product, i, masked_from, place, lists, sizes, scale, row,
                 PASS, MEANS_FAR, CAUSAL, HAS_LIMIT, S, P, DTYPE,
             )  # fmt: skip
+            _take_turn(bars[4], group, turn, PASS)
             pending0, pending1 = _add(weights16, dlogits16, acc0, acc1, buffers, t, PASS, STAGES)
-            if AHEAD:
+            if ROOM:
                 logits, dweights = _multiply(near0, near1, buffers, bars, t + 1, STAGES, S)
-            ALLOWED: gl.constexpr = 2 if AHEAD else 0
+                _give_turn(bars[4], group, PASS)
+            ALLOWED: gl.constexpr = 2 if ROOM else 0
             if PASS == QUERIES:
                 acc0, weights16, dlogits16 = warpgroup_mma_wait(
                     ALLOWED, deps=(pending0, weights16, dlogits16)
@@ -139,16 +156,21 @@ def _sum_span(
                     ALLOWED, deps=(pending0, pending1, weights16, dlogits16)
                 )
             mbarrier.arrive(bars[3].index(t % STAGES), count=1)
-            if not AHEAD:
+            if not ROOM:
                 logits, dweights = _multiply(near0, near1, buffers, bars, t + 1, STAGES, S)
-            step, lse, product = next_step, next_lse, next_product
+                _give_turn(bars[4], group, PASS)
+            turn += 1
+            far, lse, product = next_far, next_lse, next_product
             logits, dweights = warpgroup_mma_wait(0, deps=(logits, dweights))
             t += 1
         weights16, dlogits16 = _weigh(
-            logits, dweights, step, lse, product, last - 1, masked_from, place, lists, sizes, scale, row,
+            logits, dweights, far, lse, product, last - 1, masked_from, place, lists, sizes, scale, row,
             PASS, MEANS_FAR, CAUSAL, HAS_LIMIT, S, P, DTYPE,
         )  # fmt: skip
+        _take_turn(bars[4], group, turn, PASS)
         pending0, pending1 = _add(weights16, dlogits16, acc0, acc1, buffers, t, PASS, STAGES)
+        _give_turn(bars[4], group, PASS)
+        turn += 1
         if PASS == QUERIES:
             acc0, weights16, dlogits16 = warpgroup_mma_wait(0, deps=(pending0, weights16, dlogits16))
         else:
@@ -157,7 +179,7 @@ def _sum_span(
             )
         mbarrier.arrive(bars[3].index(t % STAGES), count=1)
         t += 1
-    return acc0, acc1, t
+    return acc0, acc1, t, turn
 
 
 @gluon.jit
@@ -167,7 +189,7 @@ def _masked(
     S: gl.constexpr,
 ):  # fmt: skip
     """Logits: closed where nothing may be read, those of summaries raised by log(count)."""
-    _index_ptr, _count_ptr, _full_ptr, bits_ptr, _reader_ptr, _offset_ptr, limit_ptr = lists
+    _index_ptr, _count_ptr, _full_ptr, bits_ptr, _reader_ptr, _offset_ptr, _order_ptr, limit_ptr = lists
     _heads, _groups, _rankings, num_steps, num_blocks, _slots, words, _items, _chunks, _per_chunk = sizes
     batch, list_row, far_first = place  # far_first: first far step (or, for summaries, block) of this tile
     limit = num_steps
@@ -201,30 +223,36 @@ def _masked(
 @gluon.jit
 def _compute(
     buffers, bars, lists, sizes, terms, outputs, scale, softmax_scale, group, D: gl.constexpr,
-    PASS: gl.constexpr, STAGES: gl.constexpr, AHEAD: gl.constexpr, CAUSAL: gl.constexpr,
+    PASS: gl.constexpr, STAGES: gl.constexpr, ROOM: gl.constexpr, CAUSAL: gl.constexpr,
     SUMMARIES: gl.constexpr,
     HAS_LIMIT: gl.constexpr,
 ):  # fmt: skip
     """One warp group: 64 near rows of every work item."""
-    near_full, near_free, _far_full, _far_free = bars
+    near_full, near_free, _far_full, _far_free, _turns = bars
     heads, groups, _rankings, num_steps, _num_blocks, _slots, _words, items, _chunks, _per_chunk = sizes
     lse_ptr, product_ptr = terms
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     P: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=OUT, k_width=2)
-    near0, near1 = buffers[0].index(group), buffers[1].index(group)
+    NEAR: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=S, k_width=2)
     t = 0
     turn = 0
+    number = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
         batch, h, block, chunk, before = work_item(item, lists, sizes, PASS, CAUSAL, SUMMARIES)
         limit = num_steps
         if HAS_LIMIT:
-            limit = gl.load(lists[6] + batch).to(gl.int32)
+            limit = gl.load(lists[7] + batch).to(gl.int32)
         row = block * 128 + group * 64 + gl.arange(0, 64, gl.SliceLayout(1, S))
         acc0 = gl.zeros([64, D], gl.float32, OUT)
         acc1 = gl.zeros([64, D], gl.float32, OUT)
-        mbarrier.wait(near_full, turn & 1)
-        turn += 1  # noqa: SIM113  kernels have no enumerate
+        mbarrier.wait(near_full, number & 1)
+        number += 1  # noqa: SIM113  kernels have no enumerate
+        if ROOM:  # products with both operands in shared memory would wait for it
+            near0, near1 = buffers[0].index(group).load(NEAR), buffers[1].index(group).load(NEAR)
+            mbarrier.arrive(near_free, count=1)
+        else:
+            near0, near1 = buffers[0].index(group), buffers[1].index(group)
         if PASS == QUERIES:
             list_row, start, stop = span_of(batch, h, block, chunk, lists, sizes, PASS, CAUSAL)
             head = batch * heads + h
@@ -234,27 +262,27 @@ def _compute(
             masked_from = (start + gl.load(lists[2] + list_row + block)) * 2
             place = (batch, list_row, block, limit)
             if SUMMARIES:
-                acc0, acc1, t = _sum_span(
-                    acc0, acc1, t, 0, before, head, masked_from, near0, near1, buffers, bars, place, lists,
-                    sizes,
-                    terms, (lse, product), scale, row, PASS, True, STAGES, AHEAD, CAUSAL, HAS_LIMIT, S, P,
+                acc0, acc1, t, turn = _sum_span(
+                    acc0, acc1, t, turn, 0, before, head, masked_from, near0, near1, buffers, bars, place,
+                    lists, sizes, terms, (lse, product), group, scale, row, PASS, True, STAGES, ROOM, CAUSAL,
+                    HAS_LIMIT, S, P,
                 )  # fmt: skip
-            acc0, acc1, t = _sum_span(
-                acc0, acc1, t, start * 2, stop * 2, head, masked_from, near0, near1, buffers, bars, place,
-                lists, sizes,
-                terms, (lse, product), scale, row, PASS, False, STAGES, AHEAD, CAUSAL, HAS_LIMIT, S, P,
+            acc0, acc1, t, turn = _sum_span(
+                acc0, acc1, t, turn, start * 2, stop * 2, head, masked_from, near0, near1, buffers, bars,
+                place, lists, sizes, terms, (lse, product), group, scale, row, PASS, False, STAGES, ROOM,
+                CAUSAL, HAS_LIMIT, S, P,
             )  # fmt: skip
         else:
             for q_head in range(h * (heads // groups), (h + 1) * (heads // groups)):
                 list_row, start, stop = span_of(batch, q_head, block, chunk, lists, sizes, PASS, CAUSAL)
                 place = (batch, list_row, block, limit)
-                acc0, acc1, t = _sum_span(
-                    acc0, acc1, t, start * 2, stop * 2, batch * heads + q_head, 0, near0, near1, buffers,
-                    bars, place,
-                    lists, sizes, terms, (0.0, 0.0), scale, row, PASS, False, STAGES, AHEAD, CAUSAL,
-                    HAS_LIMIT, S, P,
+                acc0, acc1, t, turn = _sum_span(
+                    acc0, acc1, t, turn, start * 2, stop * 2, batch * heads + q_head, 0, near0, near1,
+                    buffers, bars, place, lists, sizes, terms, (0.0, 0.0), group, scale, row, PASS, False,
+                    STAGES, ROOM, CAUSAL, HAS_LIMIT, S, P,
                 )  # fmt: skip
-        mbarrier.arrive(near_free, count=1)
+        if not ROOM:
+            mbarrier.arrive(near_free, count=1)
         _store(
             acc0,
             acc1,
@@ -272,6 +300,18 @@ def _compute(
             SUMMARIES,
             OUT,
         )
+
+
+@gluon.jit
+def _sum_of_chunks(ptr, chunks, mean_stride, D: gl.constexpr, OUT: gl.constexpr):
+    """Sum over the chunks of one mean's gradient, [D]; many at once, or each would wait for its load."""
+    C: gl.constexpr = gl.BlockedLayout([1, 4], [128 // D, D // 4], [4, 1], [1, 0])
+    channel = gl.arange(0, D, gl.SliceLayout(0, C))[None, :]
+    total = gl.zeros([16, D], gl.float32, C)
+    for first in range(0, chunks, 16):
+        chunk = (first + gl.arange(0, 16, gl.SliceLayout(1, C)))[:, None]
+        total += gl.load(ptr + chunk.to(gl.int64) * mean_stride + channel, mask=chunk < chunks, other=0.0)
+    return gl.convert_layout(gl.sum(total, 0), gl.SliceLayout(0, OUT))
 
 
 @gluon.jit
@@ -296,14 +336,9 @@ def _store(
         if PASS == KEYS:
             if SUMMARIES:
                 share = 1.0 / gl.maximum(gl.minimum(limit - block * 128, 128), 1).to(gl.float32)
-                for i in range(0, chunks):
-                    mean_at = (
-                        i * mean_stride
-                        + ((batch * groups + h) * num_blocks + block).to(gl.int64) * D
-                        + channel
-                    )
-                    acc0 += (gl.load(mean0_ptr + mean_at) * share)[None, :]
-                    acc1 += (gl.load(mean1_ptr + mean_at) * share)[None, :]
+                mean_at = ((batch * groups + h) * num_blocks + block).to(gl.int64) * D
+                acc0 += (_sum_of_chunks(mean0_ptr + mean_at, chunks, mean_stride, D, OUT) * share)[None, :]
+                acc1 += (_sum_of_chunks(mean1_ptr + mean_at, chunks, mean_stride, D, OUT) * share)[None, :]
             acc0 = gl.where((row < limit)[:, None], acc0, 0.0)
             acc1 = gl.where((row < limit)[:, None], acc1, 0.0)
             at1 = (
@@ -321,11 +356,11 @@ def _store(
 def backward(
     near0_desc, near1_desc, far0_desc, far1_desc, mean0_desc, mean1_desc, out0_ptr, out1_ptr, mean0_ptr,
     mean1_ptr,
-    lse_ptr, product_ptr, index_ptr, count_ptr, full_ptr, bits_ptr, reader_ptr, offset_ptr, limit_ptr,
-    scale, softmax_scale, near0_b, near0_h, near0_c, near1_b, near1_h, near1_c,
+    lse_ptr, product_ptr, index_ptr, count_ptr, full_ptr, bits_ptr, reader_ptr, offset_ptr, order_ptr,
+    limit_ptr, scale, softmax_scale, near0_b, near0_h, near0_c, near1_b, near1_h, near1_c,
     far0_b, far0_h, far0_c, far1_b, far1_h, far1_c, out0_b, out0_h, out0_n, out1_b, out1_h, out1_n,
     heads, groups, rankings, num_steps, num_blocks, slots, words, items, chunks, per_chunk, mean_stride,
-    D: gl.constexpr, STAGES: gl.constexpr, AHEAD: gl.constexpr, PASS: gl.constexpr,
+    D: gl.constexpr, STAGES: gl.constexpr, ROOM: gl.constexpr, PASS: gl.constexpr,
     CAUSAL: gl.constexpr, SUMMARIES: gl.constexpr, HAS_LIMIT: gl.constexpr,
 ):  # fmt: skip
     """One pass over all work items; see the head of the file."""
@@ -342,11 +377,14 @@ def backward(
     for i in gl.static_range(STAGES):
         mbarrier.init(far_full.index(i), count=1)
         mbarrier.init(far_free.index(i), count=2)
+    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(turns.index(0), count=1)
+    mbarrier.init(turns.index(1), count=1)
     fence_async_shared()
     descs = (near0_desc, near1_desc, far0_desc, far1_desc, mean0_desc, mean1_desc)
     buffers = (near0, near1, far0, far1)
-    bars = (near_full, near_free, far_full, far_free)
-    lists = (index_ptr, count_ptr, full_ptr, bits_ptr, reader_ptr, offset_ptr, limit_ptr)
+    bars = (near_full, near_free, far_full, far_free, turns)
+    lists = (index_ptr, count_ptr, full_ptr, bits_ptr, reader_ptr, offset_ptr, order_ptr, limit_ptr)
     sizes = (heads, groups, rankings, num_steps, num_blocks, slots, words, items, chunks, per_chunk)
     terms = (lse_ptr, product_ptr)
     outputs = (
@@ -360,14 +398,14 @@ def backward(
                 _compute,
                 (
                     buffers, bars, lists, sizes, terms, outputs, scale, softmax_scale, gl.to_tensor(0),
-                    D, PASS, STAGES, AHEAD, CAUSAL, SUMMARIES, HAS_LIMIT,
+                    D, PASS, STAGES, ROOM, CAUSAL, SUMMARIES, HAS_LIMIT,
                 ),
             ),
             (
                 _compute,
                 (
                     buffers, bars, lists, sizes, terms, outputs, scale, softmax_scale, gl.to_tensor(1),
-                    D, PASS, STAGES, AHEAD, CAUSAL, SUMMARIES, HAS_LIMIT,
+                    D, PASS, STAGES, ROOM, CAUSAL, SUMMARIES, HAS_LIMIT,
                 ),
             ),
             (

@@ -16,7 +16,7 @@ QUERIES, KEYS, MEANS = gl.constexpr(0), gl.constexpr(1), gl.constexpr(2)
 @gluon.jit
 def work_item(item, lists, sizes, PASS: gl.constexpr, CAUSAL: gl.constexpr, SUMMARIES: gl.constexpr):
     """Sequence, head (of q in QUERIES, else of k), block, chunk, and summary tiles before the list's."""
-    heads, groups, _rankings, _num_steps, num_blocks, _slots, _words, _items, chunks, _per_chunk = sizes
+    heads, groups, rankings, _num_steps, num_blocks, _slots, _words, items, chunks, _per_chunk = sizes
     chunk = 0
     before = 0
     if PASS == QUERIES:
@@ -26,7 +26,11 @@ def work_item(item, lists, sizes, PASS: gl.constexpr, CAUSAL: gl.constexpr, SUMM
             if CAUSAL:
                 before = (block + 63) // 64
     elif PASS == KEYS:
-        block, head, rows = item % num_blocks, item // num_blocks, groups
+        # the most read blocks of all heads first
+        heads_of_all = items // num_blocks
+        head, rows = item % heads_of_all, groups
+        ranking = head % groups * (heads // groups) // (heads // rankings)
+        block = gl.load(lists[6] + (head // groups * rankings + ranking) * num_blocks + item // heads_of_all)
     else:
         tiles = (num_blocks + 127) // 128
         block, chunk, head, rows = item % tiles, item // tiles % chunks, item // tiles // chunks, groups
@@ -37,7 +41,7 @@ def work_item(item, lists, sizes, PASS: gl.constexpr, CAUSAL: gl.constexpr, SUMM
 def span_of(batch, h, block, chunk, lists, sizes, PASS: gl.constexpr, CAUSAL: gl.constexpr):
     """Row of the list in question, and first and last entry: of the list, or of the chunk of query blocks."""
     heads, _groups, rankings, _num_steps, num_blocks, slots, _words, _items, _chunks, per_chunk = sizes
-    _index_ptr, count_ptr, _full_ptr, _bits_ptr, _reader_ptr, offset_ptr, _limit_ptr = lists
+    _index_ptr, count_ptr, _full_ptr, _bits_ptr, _reader_ptr, offset_ptr, _order_ptr, _limit_ptr = lists
     list_row = (batch * rankings + h // (heads // rankings)) * num_blocks
     if PASS == QUERIES:
         start = (list_row + block) * slots
@@ -81,7 +85,7 @@ def loader(
     """The loading warp. Rows 0 and 1 place the near operands, 2 and 3 the far ones (triton_launch.Rows)."""
     near0_desc, near1_desc, far0_desc, far1_desc, mean0_desc, mean1_desc = descs
     near0, near1, far0, far1 = buffers
-    near_full, near_free, far_full, far_free = bars
+    near_full, near_free, far_full, far_free, _turns = bars
     heads, groups, _rankings, _num_steps, num_blocks, _slots, _words, items, _chunks, _per_chunk = sizes
     t = 0
     turn = 0

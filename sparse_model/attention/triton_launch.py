@@ -15,10 +15,11 @@ from torch import Tensor
 
 from sparse_model.attention import triton_backward, triton_forward, triton_selection
 from sparse_model.attention.selection import num_blocks_of
-from sparse_model.attention.triton_problem import Lists, Problem, Rows, rows_of
+from sparse_model.attention.triton_problem import Lists, Problem, Rows, Transposed, key_of, launch, rows_of
 
 _LOG2_E = 1.4426950408889634
 _SCRATCH_ELEMENTS = 1 << 26  # float16 block maxima held at once while scoring: 128 MiB
+_SCORE_PROGRAMS = 1056  # two rounds of four programs on each of 132 processors
 
 
 class Tile(NamedTuple):
@@ -30,13 +31,25 @@ class Tile(NamedTuple):
     stages: int
 
 
+class ScoreTile(NamedTuple):
+    """Key blocks that the ranking multiplies at once, its warps and loads ahead; the same for its sweeps."""
+
+    blocks: int = 4
+    warps: int = 4
+    stages: int = 3
+    sweep: int = 32
+    sweep_warps: int = 4
+
+
 def forward_tile(block_size: int) -> Tile:
     """Tile of the portable forward kernel, from the sweep in pipelines/benchmarks/tiles.py."""
     return Tile(rows=min(block_size, 64), keys=min(block_size, 64), warps=4, stages=3)
 
 
-def backward_tile(block_size: int, channels: int) -> Tile:
-    """Tile of the portable backward kernels, from the same sweep."""
+def backward_tile(block_size: int, channels: int, float32: bool = False) -> Tile:
+    """Tile of the portable backward kernels, from the same sweep; in wide float32 what fits in memory."""
+    if float32 and channels > 64:
+        return Tile(rows=min(block_size, 32), keys=min(block_size, 32), warps=4, stages=1)
     if block_size == 128 and channels == 128:
         return Tile(rows=64, keys=128, warps=8, stages=2)
     return Tile(
@@ -47,11 +60,12 @@ def backward_tile(block_size: int, channels: int) -> Tile:
 def lists_of(p: Problem, indices_BSQK: Tensor, counts_BSQ: Tensor) -> Lists:
     """Add the bits and the number of unmasked blocks to a selection."""
     indices, counts = indices_BSQK.contiguous(), counts_BSQ.contiguous()
-    bits = torch.zeros(p.batch, p.rankings, p.num_blocks, p.words, dtype=torch.int32, device=indices.device)
+    bits = indices.new_empty((p.batch, p.rankings, p.num_blocks, p.words), dtype=torch.int32)
     full = torch.empty_like(counts, dtype=torch.int32)
-    triton_selection.read_bits[(p.num_blocks, p.batch * p.rankings)](
+    launch(
+        triton_selection.read_bits, (p.num_blocks, p.batch * p.rankings), p.key,
         indices, counts, bits, full, p.lengths_B, p.rankings, p.num_steps, p.num_blocks, p.slots, p.words,
-        **p.flags("BLOCK", "SLOTS_POW2", "CAUSAL", "HAS_LIMIT"), num_warps=1,
+        **p.flags("BLOCK", "SLOTS_POW2", "WORDS_POW2", "CAUSAL", "HAS_LIMIT"), num_warps=1,
     )  # fmt: skip
     return Lists(indices, counts, full, bits)
 
@@ -62,7 +76,8 @@ def summaries_of(p: Problem, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     mean_k, mean_v = k.new_empty(shape), v.new_empty(shape)
     if p.summaries:
         k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (k, v))
-        triton_forward.summaries[(p.num_blocks, p.batch * p.groups)](
+        launch(
+            triton_forward.summaries, (p.num_blocks, p.batch * p.groups), p.key,
             k, v, mean_k, mean_v, p.lengths_B, *k.stride()[:3], *v.stride()[:3], p.groups, p.num_steps,
             p.num_blocks,
             **p.flags("BLOCK", "D", "D_POW2", "HAS_LIMIT"), num_warps=4,
@@ -87,7 +102,8 @@ def launch_forward(
     tile = tile or forward_tile(p.block_size)
     q_rows, k_rows, v_rows = rows_of(q), rows_of(k), rows_of(v)
     mean_k, mean_v = (rows_of(m if p.summaries else t) for m, t in zip(means, (k, v), strict=True))
-    triton_forward.forward[(triton.cdiv(p.num_steps, tile.rows), p.batch * p.heads)](
+    launch(
+        triton_forward.forward, (triton.cdiv(p.num_steps, tile.rows), p.batch * p.heads), p.key,
         q_rows.tile(tile.rows), k_rows.tile(tile.keys), v_rows.tile(tile.keys),
         mean_k.tile(tile.keys), mean_v.tile(tile.keys), out, lse,
         lists.indices_BSQK, lists.counts_BSQ, lists.full_BSQ, lists.bits_BSQW, p.lengths_B, p.scale * _LOG2_E,
@@ -117,9 +133,9 @@ def _launch_hopper(
     mean_k, mean_v = (rows_of(m if p.summaries else t) for m, t in zip(means, (k, v), strict=True))
     items = p.batch * p.heads * p.num_blocks
     programs = min(items, torch.cuda.get_device_properties(q.device).multi_processor_count)
-    triton_hopper.forward[(programs,)](
-        triton_hopper.tile_of(q_rows, 64), *(triton_hopper.tile_of(t, 128) for t in (k_rows, v_rows,
-        mean_k, mean_v)),
+    launch(
+        triton_hopper.forward, (programs,), p.key,
+        q_rows.tile(64), *(t.tile(128) for t in (k_rows, v_rows, mean_k, mean_v)),
         out, lse, lists.indices_BSQK, lists.counts_BSQ, lists.full_BSQ, lists.bits_BSQW, p.lengths_B,
         p.scale * _LOG2_E, *q_rows.steps_apart, *k_rows.steps_apart, *v_rows.steps_apart, *out.stride()[:3],
         *p.sizes, p.slots, p.words, items, STAGES=stages, **p.flags("D", "CAUSAL", "SUMMARIES", "HAS_LIMIT"),
@@ -130,7 +146,8 @@ def _launch_hopper(
 def row_products(p: Problem, out: Tensor, grad: Tensor) -> Tensor:
     """sum(out * grad) of every row, float32 [B, H, N]."""
     product = out.new_empty(out.shape[:3], dtype=torch.float32)
-    triton_backward.row_products[(triton.cdiv(p.num_steps, 128), p.batch * p.heads)](
+    launch(
+        triton_backward.row_products, (triton.cdiv(p.num_steps, 128), p.batch * p.heads), p.key,
         out, grad, product, *out.stride()[:3], *grad.stride()[:3], p.heads, p.num_steps,
         M=128, **p.flags("D", "D_POW2"), num_warps=8,
     )  # fmt: skip
@@ -160,7 +177,7 @@ def launch_backward(
     if tile is None and fits_hopper(p, q):
         launch_hopper_backward(p, operands, terms, lists, transposed, means, mean_grads, chunks, (dq, dk, dv))
     else:
-        tile = tile or backward_tile(p.block_size, p.channels)
+        tile = tile or backward_tile(p.block_size, p.channels, p.float32)
         _launch_keys(p, operands, terms, lists, transposed, means, mean_grads, chunks, (dk, dv), tile)
         _launch_queries(p, operands, terms, lists, means, dq)
     return dq, dk, dv
@@ -171,7 +188,7 @@ def _launch_keys(
     operands: tuple[Rows, Rows, Rows, Rows],
     terms: tuple[Tensor, Tensor],
     lists: Lists,
-    transposed: tuple[Tensor, Tensor],
+    transposed: Transposed,
     means: tuple[Tensor, Tensor],
     mean_grads: Tensor,
     chunks: int,
@@ -179,20 +196,24 @@ def _launch_keys(
     tile: Tile,
 ) -> None:
     q, grad, k, v = operands
-    (lse, product), (offsets, readers), (dk, dv) = terms, transposed, outputs
+    (lse, product), (dk, dv) = terms, outputs
     options = p.flags("BLOCK", "D", "D_POW2", "CAUSAL", "HAS_LIMIT", "PRECISION")
     options |= {"M": tile.rows, "N": tile.keys, "num_warps": tile.warps, "num_stages": tile.stages}
     if p.summaries:
         mean_k, mean_v = rows_of(means[0]), rows_of(means[1])
-        triton_backward.summary_keys[(triton.cdiv(p.num_blocks, tile.keys), chunks, p.batch * p.groups)](
+        launch(
+            triton_backward.summary_keys,
+            (triton.cdiv(p.num_blocks, tile.keys), chunks, p.batch * p.groups), p.key,
             q.tile(tile.rows), grad.tile(tile.rows), mean_k.tile(tile.keys), mean_v.tile(tile.keys),
             mean_grads[0], mean_grads[1], lse, product, lists.bits_BSQW, p.lengths_B, p.scale * _LOG2_E,
             *q.steps_apart, *grad.steps_apart, *p.sizes, p.words, triton.cdiv(p.num_blocks, chunks),
             means[0].numel(), **options,
         )  # fmt: skip
-    triton_backward.keys[(triton.cdiv(p.num_steps, tile.keys), p.batch * p.groups)](
+    launch(
+        triton_backward.keys, (triton.cdiv(p.num_steps, tile.keys), p.batch * p.groups), p.key,
         q.tile(tile.rows), grad.tile(tile.rows), k.tile(tile.keys), v.tile(tile.keys), dk, dv,
-        mean_grads[0], mean_grads[1], lse, product, readers, offsets, p.lengths_B, p.scale * _LOG2_E, p.scale,
+        mean_grads[0], mean_grads[1], lse, product, transposed.readers, transposed.offsets, p.lengths_B,
+        p.scale * _LOG2_E, p.scale,
         *q.steps_apart, *grad.steps_apart, *k.steps_apart, *v.steps_apart, *dk.stride()[:3], *dv.stride()[:3],
         *p.sizes, chunks, means[0].numel(), SUMMARIES=p.summaries, **options,
     )  # fmt: skip
@@ -203,42 +224,42 @@ def launch_hopper_backward(
     operands: tuple[Rows, Rows, Rows, Rows],
     terms: tuple[Tensor, Tensor],
     lists: Lists,
-    transposed: tuple[Tensor, Tensor],
+    transposed: Transposed,
     means: tuple[Tensor, Tensor],
     mean_grads: Tensor,
     chunks: int,
     outputs: tuple[Tensor, Tensor, Tensor],
-    ahead: tuple[bool, bool, bool] | None = None,
 ) -> None:
-    """Three passes; `ahead` says for each (dq, keys, summaries) whether it multiplies a tile ahead."""
-    from sparse_model.attention import triton_hopper, triton_hopper_backward  # need a Triton that has Gluon
+    """Three passes over one kernel: 0 for dq, 2 for the summaries, then 1 for dk and dv."""
+    from sparse_model.attention import triton_hopper_backward  # needs a Triton that has Gluon
 
     dq, dk, dv = outputs
-    offsets, readers = transposed
-    ahead = ahead or (True, p.channels == 64, p.channels == 64)  # measured; at 128 channels registers run out
     mean_rows = tuple(rows_of(m) if p.summaries else t for m, t in zip(means, operands[2:], strict=True))
-    tiles = [triton_hopper.tile_of(rows, 64) for rows in (*operands, *mean_rows)]
+    tiles = [rows.tile(64) for rows in (*operands, *mean_rows)]
     processors = torch.cuda.get_device_properties(dq.device).multi_processor_count
     flags = p.flags("D", "CAUSAL", "SUMMARIES", "HAS_LIMIT")
 
-    def run(which: int, near: int, far: int, out0: Tensor, out1: Tensor, items: int) -> None:
+    def run(which: int, near: int, far: int, out0: Tensor, out1: Tensor, items: int, programs: int) -> None:
         rows = (*operands, *mean_rows)
-        triton_hopper_backward.backward[(min(items, processors),)](
+        launch(
+            triton_hopper_backward.backward, (min(items, programs),), p.key,
             *tiles[near : near + 2], *tiles[far : far + 2], *tiles[4:], out0, out1, mean_grads[0],
             mean_grads[1],
-            *terms, lists.indices_BSQK, lists.counts_BSQ, lists.full_BSQ, lists.bits_BSQW, readers, offsets,
+            *terms, lists.indices_BSQK, lists.counts_BSQ, lists.full_BSQ, lists.bits_BSQW, *transposed,
             p.lengths_B, p.scale * _LOG2_E, p.scale, *rows[near].steps_apart, *rows[near + 1].steps_apart,
             *rows[far].steps_apart, *rows[far + 1].steps_apart, *out0.stride()[:3], *out1.stride()[:3],
             *p.sizes, p.slots, p.words, items, chunks, triton.cdiv(p.num_blocks, max(chunks, 1)),
             means[0].numel(),
-            STAGES=4 if p.channels == 64 else 3, AHEAD=ahead[which], PASS=which, **flags, num_warps=4,
+            STAGES=4 if p.channels == 64 else 3, ROOM=which == 0 or p.channels == 64, PASS=which,
+            **flags, num_warps=4,
         )  # fmt: skip
 
     groups = p.batch * p.groups
-    run(0, 0, 2, dq, dq, p.batch * p.heads * p.num_blocks)
+    run(0, 0, 2, dq, dq, p.batch * p.heads * p.num_blocks, processors)
     if p.summaries:
-        run(2, 4, 0, dk, dv, groups * triton.cdiv(p.num_blocks, 128) * chunks)
-    run(1, 2, 0, dk, dv, groups * p.num_blocks)
+        run(2, 4, 0, dk, dv, groups * triton.cdiv(p.num_blocks, 128) * chunks, processors)
+    # a program per block, the most read blocks first: lists differ in length, and the hardware balances them
+    run(1, 2, 0, dk, dv, groups * p.num_blocks, groups * p.num_blocks)
 
 
 def _launch_queries(
@@ -252,7 +273,10 @@ def _launch_queries(
     q, grad, k, v = operands
     mean_k, mean_v = (rows_of(m) if p.summaries else t for m, t in zip(means, (k, v), strict=True))
     rows, keys, warps = p.block_size, min(p.block_size, 64), 8 if p.block_size == 128 else 4
-    triton_backward.queries[(triton.cdiv(p.num_steps, rows), p.batch * p.heads)](
+    if p.float32 and p.channels > 64:
+        rows, keys, warps = min(rows, 64), min(keys, 32), 4
+    launch(
+        triton_backward.queries, (triton.cdiv(p.num_steps, rows), p.batch * p.heads), p.key,
         q.tile(rows), grad.tile(rows), k.tile(keys), v.tile(keys), mean_k.tile(keys), mean_v.tile(keys),
         dq, *terms, lists.indices_BSQK, lists.counts_BSQ, lists.bits_BSQW, p.lengths_B, p.scale * _LOG2_E,
         p.scale,
@@ -263,15 +287,23 @@ def _launch_queries(
     )  # fmt: skip
 
 
-def transposed_lists(p: Problem, bits_BSQW: Tensor) -> tuple[Tensor, Tensor]:
-    """Query blocks that read each key block: int32 offsets [B*S*J + 1] into int32 readers [B*S*Q*K]."""
-    readers = bits_BSQW.new_empty(p.batch * p.rankings * p.num_blocks * max(p.slots, 1))
-    counts = bits_BSQW.new_empty(p.batch * p.rankings * p.num_blocks)
-    grid = (p.words, p.batch * p.rankings)
-    triton_selection.count_readers[grid](bits_BSQW, counts, p.num_blocks, p.words, ROWS=64)
-    offsets = torch.nn.functional.pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
-    triton_selection.list_readers[grid](bits_BSQW, offsets, readers, p.num_blocks, p.words, ROWS=64)
-    return offsets, readers
+def transposed_lists(p: Problem, bits_BSQW: Tensor) -> Transposed:
+    """Query blocks that read each key block, and the key blocks by how many those are."""
+    lists = p.batch * p.rankings
+    readers = bits_BSQW.new_empty(lists * p.num_blocks * max(p.slots, 1))
+    offsets, order = bits_BSQW.new_empty(lists * p.num_blocks + 1), bits_BSQW.new_empty(lists * p.num_blocks)
+    counts = torch.empty_like(order)
+    grid = (p.words, lists)
+    launch(triton_selection.count_readers, grid, p.key, bits_BSQW, counts, p.num_blocks, p.words, ROWS=64)
+    launch(
+        triton_selection.place_readers, (triton.cdiv(p.num_blocks, 32), lists), p.key,
+        counts, offsets, order, p.num_blocks, lists, ROWS=32, COLUMNS=64,
+    )  # fmt: skip
+    launch(
+        triton_selection.list_readers, grid, p.key, bits_BSQW, offsets, readers, p.num_blocks, p.words,
+        ROWS=64,
+    )  # fmt: skip
+    return Transposed(readers, offsets, order)
 
 
 def launch_scores(
@@ -280,22 +312,67 @@ def launch_scores(
     block_size: int,
     causal: bool,
     lengths_B: Tensor | None,
-    blocks_at_once: int = 4,
-    warps: int = 4,
-    stages: int = 3,
+    tile: ScoreTile | None = None,
 ) -> Tensor:
     """Block scores [B, S, Q, J] from float16 products."""
     batch, rankings, num_steps, channels = sq_BSNE.shape
-    num_blocks = num_blocks_of(num_steps, block_size)
-    sq = (sq_BSNE * channels**-0.5).to(torch.float16).contiguous()
-    sk = sk_BSNE.to(torch.float16).contiguous()
+    num_blocks, lists = num_blocks_of(num_steps, block_size), batch * rankings
+    tile = tile or ScoreTile()
+    key = key_of(block_size, causal, sq_BSNE, sk_BSNE, lengths_B)
+    sq, sk = _as_half(sq_BSNE, sk_BSNE, key)
     scores = sq.new_empty((batch, rankings, num_blocks, num_blocks), dtype=torch.float32)
-    row_blocks = max(1, min(num_blocks, _SCRATCH_ELEMENTS // (batch * rankings * num_blocks * block_size)))
-    scratch = sq.new_empty(batch * rankings * row_blocks * num_blocks * block_size)
+    row_blocks = max(1, min(num_blocks, _SCRATCH_ELEMENTS // (lists * num_blocks * block_size)))
+    scratch = sq.new_empty(lists * row_blocks * num_blocks * block_size)
+    chunks = max(1, min(triton.cdiv(num_blocks, 16), _SCORE_PROGRAMS // (row_blocks * lists)))
+    flags = {"BLOCK": block_size, "CAUSAL": causal, "HAS_LIMIT": lengths_B is not None}
     for first in range(0, num_blocks, row_blocks):
-        triton_selection.score[(min(row_blocks, num_blocks - first), batch * rankings)](
-            sq, sk, scratch, scores, lengths_B, rankings, num_steps, num_blocks, first, row_blocks,
-            BLOCK=block_size, E=channels, AT_ONCE=blocks_at_once, SWEEP=32, CAUSAL=causal,
-            HAS_LIMIT=lengths_B is not None, PACKED=sq.is_cuda, num_warps=warps, num_stages=stages,
+        rows = min(row_blocks, num_blocks - first)
+        launch(
+            triton_selection.maxima, (rows, chunks, lists), (first, key),
+            sq, sk, scratch, lengths_B, rankings, num_steps, num_blocks, first, row_blocks,
+            triton.cdiv(num_blocks, chunks), E=channels, AT_ONCE=tile.blocks,
+            PACKED=sq.is_cuda and block_size >= 64, **flags, num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+        launch(
+            triton_selection.score, (rows, lists), (first, key),
+            scratch, scores, lengths_B, rankings, num_steps, num_blocks, first, row_blocks,
+            SWEEP=tile.sweep, **flags, num_warps=tile.sweep_warps,
         )  # fmt: skip
     return scores
+
+
+def _as_half(sq_BSNE: Tensor, sk_BSNE: Tensor, key: int) -> tuple[Tensor, Tensor]:
+    """Scaled selector queries and selector keys as float16, packed."""
+    batch, rankings, num_steps, channels = sq_BSNE.shape
+    sq, sk = (torch.empty(sq_BSNE.shape, dtype=torch.float16, device=sq_BSNE.device) for _ in range(2))
+    launch(
+        triton_selection.halve, (triton.cdiv(num_steps, 256), batch * rankings), key,
+        sq_BSNE, sk_BSNE, sq, sk, *sq_BSNE.stride(), *sk_BSNE.stride(), rankings, num_steps,
+        channels**-0.5, ROWS=256, E=channels, num_warps=4,
+    )  # fmt: skip
+    return sq, sk
+
+
+def launch_best_blocks(
+    scores_BSQJ: Tensor,
+    num_selected: int,
+    block_size: int,
+    num_steps: int,
+    causal: bool,
+    lengths_B: Tensor | None,
+    top_p: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Indices and counts of the best blocks."""
+    batch, rankings, num_blocks, _ = scores_BSQJ.shape
+    scores = scores_BSQJ.contiguous()
+    indices = scores.new_empty((batch, rankings, num_blocks, num_selected), dtype=torch.int32)
+    counts = scores.new_empty((batch, rankings, num_blocks), dtype=torch.int32)
+    wide = triton.next_power_of_2(num_blocks)
+    key = key_of(num_selected, block_size, num_steps, causal, scores, lengths_B)
+    launch(
+        triton_selection.best_blocks, (num_blocks, batch * rankings), key,
+        scores, indices, counts, lengths_B, rankings, num_steps, num_blocks, num_selected, top_p or 1.0,
+        BLOCK=block_size, J_POW2=wide, CAUSAL=causal, HAS_LIMIT=lengths_B is not None,
+        HAS_TOP_P=top_p is not None, num_warps=4 if wide < 2048 else 8,
+    )  # fmt: skip
+    return indices, counts

@@ -5,53 +5,88 @@ Nothing here waits for the host: list lengths stay on the device, and buffers ha
 
 # Triton compiles the kernels and knows their types; it is not installed everywhere.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
-# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
+# pyright: reportPossiblyUnboundVariable=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 import triton
 import triton.language as tl
 
 from sparse_model.attention.triton_forward import SIZES
 
+_LARGEST = tl.constexpr(
+    """{
+    .reg .b32 a, b, c, d;
+    max.f16x2 a, $1, $2;
+    max.f16x2 a, a, $3;
+    max.f16x2 b, $4, $5;
+    max.f16x2 b, b, $6;
+    max.f16x2 c, $7, $8;
+    max.f16x2 a, a, b;
+    max.f16x2 $0, a, c;
+    }"""
+)
+
 
 @triton.jit
-def _halve(x, ROWS: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr):
-    """Maximum of left and right half of every block, [ROWS, BLOCKS, WIDTH] float16, two per instruction."""
-    halves = tl.permute(tl.reshape(x, [ROWS, BLOCKS, 2, WIDTH // 2]), (0, 1, 3, 2))
-    left, right = tl.split(halves)
+def _parts(x, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Left and right half of the columns, [ROWS, WIDTH] each."""
+    return tl.split(tl.permute(tl.reshape(x, [ROWS, 2, WIDTH]), (0, 2, 1)))
+
+
+@triton.jit
+def _largest_of_8(x, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Elementwise maximum of eight parts of the columns, [ROWS, WIDTH] float16: two numbers per instruction,
+    and three operands where the assembler finds such an instruction."""
+    left, right = _parts(x, ROWS, 4 * WIDTH)
+    a, b = _parts(left, ROWS, 2 * WIDTH)
+    c, d = _parts(right, ROWS, 2 * WIDTH)
+    a0, a1 = _parts(a, ROWS, WIDTH)
+    b0, b1 = _parts(b, ROWS, WIDTH)
+    c0, c1 = _parts(c, ROWS, WIDTH)
+    d0, d1 = _parts(d, ROWS, WIDTH)
     return tl.inline_asm_elementwise(
-        "max.f16x2 $0, $1, $2;", "=r,r,r", [left, right], dtype=tl.float16, is_pure=True, pack=2
-    )
+        _LARGEST, "=r,r,r,r,r,r,r,r,r", [a0, a1, b0, b1, c0, c1, d0, d1], dtype=tl.float16, is_pure=True,
+        pack=2,
+    )  # fmt: skip
 
 
 @triton.jit
 def _block_maxima(x, ROWS: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constexpr, PACKED: tl.constexpr):
     """Largest value of every row in each of BLOCKS blocks, [ROWS, BLOCKS * WIDTH] to [ROWS, BLOCKS]."""
-    x = tl.reshape(x, [ROWS, BLOCKS, WIDTH])
-    if PACKED:
-        if WIDTH >= 128:
-            x = _halve(x, ROWS, BLOCKS, 128)
-        if WIDTH >= 64:
-            x = _halve(x, ROWS, BLOCKS, 64)
-        if WIDTH >= 32:
-            x = _halve(x, ROWS, BLOCKS, 32)
-        if WIDTH >= 16:
-            x = _halve(x, ROWS, BLOCKS, 16)
-    return tl.max(x, 2)
+    if PACKED:  # blocks of 64 steps or more
+        x = tl.permute(tl.reshape(x, [ROWS, BLOCKS, 8, WIDTH // 8]), (0, 2, 1, 3))
+        x = _largest_of_8(tl.reshape(x, [ROWS, WIDTH * BLOCKS]), ROWS, BLOCKS * WIDTH // 8)
+        best = tl.max(tl.reshape(x, [ROWS, BLOCKS, WIDTH // 8]), 2)
+    else:
+        best = tl.max(tl.reshape(x, [ROWS, BLOCKS, WIDTH]), 2)
+    return best
 
 
 @triton.jit(do_not_specialize=SIZES)
-def score(
-    sq_ptr, sk_ptr, maxima_ptr, score_ptr, limit_ptr, rankings, num_steps, num_blocks, first_row_block,
-    row_blocks,
-    BLOCK: tl.constexpr, E: tl.constexpr, AT_ONCE: tl.constexpr, SWEEP: tl.constexpr,
+def halve(
+    sq_ptr, sk_ptr, sq_out_ptr, sk_out_ptr, sq_b, sq_s, sq_n, sq_e, sk_b, sk_s, sk_n, sk_e,
+    rankings, num_steps, scale, ROWS: tl.constexpr, E: tl.constexpr,
+):  # fmt: skip
+    """Selector queries (times `scale`) and selector keys as packed float16 [B * S, N, E]."""
+    rows, list_head = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
+    batch, ranking = (list_head // rankings).to(tl.int64), list_head % rankings
+    at, channels = rows.to(tl.int64)[:, None], tl.arange(0, E)[None, :]
+    mask = (rows < num_steps)[:, None]
+    sq = tl.load(sq_ptr + batch * sq_b + ranking * sq_s + at * sq_n + channels * sq_e, mask=mask, other=0.0)
+    sk = tl.load(sk_ptr + batch * sk_b + ranking * sk_s + at * sk_n + channels * sk_e, mask=mask, other=0.0)
+    out = (list_head.to(tl.int64) * num_steps + at) * E + channels
+    tl.store(sq_out_ptr + out, (sq.to(tl.float32) * scale).to(tl.float16), mask=mask)
+    tl.store(sk_out_ptr + out, sk.to(tl.float16), mask=mask)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def maxima(
+    sq_ptr, sk_ptr, maxima_ptr, limit_ptr, rankings, num_steps, num_blocks, first_row_block, row_blocks,
+    per_chunk,
+    BLOCK: tl.constexpr, E: tl.constexpr, AT_ONCE: tl.constexpr,
     CAUSAL: tl.constexpr, HAS_LIMIT: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """Scores of one query block against all key blocks (see `selection.block_scores`).
-
-    First sweep: a product and a maximum per pair of steps, kept as float16 [J, rows] in scratch memory that
-    stays in the cache. Second and third sweep, over 1/BLOCK as much: the rows' log-sum-exp, then the maximum
-    over the rows. sq (scaled) and sk are float16 [B * S, N, E].
-    """
-    local, list_head = tl.program_id(0), tl.program_id(1)
+    """Largest q'.k' of every row of a query block in every key block of a chunk, float16 [J, rows] in scratch
+    memory that stays in the cache. sq (scaled) and sk are float16 [B * S, N, E]."""
+    local, chunk, list_head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     own = first_row_block + local
     limit = tl.load(limit_ptr + list_head // rankings).to(tl.int32) if HAS_LIMIT else num_steps
     rows, channels = own * BLOCK + tl.arange(0, BLOCK), tl.arange(0, E)
@@ -62,17 +97,18 @@ def score(
         maxima_ptr + (list_head.to(tl.int64) * row_blocks + local) * num_blocks * BLOCK + tl.arange(0, BLOCK)
     )
     # key blocks before `full` need no mask, those from `seen` on are not permitted
-    full = limit // BLOCK
-    seen = tl.minimum((limit + BLOCK - 1) // BLOCK, num_blocks)
+    begin, end = chunk * per_chunk, tl.minimum((chunk + 1) * per_chunk, num_blocks)
+    full, seen = limit // BLOCK, (limit + BLOCK - 1) // BLOCK
     if CAUSAL:
         full, seen = tl.minimum(full, own), tl.minimum(seen, own + 1)
+    full, seen = tl.maximum(tl.minimum(full, end), begin), tl.maximum(tl.minimum(seen, end), begin)
     keys = tl.arange(0, BLOCK)
     many = tl.arange(0, BLOCK * AT_ONCE)
-    together = full // AT_ONCE * AT_ONCE
-    for block in range(0, together, AT_ONCE):
+    together = begin + (full - begin) // AT_ONCE * AT_ONCE
+    for block in range(begin, together, AT_ONCE):
         k = tl.load(sk_ptr + (base + block * BLOCK + many)[:, None] * E + channels[None, :])
-        maxima = _block_maxima(tl.dot(q, k.T, out_dtype=tl.float16), BLOCK, AT_ONCE, BLOCK, PACKED)
-        tl.store(scratch[:, None] + (block + tl.arange(0, AT_ONCE))[None, :] * BLOCK, maxima)
+        best = _block_maxima(tl.dot(q, k.T, out_dtype=tl.float16), BLOCK, AT_ONCE, BLOCK, PACKED)
+        tl.store(scratch[:, None] + (block + tl.arange(0, AT_ONCE))[None, :] * BLOCK, best)
     for block in range(together, seen):
         columns = block * BLOCK + keys
         k_at = sk_ptr + (base + columns)[:, None] * E + channels[None, :]
@@ -82,43 +118,62 @@ def score(
             is_open = is_open & (columns[None, :] <= rows[:, None])
         logits = tl.where(is_open, tl.dot(q, k.T, out_dtype=tl.float16), float("-inf"))
         tl.store(scratch + block * BLOCK, tl.max(logits, 1))
-    tl.debug_barrier()  # other threads of this program read the scratch below
 
-    top = tl.full([BLOCK], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)
+
+@triton.jit(do_not_specialize=SIZES)
+def score(
+    maxima_ptr, score_ptr, limit_ptr, rankings, num_steps, num_blocks, first_row_block, row_blocks,
+    BLOCK: tl.constexpr, SWEEP: tl.constexpr, CAUSAL: tl.constexpr, HAS_LIMIT: tl.constexpr,
+):  # fmt: skip
+    """Scores of one query block against all key blocks (see `selection.block_scores`), from `maxima`.
+
+    One sweep for the rows' log-sum-exp, kept per row and place in the sweep, and one for the maximum over
+    the rows.
+    """
+    local, list_head = tl.program_id(0), tl.program_id(1)
+    own = first_row_block + local
+    limit = tl.load(limit_ptr + list_head // rankings).to(tl.int32) if HAS_LIMIT else num_steps
+    rows = tl.arange(0, BLOCK)
+    scratch = maxima_ptr + (list_head.to(tl.int64) * row_blocks + local) * num_blocks * BLOCK + rows
+    seen = tl.minimum((limit + BLOCK - 1) // BLOCK, num_blocks)
+    if CAUSAL:
+        seen = tl.minimum(seen, own + 1)
     sweep = tl.arange(0, SWEEP)
+    top = tl.full([SWEEP, BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([SWEEP, BLOCK], tl.float32)
     for first in range(0, seen, SWEEP):
-        blocks = first + sweep
-        maxima = tl.load(
-            scratch[None, :] + blocks[:, None] * BLOCK, mask=(blocks < seen)[:, None], other=float("-inf")
-        )
-        maxima = maxima.to(tl.float32)
-        new_top = tl.maximum(top, tl.max(maxima, 0))
+        blocks = (first + sweep)[:, None]
+        best = tl.load(scratch[None, :] + blocks * BLOCK, mask=blocks < seen, other=float("-inf"))
+        best = best.to(tl.float32)
+        new_top = tl.maximum(top, best)
         shift = tl.where(new_top == float("-inf"), 0.0, new_top)
-        total = total * tl.exp(top - shift) + tl.sum(tl.exp(maxima - shift[None, :]), 0)
+        total = total * tl.exp(top - shift) + tl.exp(best - shift)
         top = new_top
-    norm = tl.where(
-        (rows < limit) & (total > 0.0), top + tl.log(tl.where(total > 0.0, total, 1.0)), float("inf")
-    )
+    row_top = tl.max(top, 0)
+    shift = tl.where(row_top == float("-inf"), 0.0, row_top)
+    row_total = tl.sum(total * tl.exp(top - shift[None, :]), 0)
+    exists = (own * BLOCK + rows < limit) & (row_total > 0.0)
+    norm = tl.where(exists, shift + tl.log(tl.where(exists, row_total, 1.0)), float("inf"))
     out = score_ptr + (list_head.to(tl.int64) * num_blocks + own) * num_blocks
     for first in range(0, num_blocks, SWEEP):
         blocks = first + sweep
-        maxima = tl.load(
+        best = tl.load(
             scratch[None, :] + blocks[:, None] * BLOCK, mask=(blocks < seen)[:, None], other=float("-inf")
         )
-        best = tl.max(maxima.to(tl.float32) - norm[None, :], 1)
-        tl.store(out + blocks, best, mask=blocks < num_blocks)
+        tl.store(out + blocks, tl.max(best.to(tl.float32) - norm[None, :], 1), mask=blocks < num_blocks)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def best_blocks(
-    score_ptr, index_ptr, count_ptr, limit_ptr, rankings, num_steps, num_blocks, num_selected,
+    score_ptr, index_ptr, count_ptr, limit_ptr, rankings, num_steps, num_blocks, num_selected, top_p,
     BLOCK: tl.constexpr, J_POW2: tl.constexpr, CAUSAL: tl.constexpr, HAS_LIMIT: tl.constexpr,
+    HAS_TOP_P: tl.constexpr,
 ):  # fmt: skip
     """The `num_selected` best permitted blocks of one query block, ascending, the own block among them.
 
     The smallest score that is still selected is found by bisection on the ordered bit pattern of the
-    scores, so nothing is sorted; of equal scores the earlier blocks are taken.
+    scores, so nothing is sorted; of equal scores the earlier blocks are taken. With `top_p`, of those only
+    as many as it takes, from the best down, to hold that share of the softmax over permitted blocks.
     """
     own, list_head = tl.program_id(0), tl.program_id(1)
     limit = tl.load(limit_ptr + list_head // rankings).to(tl.int32) if HAS_LIMIT else num_steps
@@ -128,6 +183,9 @@ def best_blocks(
     if CAUSAL:
         permitted = permitted & (blocks <= own)
     scores = tl.load(score_ptr + list_row * num_blocks + blocks, mask=permitted, other=float("-inf"))
+    if HAS_TOP_P:
+        weights = tl.exp(scores - tl.maximum(tl.max(scores, 0), -1e30))
+        share = weights / tl.maximum(tl.sum(weights, 0), 1e-30)
     scores = tl.where(blocks == own, float("inf"), scores)
     bits = scores.to(tl.int32, bitcast=True)
     order = tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).to(tl.int64)  # as integers, ordered like the scores
@@ -141,6 +199,17 @@ def best_blocks(
     above, tied = order > low, order == low
     room = wanted - tl.sum(above.to(tl.int32), 0)
     chosen = above | (tied & (tl.cumsum(tied.to(tl.int32), 0) <= room))
+    if HAS_TOP_P:
+        low, high = tl.full([], -(1 << 31), tl.int64), tl.full([], 1 << 31, tl.int64)
+        for _ in range(0, 32):  # beyond `high` lies less than `top_p`, beyond `low` does not
+            middle = (low + high) >> 1
+            less = tl.sum(tl.where(order > middle, share, 0.0), 0) < top_p
+            low, high = tl.where(less, low, middle), tl.where(less, middle, high)
+        # of blocks tied at `high`, as many as are still needed
+        tied_share = tl.where(order == high, share, 0.0)
+        before = tl.sum(tl.where(order > high, share, 0.0), 0) + tl.cumsum(tied_share, 0) - tied_share
+        chosen = chosen & ((order > high) | ((order == high) & (before < top_p)))
+        wanted = tl.sum(chosen.to(tl.int32), 0)
     slot = tl.cumsum(chosen.to(tl.int32), 0) - 1
     tl.store(index_ptr + list_row * num_selected + slot, blocks, mask=chosen)
     tl.store(
@@ -154,9 +223,10 @@ def best_blocks(
 @triton.jit(do_not_specialize=SIZES)
 def read_bits(
     index_ptr, count_ptr, bits_ptr, full_ptr, limit_ptr, rankings, num_steps, num_blocks, slots, words,
-    BLOCK: tl.constexpr, SLOTS_POW2: tl.constexpr, CAUSAL: tl.constexpr, HAS_LIMIT: tl.constexpr,
+    BLOCK: tl.constexpr, SLOTS_POW2: tl.constexpr, WORDS_POW2: tl.constexpr, CAUSAL: tl.constexpr,
+    HAS_LIMIT: tl.constexpr,
 ):  # fmt: skip
-    """One bit per permitted block on a query block's list (`bits` starts as zeros); how many need no mask.
+    """One bit per permitted block on a query block's list; how many need no mask.
 
     Lists are ascending, so the blocks that need one (a partial last block, the diagonal) stand at the end.
     """
@@ -171,6 +241,9 @@ def read_bits(
     listed = listed & (block * BLOCK < limit) & (own * BLOCK < limit)
     if CAUSAL:
         listed = listed & (block <= own)
+    word = tl.arange(0, WORDS_POW2)
+    tl.store(bits_ptr + list_row * words + word, 0, mask=word < words)
+    tl.debug_barrier()  # other threads of this program set bits in these words
     tl.atomic_or(bits_ptr + list_row * words + block // 32, 1 << (block % 32), mask=listed, sem="relaxed")
 
 
@@ -192,6 +265,32 @@ def count_readers(bits_ptr, count_ptr, num_blocks, words, ROWS: tl.constexpr):
         total += tl.sum(_readers(bits_ptr, list_head, word, num_blocks, words, first, ROWS), 0)
     blocks = word * 32 + tl.arange(0, 32)
     tl.store(count_ptr + list_head * num_blocks + blocks, total, mask=blocks < num_blocks)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def place_readers(
+    count_ptr, offset_ptr, order_ptr, num_blocks, list_heads, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Where the readers of each key block begin, and the key blocks of a list head by number of readers."""
+    blocks, list_head = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
+    base = list_head * num_blocks
+    own = tl.load(count_ptr + base + blocks, mask=blocks < num_blocks, other=0)
+    before = tl.zeros([ROWS], tl.int32)
+    rank = tl.zeros([ROWS], tl.int32)
+    columns = tl.arange(0, COLUMNS)
+    for first in range(0, base, COLUMNS):
+        before += tl.sum(tl.load(count_ptr + first + columns, mask=first + columns < base, other=0), 0)
+    for first in range(0, num_blocks, COLUMNS):
+        other = first + columns
+        count = tl.load(count_ptr + base + other, mask=other < num_blocks, other=-1)[None, :]
+        earlier = (other[None, :] < blocks[:, None]) & (count >= 0)
+        before += tl.sum(tl.where(earlier, count, 0), 1)
+        ahead = (count > own[:, None]) | ((count == own[:, None]) & earlier)
+        rank += tl.sum(ahead.to(tl.int32), 1)
+    tl.store(offset_ptr + base + blocks, before, mask=blocks < num_blocks)
+    tl.store(order_ptr + base + rank, blocks, mask=blocks < num_blocks)
+    last = (list_head == list_heads - 1) & (blocks == num_blocks - 1)
+    tl.store(offset_ptr + base + blocks + 1, before + own, mask=last)
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -9,6 +9,8 @@ import pytest
 
 from pipelines.release_log import ReleaseLog
 from pipelines.settings import load_settings
+from pipelines.signing import load_key
+from tests.key_traces import traces_of
 from tests.tiny_rollout import Ended, Preloaded, dankai, write_dataset, write_policy
 
 STAGES = ("pilot", "training", "edge", "steady")
@@ -33,6 +35,7 @@ def ended(folder: Path) -> Ended:
         "OMP_NUM_THREADS": "1",
     }
     command = ("rollout", "run", folder / "pump.yaml", "--policy", folder / "policy-0.yaml")
+    command += ("--bootstrap", "the dense model in use")
     return dankai(*command, home=folder / "home", **environ)
 
 
@@ -83,7 +86,7 @@ def test_the_summary_names_versions_and_hashes(summary: dict[str, Any], folder: 
     assert sha256.match(summary["prepared"]["snapshot"]["content_hash"])
     assert sha256.match(summary["bundle"]["manifest_sha256"])
     assert summary["state"]["releases"][-1]["stage"] == "steady"
-    assert summary["sweep"]["densities"] == [0.25, 0.5]
+    assert [point["density"] for point in summary["calibration"]["points"]] == [0.25, 0.5]
     assert [cost["num_steps"] for cost in summary["costs"]] == [80, 320, 1280]
 
 
@@ -144,3 +147,74 @@ def test_running_it_again_does_no_work_twice_and_decides_nothing_again(
     for before, after in zip(first["evaluations"], second["evaluations"], strict=True):
         assert before == after
     assert set(steps) <= set((home / "steps").iterdir())
+
+
+def test_the_signing_key_stays_in_its_file(ended: Ended, folder: Path) -> None:
+    """Database, artifacts, bundle, log, summary, Data Docs, what was printed: nothing else holds the key."""
+    home = folder / "home"
+    key = load_key(home / "keys", {})
+    everything = list(home.rglob("*"))
+    assert traces_of(key, everything, (ended.out, ended.err)) == [str(home / "keys" / "signing.key")]
+    assert (home / "keys" / "signing.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_nothing_it_leaves_is_a_pickle_but_what_only_torch_reads_without_running_it(
+    ended: Ended, folder: Path
+) -> None:
+    import zipfile
+
+    found = {path.suffix for path in (folder / "home").rglob("*") if path.is_file()}
+    assert found & {".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"} == set()
+    for path in (folder / "home").rglob("*.npz"):
+        with zipfile.ZipFile(path) as arrays:
+            headers = [arrays.read(name)[:128] for name in arrays.namelist()]
+        assert not any(b"'|O'" in header for header in headers), path
+
+
+def test_what_is_live_tells_its_budgets_and_where_it_looked(
+    ended: Ended, folder: Path, preloaded: Preloaded
+) -> None:
+    home, dataset = folder / "home", folder / "pump.yaml"
+    table = preloaded.dankai("budget", dataset, "--latency-ms", 1e6, home=home)
+    assert table.code == 0, table.err
+    assert "80 steps on 1 thread" in table.out
+    assert table.out.splitlines()[-1] == "density 0.5"
+    refused = preloaded.dankai("budget", dataset, "--latency-ms", 1e-6, home=home)
+    assert refused.code == 2
+    assert "latency 1e-06 ms cannot be kept: density" in refused.err
+    asked = ("explain", dataset, "--window", "2024-04-20T12:00", "--audit", "--json")
+    told = preloaded.dankai(*asked, home=home)
+    assert told.code == 0, told.err
+    answer = json.loads(told.out)
+    assert answer["window"]["cutoff"] == "2024-04-20 12:00:00"
+    assert {each["slice"] for each in answer["audit"]} == {"", "site=north", "site=south"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("explain", "--window", "soon"), "'soon' is no time: write it as 2013-09-12T18:00"),
+        (("explain", "--window", "2030-01-01"), "no window ends at 2030-01-01 00:00:00: possible are from"),
+        (("explain", "--audit", "--part", "tset"), "unknown part 'tset': did you mean 'test'?"),
+        (("explain", "--audit", "--density", "2"), "density must lie in (0, 1]"),
+        (("explain",), "give --window TIME, --audit or both"),
+        (("budget", "--max-loss", "-1"), "loss must be a number of at least 0"),
+    ],
+)
+def test_what_cannot_be_explained_is_one_line(
+    arguments: tuple[str, ...], words: str, ended: Ended, folder: Path, preloaded: Preloaded
+) -> None:
+    command, *options = arguments
+    refused = preloaded.dankai(command, folder / "pump.yaml", *options, home=folder / "home")
+    assert refused.code == 2
+    assert words in refused.err
+    assert "Traceback" not in refused.err
+
+
+def test_where_nothing_is_live_there_is_nothing_to_explain(folder: Path, preloaded: Preloaded) -> None:
+    for command in (("budget",), ("explain", "--audit")):
+        name, *options = command
+        refused = preloaded.dankai(name, folder / "pump.yaml", *options, home=folder / "nowhere")
+        assert refused.code == 2
+        assert "nothing is live" in refused.err
+        assert not (folder / "nowhere").exists()

@@ -36,7 +36,9 @@ def test_importing_what_the_command_line_starts_with_imports_nothing_heavy(modul
     assert loaded.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", [("demo",), ("rollout",), ("rollout", "run"), ("ui",)])
+@pytest.mark.parametrize(
+    "command", [("demo",), ("rollout",), ("rollout", "run"), ("ui",), ("budget",), ("explain",)]
+)
 def test_every_command_explains_itself(command: tuple[str, ...], tmp_path: Path) -> None:
     ended = dankai(*command, "--help", home=tmp_path)
     assert ended.code == 0

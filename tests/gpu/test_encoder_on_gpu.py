@@ -21,7 +21,7 @@ BUDGETS = [None, Budget(0.25)]
 
 
 def plain_rotary(x: Tensor) -> Tensor:
-    return torch.cat(layers._turned(x), dim=-1)
+    return torch.cat(layers._turned(x, 1.0), dim=-1)
 
 
 def plain_gate(hidden: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def model_of(groups: int = 8, dtype: torch.dtype = torch.bfloat16, num_layers: i
     torch.manual_seed(0)
     config = ModelConfig(
         num_numeric=4, cardinalities=(), num_outputs=1, width=512, num_layers=num_layers, num_heads=8,
-        num_kv_heads=groups, ffn_width=1408, block_size=128,
+        num_kv_heads=groups, ffn_width=1408, block_size=128, rotary_share=0.75,
     )  # fmt: skip
     model = SparseEncoder(config)
     torch.nn.init.normal_(model.head.weight, std=0.05)

@@ -13,6 +13,7 @@ from pipelines.registry import Tracker
 from pipelines.release import decide, enter_challenger, start_pilot
 from pipelines.release_log import ReleaseLog
 from pipelines.rollout import current_state
+from pipelines.second_look import Lineup
 from pipelines.settings import Settings
 from tests.tiny_rollout import write_dataset, write_policy
 from validation.gates import Evidence, Outcome, StagePolicy, Verdict, judge
@@ -64,17 +65,19 @@ def actions(job: Job) -> list[str]:
 
 def climbed(job: Job, models: Models) -> Job:
     """The sparse model live in operation."""
-    start_pilot(job, models["dense"])
-    decide(job, models["selector"], verdict("pilot", models["selector"], Outcome.PASS), 0.25)
+    start_pilot(job, models["dense"], "the incumbent")
+    decide(
+        job, Lineup(candidate=models["selector"]), verdict("pilot", models["selector"], Outcome.PASS), 0.25
+    )
     for stage in ("training", "edge"):
-        decide(job, models["sparse"], verdict(stage, models["sparse"], Outcome.PASS), 0.25)
+        decide(job, Lineup(candidate=models["sparse"]), verdict(stage, models["sparse"], Outcome.PASS), 0.25)
     assert actions(job) == ["bootstrap", "promote", "promote", "promote"]
     return job
 
 
 def test_a_rollout_starts_once(job: Job, models: Models) -> None:
-    first = start_pilot(job, models["dense"])
-    assert start_pilot(job, models["dense"]) == first
+    first = start_pilot(job, models["dense"], "the incumbent")
+    assert start_pilot(job, models["dense"], "the incumbent") == first
     assert actions(job) == ["bootstrap"]
     assert job.tracker.aliases(f"dankai-{job.spec.name}") == {"champion": first.champion}
 
@@ -83,11 +86,11 @@ def test_a_rollout_starts_once(job: Job, models: Models) -> None:
 def test_a_gate_that_does_not_pass_moves_nothing_and_is_asked_once(
     outcome: Outcome, job: Job, models: Models
 ) -> None:
-    before = start_pilot(job, models["dense"])
+    before = start_pilot(job, models["dense"], "the incumbent")
     said = verdict("pilot", models["selector"], outcome)
-    after = decide(job, models["selector"], said, 0.25)
+    after = decide(job, Lineup(candidate=models["selector"]), said, 0.25)
     assert after.releases == before.releases
-    assert decide(job, models["selector"], said, 0.25) == after
+    assert decide(job, Lineup(candidate=models["selector"]), said, 0.25) == after
     assert actions(job) == ["bootstrap", str(outcome).lower()]
 
 
@@ -95,7 +98,10 @@ def test_a_stage_left_behind_is_not_decided_again(job: Job, models: Models) -> N
     climbed(job, models)
     before = current_state(job.log, job.spec.name)
     for outcome in (Outcome.PASS, Outcome.FAIL):
-        assert decide(job, models["dense"], verdict("pilot", models["dense"], outcome), 0.25) == before
+        assert (
+            decide(job, Lineup(candidate=models["dense"]), verdict("pilot", models["dense"], outcome), 0.25)
+            == before
+        )
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
@@ -108,7 +114,7 @@ def test_a_challenger_enters_once_and_replaces_the_champion_only_on_pass(
     entered = enter_challenger(job, challenger, "drift in May", 0.25)
     assert entered.challenger not in (None, before.champion)
     assert job.tracker.aliases(f"dankai-{job.spec.name}")["challenger"] == entered.challenger
-    after = decide(job, challenger, verdict("steady", challenger, outcome, champion), 0.25)
+    after = decide(job, Lineup(candidate=challenger), verdict("steady", challenger, outcome, champion), 0.25)
     assert (after.champion == entered.challenger) == (outcome is Outcome.PASS)
     assert (after.champion == before.champion) == (outcome is not Outcome.PASS)
     again = enter_challenger(job, challenger, "drift in May", 0.25)
@@ -122,4 +128,4 @@ def test_a_meeting_with_a_champion_that_is_not_live_decides_nothing(job: Job, mo
     climbed(job, models)
     before = current_state(job.log, job.spec.name)
     said = verdict("steady", models["selector"], Outcome.PASS, champion=models["dense"])
-    assert decide(job, models["selector"], said, 0.25) == before
+    assert decide(job, Lineup(candidate=models["selector"]), said, 0.25) == before

@@ -20,6 +20,7 @@ from pipelines.release_log import (
     StaleDecision,
     head,
 )
+from pipelines.release_store import FileStore
 from pipelines.settings import load_settings
 from pipelines.signing import load_key
 from validation.errors import InputError
@@ -52,6 +53,11 @@ def filled(home: Path, num_entries: int = FOUR) -> ReleaseLog:
     return log
 
 
+def path_of(log: ReleaseLog) -> Path:
+    assert isinstance(log.store, FileStore)
+    return log.store.path
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> ReleaseLog:
     """A log of four entries that tests copy from and never write to."""
@@ -62,7 +68,7 @@ def copied(whole: ReleaseLog, home: Path, content: bytes) -> ReleaseLog:
     """A log with the keys of `whole` and other content."""
     home.mkdir(exist_ok=True)
     (home / "release_log.jsonl").write_bytes(content)
-    return ReleaseLog(home / "release_log.jsonl", whole.path.parent / "keys")
+    return ReleaseLog(FileStore(home / "release_log.jsonl"), path_of(whole).parent / "keys")
 
 
 def test_entries_come_back_as_written_in_order_and_chained(tmp_path: Path) -> None:
@@ -76,13 +82,13 @@ def test_entries_come_back_as_written_in_order_and_chained(tmp_path: Path) -> No
 
 
 def test_a_log_that_does_not_exist_yet_is_empty(tmp_path: Path) -> None:
-    assert ReleaseLog(tmp_path / "none.jsonl", tmp_path).entries() == []
+    assert ReleaseLog(FileStore(tmp_path / "none.jsonl"), tmp_path).entries() == []
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(0, 255))
 def test_no_byte_can_be_changed_unseen(whole: ReleaseLog, tmp_path: Path, place: float, byte: int) -> None:
-    content = bytearray(whole.path.read_bytes())
+    content = bytearray(path_of(whole).read_bytes())
     position = int(place * len(content))
     line, unchanged = content[:position].count(b"\n") + 1, content[position] == byte
     content[position] = byte
@@ -103,7 +109,7 @@ def test_no_byte_can_be_changed_unseen(whole: ReleaseLog, tmp_path: Path, place:
 def test_a_gap_a_repetition_and_a_new_order_are_seen(
     whole: ReleaseLog, tmp_path: Path, order: list[int], line: int
 ) -> None:
-    lines = whole.path.read_bytes().splitlines(keepends=True)
+    lines = path_of(whole).read_bytes().splitlines(keepends=True)
     log = copied(whole, tmp_path, b"".join(lines[index] for index in order))
     with pytest.raises(InputError, match=f"line {line}: ") as caught:
         log.entries()
@@ -120,14 +126,14 @@ def test_an_edit_with_its_hash_made_to_fit_fails_on_the_signature(whole: Release
 
 
 def test_an_entry_signed_by_a_stranger_is_refused(whole: ReleaseLog, tmp_path: Path) -> None:
-    log = ReleaseLog(whole.path, tmp_path)
+    log = ReleaseLog(whole.store, tmp_path)
     load_key(tmp_path, {})
     with pytest.raises(InputError, match="line 1: it is signed by the unknown key"):
         log.entries()
 
 
 def test_white_space_and_another_order_of_fields_count_as_edits(whole: ReleaseLog, tmp_path: Path) -> None:
-    first = whole.path.read_bytes().splitlines()[0]
+    first = path_of(whole).read_bytes().splitlines()[0]
     pretty = json.dumps(json.loads(first)).encode() + b"\n"
     with pytest.raises(InputError, match="line 1: its text was changed"):
         copied(whole, tmp_path, pretty).entries()
@@ -139,13 +145,13 @@ def test_a_line_torn_by_a_power_cut_is_set_aside_and_the_log_goes_on(
     tmp_path: Path, kept: int, zeros: bytes
 ) -> None:
     log = filled(tmp_path)
-    lines = log.path.read_bytes().splitlines(keepends=True)
+    lines = path_of(log).read_bytes().splitlines(keepends=True)
     torn = lines[-1][:kept] + zeros
-    log.path.write_bytes(b"".join(lines[:-1]) + torn)
+    path_of(log).write_bytes(b"".join(lines[:-1]) + torn)
     again = open_log(tmp_path)
     [aside] = tmp_path.glob("release_log.jsonl.torn-*")
     assert aside.read_bytes() == torn
-    assert log.path.read_bytes() == b"".join(lines[:-1])
+    assert path_of(log).read_bytes() == b"".join(lines[:-1])
     again.append(decision(), head(again.entries(), "flights"))
     assert len(open_log(tmp_path).entries()) == FOUR
 
@@ -161,11 +167,11 @@ def test_a_decision_made_on_an_older_state_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_broken_log_takes_no_further_entry(whole: ReleaseLog, tmp_path: Path) -> None:
-    content = whole.path.read_bytes().replace(b'"actor":"ada"', b'"actor":"eve"', 1)
+    content = path_of(whole).read_bytes().replace(b'"actor":"ada"', b'"actor":"eve"', 1)
     log = copied(whole, tmp_path, content)
     with pytest.raises(InputError, match="line 1"):
         log.append(decision("other"), GENESIS)
-    assert log.path.read_bytes() == content
+    assert path_of(log).read_bytes() == content
 
 
 WRITER = """
@@ -223,7 +229,7 @@ from pipelines.settings import load_settings
 
 log = ReleaseLog.open(load_settings({"DANKAI_HOME": sys.argv[1]}))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-limit = log.path.stat().st_size + 100
+limit = log.store.path.stat().st_size + 100
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 entries = log.entries()
 try:
@@ -235,22 +241,22 @@ except OSError as error:
 
 def test_an_entry_that_the_disk_takes_only_half_of_is_taken_back(tmp_path: Path) -> None:
     log = filled(tmp_path)
-    content = log.path.read_bytes()
+    content = path_of(log).read_bytes()
     answer = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, timeout=60
     )
     assert answer.stdout.startswith("refused:"), answer.stderr
-    assert log.path.read_bytes() == content
+    assert path_of(log).read_bytes() == content
 
 
 def test_the_private_key_is_not_in_the_log(tmp_path: Path) -> None:
     log = filled(tmp_path)
     secret = load_key(tmp_path / "keys", os.environ).private_bytes_raw()
-    content = log.path.read_bytes()
+    content = path_of(log).read_bytes()
     assert secret.hex().encode() not in content
     assert (tmp_path / "keys" / "signing.key").read_bytes().splitlines()[1] not in content
 
 
 def test_an_entry_is_one_line_of_plain_json(whole: ReleaseLog) -> None:
-    for line, entry in zip(whole.path.read_text().splitlines(), whole.entries(), strict=True):
+    for line, entry in zip(path_of(whole).read_text().splitlines(), whole.entries(), strict=True):
         assert ReleaseEntry.model_validate(json.loads(line)) == entry

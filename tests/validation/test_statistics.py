@@ -9,15 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
+from validation.samples import ratio_interval
 from validation.statistics import (
     METRICS,
     Scored,
     block_length_for,
     interval,
     paired_interval,
-    ratio_interval,
     resample_weights,
     unpaired_interval,
+    widening,
 )
 
 SKLEARN = {
@@ -138,6 +139,18 @@ def test_block_intervals_cover_where_windows_depend_on_their_neighbours() -> Non
     """Within five points of the 90% claimed; 800 draws know the share to about one point."""
     assert 0.85 < coverage(block_length=15) < 0.95
     assert coverage(block_length=1) < 0.75  # what ignoring the dependence would claim
+
+
+def test_windows_that_share_steps_are_paid_for() -> None:
+    """Blocks as long as the overlap keep 2.75 of the 4 units of variance that four windows in common make."""
+    assert widening(4, 4) == pytest.approx(math.sqrt(4 / 2.75))
+    assert widening(4, 1) == 1
+    assert 1 < widening(40, 4) < 1.05
+    scored = windows(100, 20, seed=3)
+    options = {**BOOTSTRAP, "block_length": 4}
+    plain = interval(METRICS["auroc"], scored, **options)
+    wide = interval(METRICS["auroc"], scored, **options, overlap=4)
+    assert (wide.high - wide.low) / (plain.high - plain.low) == pytest.approx(math.sqrt(4 / 2.75))
 
 
 def test_paired_difference_is_tighter_than_two_separate_intervals() -> None:

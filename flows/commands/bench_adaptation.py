@@ -1,0 +1,38 @@
+"""`dankai bench adaptation`: what a model of other sites is worth at a new one that has little data."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path(".dankai/bench"),
+    show_default=True,
+    help="Folder for adaptation.json; one that is there is replaced.",
+)
+@click.option(
+    "--windows",
+    "num_windows",
+    type=click.IntRange(min=10),
+    multiple=True,
+    help="Windows that the new site has; may be repeated. [default: 50, 100, 200, 400]",
+)
+def adaptation(out: Path, num_windows: tuple[int, ...]) -> None:
+    """Few-shot adaptation to a held-out airport of the flights, against training from scratch.
+
+    Selector and head of a model of the other airports are trained on 50, 100, 200, 400 windows of the new
+    one; beside it all weights, a new model, boosting, and the model as it is. A CPU does.
+
+    \b
+    Examples:
+      dankai bench adaptation
+      dankai bench adaptation --windows 200 --out results
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    from pipelines.benchmarks.adaptation import NUM_WINDOWS, main
+
+    main(out, num_windows or NUM_WINDOWS)
+    click.echo(f"wrote {out / 'adaptation.json'}", err=True)

@@ -1,0 +1,156 @@
+"""What a gate looked at, kept, so that an approved candidate can be judged again on the data as it is then.
+
+A case lies beside the models it names, as JSON named after the verdict that asked for the approval.
+"""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipelines.checkpoint import Checkpoint
+from pipelines.data.spec import DatasetSpec, load_spec
+from pipelines.edge.bundle import Bundle
+from pipelines.files import replace_file
+from pipelines.job import Job, Prepared, dataset_folder
+from pipelines.judging import (
+    edge_kpis,
+    judge_stage,
+    measure_costs,
+    measure_edge,
+    pilot_kpis,
+    score,
+    score_baselines,
+    score_on_edge,
+    steady_kpis,
+    training_kpis,
+)
+from pipelines.preparation import prepare, snapshot_data, validate_snapshot
+from pipelines.scoring import Scores
+from pipelines.settings import Settings
+from validation.errors import InputError
+from validation.gates import Stage, Verdict
+from validation.kpis import Kpi, Reference
+from validation.policy import Policy
+from validation.record import Record
+
+
+class Lineup(Record):
+    """A candidate, and everything that its gate compared it with or measured of it."""
+
+    candidate: Checkpoint
+    dense: Checkpoint | None = None
+    champion: Checkpoint | None = None
+    seeds: tuple[Checkpoint, ...] = ()
+    """The candidate's training and the same with other seeds."""
+    bundle: Bundle | None = None
+    """Set where the candidate answers in the edge runtime."""
+
+
+class Case(Record):
+    """A request for approval as its gate saw it."""
+
+    dataset_file: str
+    dataset_digest: str
+    preprocessing: str
+    """Digest of the statistics fitted on the training part, which must not have changed since."""
+    policy: Policy
+    stage: Stage
+    lineup: Lineup
+
+    def spec(self) -> DatasetSpec:
+        """The dataset. Raises InputError where its file is gone or was changed since it was judged."""
+        spec = load_spec(Path(self.dataset_file))
+        if _digest(spec) != self.dataset_digest:
+            raise InputError(
+                f"{self.dataset_file}: changed since the request was made; run the rollout again"
+            )
+        return spec
+
+
+def keep_case(job: Job, lineup: Lineup, verdict: Verdict) -> None:
+    """Write down what a request is about, before it is made."""
+    case = Case(
+        dataset_file=str(Path(job.spec.file).resolve()),
+        dataset_digest=_digest(job.spec),
+        preprocessing=_prepared(job).preprocessing.digest(),
+        policy=job.policy,
+        stage=verdict.stage,
+        lineup=lineup,
+    )
+    path = _path(job.settings, job.spec.name, verdict.digest())
+    replace_file(path, case.model_dump_json(indent=1).encode() + b"\n")
+
+
+def read_case(settings: Settings, dataset: str, verdict: str) -> Case:
+    """The case of a verdict's digest. Raises InputError where it is not on this machine."""
+    path = _path(settings, dataset, verdict)
+    try:
+        return Case.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        where = "the request was made from another DANKAI_HOME; approve it there"
+        raise InputError(f"{path}: what was judged is not here: {where}") from None
+    except ValidationError:
+        raise InputError(
+            f"{path}: damaged; run the rollout again to have the candidate judged and asked anew"
+        ) from None
+
+
+def look_again(job: Job, case: Case) -> Verdict:
+    """Judge the same weights on the newest part of the data as its source holds it now.
+
+    The newest part is the last month of the replay, or the test part where there is none. Raises InputError
+    where the data's past was rewritten: the statistics the models were trained with would not hold any more.
+    """
+    prepared, lineup = _prepared(job), case.lineup
+    if prepared.preprocessing.digest() != case.preprocessing:
+        raise InputError(
+            f"{case.dataset_file}: the training part of the data changed since; run the rollout again"
+        )
+    part = job.windows(prepared).part_names[-1]
+    candidate, measured = _measured(job, prepared, case, part)
+    references = _references(job, prepared, lineup, part)
+    looked = judge_stage(job, prepared, case.stage, candidate, references, measured, is_confirmation=True)
+    return looked.verdict
+
+
+def _measured(job: Job, prepared: Prepared, case: Case, part: str) -> tuple[Scores, list[Kpi]]:
+    """The candidate's scores of the part, and what its stage measures beside them."""
+    lineup, density = case.lineup, job.plan.target_density
+    if lineup.bundle is not None:
+        answers = score_on_edge(job, prepared, lineup.bundle, part)
+        timings = measure_edge(job, lineup.bundle)
+        return answers, edge_kpis(prepared, lineup.bundle, timings, job.policy.confidence)
+    scores = score(job, prepared, lineup.candidate, part, density, "candidate")
+    if lineup.dense is None:
+        return scores, steady_kpis(job, prepared, lineup.candidate, part)
+    costs = measure_costs(job, lineup.candidate, lineup.dense, (1,))
+    if not lineup.seeds:
+        return scores, pilot_kpis(job, prepared, lineup.candidate, costs)
+    seeds = [score(job, prepared, each, part, density, f"sparse-seed{each.seed}") for each in lineup.seeds]
+    return scores, training_kpis(job, prepared, lineup.candidate, costs, seeds)
+
+
+def _references(job: Job, prepared: Prepared, lineup: Lineup, part: str) -> dict[Reference, Scores]:
+    baselines = {scores.part: scores for scores in score_baselines(job, prepared)}
+    references: dict[Reference, Scores] = {"baseline": baselines[part]}
+    if lineup.dense is not None:
+        references["dense"] = score(job, prepared, lineup.dense, part, None, "dense")
+    if lineup.champion is not None:
+        density = job.plan.target_density
+        references["champion"] = score(job, prepared, lineup.champion, part, density, "champion")
+    return references
+
+
+def _prepared(job: Job) -> Prepared:
+    """The data as its source holds it now."""
+    snapshot = snapshot_data(job)
+    return prepare(job, snapshot, validate_snapshot(job, snapshot))
+
+
+def _digest(spec: DatasetSpec) -> str:
+    """Of what the file says, wherever it lies."""
+    return spec.model_copy(update={"file": ""}).digest()
+
+
+def _path(settings: Settings, dataset: str, verdict: str) -> Path:
+    return dataset_folder(settings, dataset) / "cases" / f"{verdict[:16]}.json"
