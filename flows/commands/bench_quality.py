@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-TASKS = ("planted", "pilot", "short pilot", "mqar", "listops")
+TASKS = ("planted", "pilot", "mqar", "listops")
 
 
 @click.command()

@@ -18,7 +18,7 @@ from pipelines.benchmarks.quality.units import Cells, Place, Size, Unit
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.model import SparseEncoder
 
-UNDERSTOOD = {"planted": 0.02, "pilot": 0.02, "short pilot": 0.02, "mqar": 0.1}
+UNDERSTOOD = {"planted": 0.02, "pilot": 0.02, "mqar": 0.1}
 """Nats of training loss below which the first, shortest stage has understood the task."""
 _EXTRA_DENSITY = 0.5  # drawn in training beside those of the table
 RULES: dict[str, controls.Scores] = {
@@ -69,12 +69,10 @@ def _understand(
     raise RuntimeError(f"the first stage was not understood in {size.repeats} repeats (loss {loss:.2f})")
 
 
-def _planted_tests(
-    place: Place, seed: int, num_steps: int, test_steps: int | None = None
-) -> list[tuple[Batch, Tensor]]:
+def _planted_tests(place: Place, seed: int, num_steps: int) -> list[tuple[Batch, Tensor]]:
     """Test sequences that no training saw (their seeds are apart), and where their answers lie."""
     random = torch.Generator(place.device).manual_seed(10_000_000 + seed)
-    count = max(1, (test_steps or place.size.test_steps) // num_steps)
+    count = max(1, place.size.test_steps // num_steps)
     together = max(1, min(count, 2**16 // num_steps))
     return [planted.planted(together, num_steps, random) for _ in range(count // together)]
 
@@ -127,11 +125,11 @@ def planted_oracle(unit: Unit, place: Place) -> Cells:
 
 
 def frozen_pilot(unit: Unit, place: Place, channels: int) -> Cells:
-    stage, config = _pilot_stage(unit, place), _pilot_config(unit, channels)
-    model = _load(config, place, "planted", "dense", unit.seed, place.size.selector.num_steps)
+    stage, config = place.size.selector, planted.config(selector_dim=channels)
+    model = _load(config, place, "planted", "dense", unit.seed, stage.num_steps)
     loss = pilot.fit_selector(model, planted.batch, stage, 300 + unit.seed)
     _save(model, place, unit, stage.num_steps)
-    tests = _pilot_tests(unit, place)
+    tests = [batch for batch, _ in _planted_tests(place, unit.seed, stage.num_steps)]
     for density in unit.densities:
         budget = None if density == 1.0 else Budget(density)
         values: dict[str, Any] = {"accuracy": accuracy(model, tests, budget), "divergence": loss}
@@ -142,30 +140,15 @@ def frozen_pilot(unit: Unit, place: Place, channels: int) -> Cells:
 
 def careful_pilot(unit: Unit, place: Place, channels: int) -> Cells:
     """The same selector, with the layers that it does not serve kept dense, as the product's pilot does."""
-    num_steps, config = _pilot_stage(unit, place).num_steps, _pilot_config(unit, channels)
+    num_steps, config = place.size.selector.num_steps, planted.config(selector_dim=channels)
     fitted = f"frozen, {channels} channels"
     model = _load(config, place, unit.task, fitted, unit.seed, num_steps, selector=True)
-    tests = _pilot_tests(unit, place)
+    tests = [batch for batch, _ in _planted_tests(place, unit.seed, num_steps)]
     held_out = planted.batch(8, num_steps, torch.Generator(place.device).manual_seed(20_000_000 + unit.seed))
     for density in unit.densities:
         kept, knowledge = pilot.careful(model, held_out, Budget(density))
         values: dict[str, Any] = {"accuracy": accuracy(kept, tests, Budget(density)), **knowledge}
         yield Key(unit.task, unit.method, num_steps, density, unit.seed), values
-
-
-def _pilot_stage(unit: Unit, place: Place) -> Stage:
-    return place.size.short_selector if unit.task == "short pilot" else place.size.selector
-
-
-def _pilot_config(unit: Unit, channels: int) -> ModelConfig:
-    return planted.config(selector_dim=channels, block_size=16 if unit.task == "short pilot" else 64)
-
-
-def _pilot_tests(unit: Unit, place: Place) -> list[Batch]:
-    short = unit.task == "short pilot"
-    test_steps = place.size.short_test_steps if short else place.size.test_steps
-    pairs = _planted_tests(place, unit.seed, _pilot_stage(unit, place).num_steps, test_steps)
-    return [batch for batch, _ in pairs]
 
 
 def _mqar_tests(place: Place, seed: int, num_steps: int, make: MakeBatch) -> list[Batch]:

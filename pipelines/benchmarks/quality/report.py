@@ -12,7 +12,7 @@ from pipelines.benchmarks.quality.results import Results, table
 from pipelines.benchmarks.quality.suite import phases, work_off
 from pipelines.benchmarks.quality.units import FULL, QUICK, Place, Unit
 
-TASKS = ("planted", "pilot", "short pilot", "mqar", "listops")
+TASKS = ("planted", "pilot", "mqar", "listops")
 RESULTS = Path(__file__).parents[1] / "results" / "quality.json"
 
 

@@ -37,7 +37,7 @@ def work_off(unit: Unit, place: Place, results: Results) -> str:
 def phases(size: Size, tasks: tuple[str, ...]) -> list[list[Unit]]:
     """All units of the named tasks, phase by phase; a pilot needs planted recall's dense models too."""
     wanted = [row for row in _experiments(size) if row.task in tasks]
-    if {"pilot", "short pilot"} & set(tasks) and "planted" not in tasks:
+    if "pilot" in tasks and "planted" not in tasks:
         wanted += [row for row in _experiments(size) if (row.task, row.method) == ("planted", "dense")]
     return [
         [_unit(size, row, seed) for seed in size.seeds for row in wanted if row.phase == phase]
@@ -74,9 +74,8 @@ def _experiments(size: Size) -> list[_Experiment]:
         name, budgets = f"frozen, {channels} channels", (1.0, *DENSITIES)
         fitted = partial(experiments.frozen_pilot, channels=channels)
         careful = partial(experiments.careful_pilot, channels=channels)
-        for task, lengths in (("pilot", frozen), ("short pilot", _lengths((size.short_selector,)))):
-            rows.append(_Experiment(1, task, name, lengths, budgets, fitted, True))
-            rows.append(_Experiment(2, task, f"{name}, weak layers dense", lengths, DENSITIES, careful))
+        rows.append(_Experiment(1, "pilot", name, frozen, budgets, fitted, True))
+        rows.append(_Experiment(2, "pilot", f"{name}, weak layers dense", frozen, DENSITIES, careful))
     return rows
 
 
@@ -84,11 +83,10 @@ def _unit(size: Size, row: _Experiment, seed: int) -> Unit:
     parts = {
         "planted": ("first", "repeats", "dense", "sparse", "test_steps"),
         "pilot": ("first", "repeats", "dense", "selector", "test_steps"),
-        "short pilot": ("first", "repeats", "dense", "short_selector", "short_test_steps"),
         "mqar": ("mqar_lengths", "mqar_first", "mqar_dense", "mqar_sparse", "repeats", "test_steps"),
         "listops": ("listops_examples", "listops_start", "listops"),
     }[row.task]
-    config = {"planted": planted, "pilot": planted, "short pilot": planted, "listops": listops}.get(row.task)
+    config = {"planted": planted, "pilot": planted, "listops": listops}.get(row.task)
     shape = config.config() if config else mqar.config(mqar.vocabulary_for(size.mqar_lengths))
     settings: dict[str, Any] = {
         "task": row.task,

@@ -30,9 +30,6 @@ class Size:
     """Every way of selecting, one stage per length scored."""
     selector: Stage
     """The pilot: selector alone."""
-    short_selector: Stage
-    """The pilot at a quarter of the length in a quarter of the block, so as many blocks: a CPU can do it."""
-    short_test_steps: int
     test_steps: int
     """Steps of all test sequences of a length, at least one sequence."""
     mqar_lengths: tuple[int, ...]
@@ -59,8 +56,6 @@ FULL = Size(
     ),
     sparse=(Stage(8192, 800, 4, 1e-3), Stage(32768, 60, 1, 3e-4), Stage(65536, 40, 1, 3e-4)),
     selector=Stage(8192, 400, 1, 1e-2),
-    short_selector=Stage(2048, 400, 1, 1e-2),
-    short_test_steps=2**16,
     test_steps=2**20,
     mqar_lengths=(4096, 16384),
     mqar_first=Stage(128, 500, 256, 1e-3),
@@ -77,8 +72,6 @@ QUICK = Size(
     dense=(Stage(256, 1, 2, 1e-3), Stage(512, 1, 1, 1e-3)),
     sparse=(Stage(512, 1, 1, 1e-3),),
     selector=Stage(512, 1, 1, 1e-2),
-    short_selector=Stage(256, 1, 1, 1e-2),
-    short_test_steps=256,
     test_steps=512,
     mqar_lengths=(256,),
     mqar_first=Stage(128, 1, 2, 1e-3),
