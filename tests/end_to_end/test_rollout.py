@@ -35,6 +35,7 @@ def ended(folder: Path) -> Ended:
         "OMP_NUM_THREADS": "1",
     }
     command = ("rollout", "run", folder / "pump.yaml", "--policy", folder / "policy-0.yaml")
+    command += ("--bootstrap", "the dense model in use")
     return dankai(*command, home=folder / "home", **environ)
 
 

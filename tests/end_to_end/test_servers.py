@@ -52,6 +52,7 @@ def ended(mlflow_server: str, home: Path, preloaded: Preloaded) -> Ended:
     policy = write_policy(home, latency_p50_ratio=0.0)
     wait_for_server(mlflow_server)
     command = ("rollout", "run", home / "served.yaml", "--policy", policy)
+    command += ("--bootstrap", "the dense model in use")
     return preloaded.dankai(*command, home=home, MLFLOW_TRACKING_URI=mlflow_server, DANKAI_SIGNING_KEY=KEY)
 
 
