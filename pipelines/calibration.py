@@ -16,7 +16,8 @@ from pipelines.job import Job, Prepared
 from pipelines.judging import score
 from pipelines.scoring import load_scored
 from sparse_model.config import Budget
-from validation.statistics import METRICS, Interval, Metric, Scored, paired_interval, quantile_interval
+from validation.samples import quantile_interval
+from validation.statistics import METRICS, Interval, Metric, Scored, paired_interval
 
 _REPEATS = 30  # inferences of each budget: with fewer than twenty the 99th percentile is one accident
 _PROCESSES = 1  # of each budget: memory repeats closely between fresh processes, and each costs seconds

@@ -16,7 +16,8 @@ from pipelines.fingerprint import ROOT
 from validation.errors import InputError
 from validation.policy import Policy
 from validation.record import Record
-from validation.statistics import Interval, ratio_interval
+from validation.samples import ratio_interval
+from validation.statistics import Interval
 
 _TURN = 5  # inferences in a row before the other side's turn
 

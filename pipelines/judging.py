@@ -33,7 +33,8 @@ from validation.evidence import age_hours
 from validation.gates import Stage, staleness
 from validation.kpis import Kpi, Reference, kpi
 from validation.policy import Policy
-from validation.statistics import Interval, quantile_interval
+from validation.samples import quantile_interval
+from validation.statistics import Interval
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey

@@ -37,8 +37,10 @@ def plan_evaluation(
     difference: float,
     look: int,
 ) -> list[Plan]:
-    """A plan for every margin against a reference that the evaluation's gate asked about; `margins` instead of
-    the gate's own, where given. Raises InputError where it asked none, or measured none."""
+    """A plan for every margin over windows that the gate asked; `margins` in their place if given.
+
+    Raises InputError where it asked none, or measured none.
+    """
     rules, margins, wanted = policy.stage(evaluation.stage), list(margins), list(wanted)
     plans = [
         _plan(
@@ -58,7 +60,7 @@ def plan_evaluation(
     ]
     if not plans:
         raise InputError(
-            f"the {evaluation.stage} gate measured no margin over windows here; state --deviation and --margin"
+            f"the {evaluation.stage} gate measured no margin over windows; state --deviation and --margin"
         )
     return plans
 
@@ -122,8 +124,9 @@ def _plan(
 
 def _is_margin_over_windows(check: Check) -> bool:
     measured = check.measured
-    is_over_windows = measured is not None and KINDS[measured.name].counted == "windows"
-    return is_over_windows and check.threshold.versus is not None and measured.high > measured.low
+    if measured is None or check.threshold.versus is None:
+        return False
+    return KINDS[measured.name].counted == "windows" and measured.high > measured.low
 
 
 def _named(check: Check) -> str:

@@ -10,6 +10,7 @@ import math
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,8 @@ from pipelines.signing import key_id, load_key
 from validation.errors import InputError
 from validation.kpis import Kpi, kpi
 from validation.record import Record
-from validation.statistics import Interval, quantile_interval
+from validation.samples import quantile_interval
+from validation.statistics import Interval
 
 _TIMEOUT_S = 300  # a server that has not answered a few dozen requests by then hangs
 logger = logging.getLogger(__name__)
@@ -123,7 +125,7 @@ def ask_fresh_process(
             for index, request in enumerate(requests)
             for name, array in _arrays(request).items()
         }
-        np.savez(questions, **named)
+        np.savez(questions, allow_pickle=False, **named)
         command = [sys.executable, "-m", "pipelines.serving_probe", model, questions, answers, str(threads)]
         report = _run(list(map(str, command)))
         if not answers.is_file():
@@ -181,15 +183,15 @@ def _arrays(request: WindowBatch) -> dict[str, NDArray]:
 
 def kpis_of(check: ServingCheck, checkpoint: str, snapshot: str, confidence: float) -> list[Kpi]:
     """What the gate may ask of it. Agreement and latency are not measured where nothing answered."""
-    about = {"checkpoint": checkpoint, "snapshot": snapshot}
+    measured = partial(kpi, checkpoint=checkpoint, snapshot=snapshot)
     share = 1 - check.usable / check.num_requests if check.num_requests else 1.0
     failed = Interval(value=share, low=share, high=share, n=check.num_requests)
-    kpis = [kpi("error_rate", failed, **about)]
+    kpis = [measured("error_rate", failed)]
     if check.errors:
         worst = max(check.errors)
         seen = Interval(value=worst, low=min(check.errors), high=worst, n=len(check.errors))
-        kpis.append(kpi("parity_max_abs_error", seen, **about))
+        kpis.append(measured("parity_max_abs_error", seen))
     if check.latency_ms:
         latency = quantile_interval(np.array(check.latency_ms), 0.99, confidence=confidence)
-        kpis.append(kpi("latency_p99_ms", latency, **about))
+        kpis.append(measured("latency_p99_ms", latency))
     return kpis

@@ -42,9 +42,9 @@ class TrainingPlan(Record):
     """Noise on block scores during the first third of the training."""
     num_probes: Positive = 64
     """Steps of a window on which selector and attention are compared."""
-    max_error_left: Share = 0.12
-    """Attention that a pilot's lists may leave unread in a layer (sparse_model.coverage), at most; a layer with
-    more is kept dense. On planted recall .10 cost no accuracy and .16 cost 9 points."""
+    max_disagreement: Share = 0.05
+    """Share of the variance of a frozen model's outputs that a pilot may fail to reproduce; beyond, it keeps
+    layers dense (pipelines.pilot)."""
     steps_per_epoch: Positive = 30
     """Steps between validations; a checkpoint to resume from is kept after each."""
     patience: Positive = 4
@@ -53,8 +53,8 @@ class TrainingPlan(Record):
     devices: Positive = 1
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     recompute: bool = False
-    """Keep each layer's input and attention for the gradient and make the rest again: long windows fit into
-    far less memory, a step takes a little longer, the gradients are the same."""
+    """Keep little more than each layer's input for the gradient and make the rest again: long windows fit
+    into a quarter of the memory, a step takes up to a third longer, the gradients are the same."""
 
     @model_validator(mode="after")
     def _curriculum_adds_up(self) -> "TrainingPlan":

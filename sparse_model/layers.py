@@ -122,8 +122,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, SelectorTerms | None]:
         """Attention output [B, N, W] and, when `probes` names steps, the selector's loss terms there."""
         q, k, v = self.heads(x_BNW)
-        chosen = None if budget is None or self.reads_all else self.select(x_BNW, budget, lengths_B, ranking_noise)
-        out_BNW = self._read(q, k, v, chosen, lengths_B)
+        out_BNW = self._read(q, k, v, self._chosen(x_BNW, budget, lengths_B, ranking_noise), lengths_B)
         terms = None
         if probes is not None:
             sq, sk = self.selector(x_BNW)
@@ -135,7 +134,7 @@ class Attention(nn.Module):
         self, x_BNW: Tensor, input_BNW: Tensor, budget: Budget | None, lengths_B: Tensor | None = None
     ) -> None:
         """Add the attention output for `input_BNW` to `x_BNW` in place, some heads at a time."""
-        chosen = None if budget is None or self.reads_all else self.select(input_BNW, budget, lengths_B)
+        chosen = self._chosen(input_BNW, budget, lengths_B)
         together = self._heads_at_once(x_BNW.shape[0] * x_BNW.shape[1])
         for first in range(0, self.config.num_heads, together):
             heads = slice(first, first + together)
@@ -144,6 +143,14 @@ class Attention(nn.Module):
             columns = slice(first * self.config.head_dim, heads.stop * self.config.head_dim)
             _add_product_(x_BNW, out_BNX, self.to_out.weight[:, columns])
             del out_BNX  # or it would outlive the making of the next heads
+
+    def _chosen(
+        self, x_BNW: Tensor, budget: Budget | None, lengths_B: Tensor | None, ranking_noise: float = 0.0
+    ) -> BlockSelection | None:
+        """The blocks to read, or None to read everything by the dense kernel."""
+        if budget is None or self.reads_all:
+            return None
+        return self.select(x_BNW, budget, lengths_B, ranking_noise)
 
     @staticmethod
     def _read(

@@ -72,8 +72,8 @@ class SparseEncoder(nn.Module):
     ) -> Prediction:
         """Outputs and, when `training` is given, every layer's selector terms.
 
-        `recompute` keeps of each layer only its input and its attention for the gradient, and makes the
-        rest again when it is asked for: far less memory for a little more time, the same gradients.
+        `recompute` keeps little more than each layer's input for the gradient, and makes the rest again
+        when it is asked for (sparse_model.recomputation): far less memory, more time, the same gradients.
         """
         x = self.embed(numeric_BNF, known_BNF, categorical_BNC)
         if training is None and not torch.is_grad_enabled():

@@ -1,7 +1,8 @@
-"""Training in less memory: a layer keeps its input and what its attention made; the rest is made again.
+"""Training in less memory: a layer keeps its input and what attention returned; the rest is made again.
 
 Attention is what takes long to make again, and what it keeps (its output and one number per row and head) is
-small; the feed-forward is the other way round.
+small; the feed-forward is the other way round. Dense attention is kept on every device. The sparse kernels
+are seen as operators under a compiler only: run eagerly they go past PyTorch's dispatcher, and are run again.
 """
 
 from collections.abc import Callable

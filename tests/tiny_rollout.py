@@ -103,7 +103,7 @@ def write_dataset(
 
 def write_policy(folder: Path, **pilot_bounds: float) -> Path:
     """The shipped policy with bounds that a tiny model keeps; `latency_p50_ratio=0` fails the pilot."""
-    policy = yaml.safe_load((ROOT / "infra" / "rollout.yaml").read_text())
+    policy = json.loads(json.dumps(yaml.safe_load((ROOT / "infra" / "rollout.yaml").read_text())))
     policy |= {"num_resamples": 200, "min_windows": 20, "min_processes": 2}
     policy["drift"]["min_rows"] = 100
     for stage, rules in policy["stages"].items():

@@ -99,8 +99,8 @@ def error_rates(
 
 
 def _rules(case: Case, confidence: float, looks: tuple[float, ...]) -> StagePolicy:
-    slices = {"slice": "worst:group"} if case.num_groups > 1 else {}
-    threshold = Threshold(kpi="mae", margin=_MARGIN, versus="dense", **slices)
+    where = "worst:group" if case.num_groups > 1 else ""
+    threshold = Threshold(kpi="mae", margin=_MARGIN, versus="dense", slice=where)
     return StagePolicy(
         stage="training",
         thresholds=(threshold,),

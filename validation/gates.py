@@ -66,7 +66,9 @@ class StagePolicy(Sample):
     def blessings(self) -> dict[Blessing, tuple[Threshold, ...]]:
         """The thresholds of each blessing that is asked for."""
         asked: dict[Blessing, tuple[Threshold, ...]] = {"quality": self.thresholds}
-        return asked | ({"serving": self.serving} if self.serving else {})
+        if self.serving:
+            asked["serving"] = self.serving
+        return asked
 
     def confidence_at(self, look: int) -> float:
         """Two-sided confidence that an interval over windows needs at the given time of asking, from 1."""

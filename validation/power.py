@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 
 from validation.kpis import Kpi
-from validation.statistics import MIN_BLOCKS, block_length_for, expanded_tail
+from validation.statistics import MIN_BLOCKS, block_length_for
 
 _MOST_WINDOWS = 10_000_000
 
@@ -27,13 +27,17 @@ def power(
 
     All in the KPI's unit, "better" and "lose" in its direction; `confidence` is two-sided.
     """
-    from scipy.special import ndtr
+    from scipy.special import nctdtr
 
-    error = deviation / math.sqrt(num_windows)
-    reach = _reach(num_windows, confidence, overlap)
+    error, freedom = deviation / math.sqrt(num_windows), _freedom(num_windows, overlap)
+    if freedom < MIN_BLOCKS - 1:
+        return 0.0
     if error == 0:
         return float(margin + difference >= 0)
-    return float(ndtr((margin + difference) / error - reach))
+    away = min(
+        (margin + difference) / error, 30.0
+    )  # beyond, the function loses its digits and the chance is 1
+    return 1 - float(nctdtr(freedom, away, _reach(freedom, confidence)))
 
 
 def windows_needed(wanted: float, chance: Callable[[int], float], fewest: int) -> int | None:
@@ -53,13 +57,16 @@ def deviation_of(kpi: Kpi, overlap: int) -> float:
     """Standard deviation per window behind a measured interval; NaN where there is none."""
     if kpi.confidence is None:
         return math.nan
-    error = (kpi.high - kpi.low) / (2 * _reach(kpi.n, kpi.confidence, overlap))
+    error = (kpi.high - kpi.low) / (2 * _reach(_freedom(kpi.n, overlap), kpi.confidence))
     return error * math.sqrt(kpi.n)
 
 
-def _reach(num_windows: int, confidence: float, overlap: int) -> float:
-    """Standard errors between a value and the end of its interval; infinite with too few blocks for one."""
-    from scipy.special import ndtri
+def _freedom(num_windows: int, overlap: int) -> int:
+    return math.ceil(num_windows / block_length_for(num_windows, overlap)) - 1
 
-    num_blocks = math.ceil(num_windows / block_length_for(num_windows, overlap))
-    return math.inf if num_blocks < MIN_BLOCKS else -float(ndtri(expanded_tail(confidence, num_blocks)))
+
+def _reach(freedom: int, confidence: float) -> float:
+    """Standard errors between a value and the end of its interval."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + confidence) / 2)) if freedom > 0 else math.inf

@@ -337,7 +337,7 @@ def interval_of(
     if not math.isfinite(value) or num_blocks < MIN_BLOCKS:
         return Interval(value=value, low=math.nan, high=math.nan, n=n, confidence=confidence)
     widened = value + widening(block_length, overlap) * (draws - value)
-    return _percentile_interval(value, widened, confidence, num_blocks, n)
+    return percentile_interval(value, widened, confidence, num_blocks, n)
 
 
 @lru_cache(maxsize=1024)
@@ -367,9 +367,10 @@ def expanded_tail(confidence: float, num_independent: int) -> float:
     return float(ndtr(math.sqrt(num_independent / (num_independent - 1)) * student))
 
 
-def _percentile_interval(
+def percentile_interval(
     value: float, draws: Floats, confidence: float, num_independent: int, n: int
 ) -> Interval:
+    """Interval of draws [R] that rest on `num_independent` pieces; NaN if too many are undefined."""
     defined = draws[np.isfinite(draws)]
     num_skipped = len(draws) - len(defined)
     low, high = math.nan, math.nan
@@ -377,43 +378,3 @@ def _percentile_interval(
         tail = expanded_tail(confidence, num_independent)
         low, high = map(float, np.quantile(defined, [tail, 1 - tail]))
     return Interval(value=value, low=low, high=high, n=n, num_skipped=num_skipped, confidence=confidence)
-
-
-def ratio_interval(
-    samples_a: Floats,
-    samples_b: Floats,
-    *,
-    quantile: float = 0.5,
-    confidence: float,
-    num_resamples: int,
-    seed: int,
-) -> Interval:
-    """quantile(a) / quantile(b) of two unpaired samples [n] of timings or memory peaks, all above 0."""
-    generator = np.random.default_rng(seed)
-    a, b = np.asarray(samples_a, dtype=np.float64), np.asarray(samples_b, dtype=np.float64)
-    n = min(len(a), len(b))
-    if n < 2 or not (np.isfinite(a).all() and np.isfinite(b).all() and (a > 0).all() and (b > 0).all()):
-        return Interval(value=math.nan, low=math.nan, high=math.nan, n=n, confidence=confidence)
-
-    def draws(samples: Floats) -> Floats:
-        picked = samples[generator.integers(len(samples), size=(num_resamples, len(samples)))]
-        return np.quantile(picked, quantile, axis=1)
-
-    value = float(np.quantile(a, quantile) / np.quantile(b, quantile))
-    return _percentile_interval(value, draws(a) / draws(b), confidence, n, n)
-
-
-def quantile_interval(
-    samples: Floats, quantile: float, *, confidence: float, num_resamples: int = 1000, seed: int = 0
-) -> Interval:
-    """A quantile of samples [n] with its bootstrap percentile interval."""
-    picked = np.random.default_rng(seed).choice(samples, size=(num_resamples, len(samples)))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(np.quantile(picked, quantile, axis=1), [tail, 1 - tail])
-    return Interval(
-        value=float(np.quantile(samples, quantile)),
-        low=float(low),
-        high=float(high),
-        n=len(samples),
-        confidence=confidence,
-    )

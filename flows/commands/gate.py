@@ -32,8 +32,8 @@ def gate() -> None:
 def explain(run: str, policy: Path, as_json: bool) -> None:
     """Say every check of RUN in words and numbers: its threshold, its evidence, and the policy's hash.
 
-    RUN is the id of an evaluation's MLflow run, or the first characters of a verdict's digest as the release log
-    and summary.json name it. --policy is only compared: is the policy of today the one that was applied?
+    RUN is the id of an evaluation's MLflow run, or the first characters of a verdict's digest as the release
+    log and summary.json name it. --policy is only compared: is today's policy the one that was applied?
 
     \b
     Examples:
@@ -59,10 +59,10 @@ def backtest(policy: Path, dataset: str | None, as_json: bool) -> None:
     """Judge every stored evaluation again by another policy and say which decisions would change, and why.
 
     \b
-    Margins, bounds, severities, counts and age limits are tried on the stored KPIs. Another confidence, other looks
-    or other groups need other intervals: they are computed again from the stored scores, and where those are
-    gone the decision is listed as not replayed. Timings keep the intervals they were stored with. Nothing is
-    written.
+    Margins, bounds, severities, counts and age limits are tried on the stored KPIs. Another confidence,
+    other looks or other groups need other intervals: they are computed again from the stored scores, and
+    where those are gone the decision is listed as not replayed. Timings keep their stored intervals.
+    Nothing is written.
 
     \b
     Example:
@@ -224,7 +224,8 @@ def _explanation(stored: "Stored", current: "Policy", path: Path, paid_back: str
     yield f"{stored.dataset} {verdict.stage} gate: {verdict.outcome}"
     yield f"  run {stored.run_id}, verdict {verdict.digest()}"
     yield f"  policy {verdict.policy_digest}, {same} {path} now"
-    yield f"  judged {evidence.judged_at or 'at no stated time'}, scores of {evidence.measured_at or 'no stated time'}"
+    yield f"  judged {evidence.judged_at or 'at no stated time'}"
+    yield f"  oldest scores {evidence.measured_at or 'of no stated time'}"
     yield f"  candidate {stored.evaluation.subject}, checkpoint {evidence.checkpoint}"
     yield f"  snapshot {evidence.snapshot}"
     for name, digest in evidence.references.items():
@@ -273,7 +274,8 @@ def _backtest_text(replays: "list[Replay]", policy: "Policy") -> Iterator[str]:
         yield f"\n{each.dataset} {each.stage}, {each.judged_at}, run {each.run_id}: {each.was} -> {became}"
         yield from ([f"  {each.problem}"] if each.problem else [])
         for change in each.changes:
-            yield f"  {change.check}: {change.was or 'not asked'} -> {change.would_be or 'not asked'}: {change.reason}"
+            was, would_be = (outcome or "not asked" for outcome in (change.was, change.would_be))
+            yield f"  {change.check}: {was} -> {would_be}: {change.reason}"
 
 
 def _calibration_text(measured: "Calibration") -> Iterable[str]:

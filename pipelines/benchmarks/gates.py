@@ -34,7 +34,7 @@ def calibrate(
 
     def rates() -> Iterator[Rates]:
         for done, case in enumerate(CASES):
-            report(case.name, done, len(CASES))
+            report("simulating gates", done, len(CASES))
             yield error_rates(
                 case,
                 confidence=policy.confidence,
@@ -42,7 +42,7 @@ def calibrate(
                 num_resamples=num_resamples,
                 num_draws=num_draws,
             )
-        report("calibration", len(CASES), len(CASES))
+        report("simulating gates", len(CASES), len(CASES))
 
     return Calibration(
         rates=tuple(rates()),

@@ -9,6 +9,7 @@ from torch.nn.functional import silu
 
 from sparse_model import layers
 from sparse_model.config import Budget, ModelConfig
+from sparse_model.losses import Probes
 from sparse_model.model import SparseEncoder, Training
 
 pytestmark = [
@@ -20,7 +21,7 @@ BUDGETS = [None, Budget(0.25)]
 
 
 def plain_rotary(x: Tensor) -> Tensor:
-    return torch.cat(layers._turned(x), dim=-1)
+    return torch.cat(layers._turned(x, 1.0), dim=-1)
 
 
 def plain_gate(hidden: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def model_of(groups: int = 8, dtype: torch.dtype = torch.bfloat16, num_layers: i
     torch.manual_seed(0)
     config = ModelConfig(
         num_numeric=4, cardinalities=(), num_outputs=1, width=512, num_layers=num_layers, num_heads=8,
-        num_kv_heads=groups, ffn_width=1408, block_size=128,
+        num_kv_heads=groups, ffn_width=1408, block_size=128, rotary_share=0.75,
     )  # fmt: skip
     model = SparseEncoder(config)
     torch.nn.init.normal_(model.head.weight, std=0.05)
@@ -104,7 +105,7 @@ def test_sparse_inference_in_parts_is_sparse_inference_at_once(
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_recomputed_gradients_are_as_close_as_a_second_run(budget: Budget | None) -> None:
     """Sparse ones repeat bit by bit; the dense backward of PyTorch does not."""
-    request = Training(torch.arange(0, 4000, 100, device="cuda"), ranking_noise=0.5)
+    request = Training(Probes(torch.arange(0, 4000, 100, device="cuda")[None]), ranking_noise=0.5)
 
     def gradients(recompute: bool) -> list[Tensor]:
         model = model_of()

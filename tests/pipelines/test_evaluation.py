@@ -1,21 +1,31 @@
 """Scores and KPIs: every subject on the same windows, every number with the digests of what it is about."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipelines.baselines import score_baseline
 from pipelines.checkpoint import Checkpoint
+from pipelines.clock import now
 from pipelines.data.spec import load_spec
 from pipelines.data.windows import Windows
-from pipelines.evaluation import evaluate, recall_kpi, resampling, seed_spread_kpi
+from pipelines.evaluation import (
+    Evaluation,
+    evaluate,
+    groups_asked,
+    recall_kpi,
+    resampling,
+    seed_spread_kpi,
+)
 from pipelines.scoring import Scores, load_scored, load_slices, score_model
 from tests.tiny_rollout import train_tiny, windows_of, write_dataset, write_policy
 from validation.errors import InputError
+from validation.evidence import Look
 from validation.gates import Outcome
 from validation.policy import Policy, load_policy
-from validation.statistics import METRICS
+from validation.statistics import METRICS, Scored, num_telling_windows
 
 PART = "test"
 
@@ -170,3 +180,92 @@ def test_windows_that_share_steps_are_drawn_together(pump: Windows, policy: Poli
     shared = resampling(policy, pump.spec.model_copy(update={"stride": 2}), 100)
     assert shared["block_length"] >= 8 > 0
     assert shared["block_length"] >= apart["block_length"]
+
+
+def judged(pump: Windows, policy: Policy, sparse: Scores, reference: Scores, **more: Any) -> Evaluation:
+    return evaluate("steady", pump.spec, policy, sparse, {"champion": reference}, **more)
+
+
+def reasons(evaluation: Evaluation) -> str:
+    return " / ".join(evaluation.verdict.reasons)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"snapshot": "f" * 64}, "champion was scored on snapshot ffffffffffff, not on"),
+        ({"part": "2024-05"}, "champion was not scored on the same windows: score it again on part test"),
+    ],
+)
+def test_a_champion_scored_on_other_data_is_not_compared(
+    change: dict[str, str], words: str, pump: Windows, policy: Policy, sparse: Scores, dense: Scores
+) -> None:
+    evaluation = judged(pump, policy, sparse, dense.model_copy(update=change))
+    assert evaluation.verdict.outcome is Outcome.HOLD
+    assert words in reasons(evaluation)
+    assert not [each for each in evaluation.kpis if each.versus]
+
+
+def test_a_champion_scored_on_another_month_is_not_compared(
+    pump: Windows, policy: Policy, trained: dict[str, Checkpoint], sparse: Scores, folder: Path
+) -> None:
+    """Whatever the scores claim, the windows themselves are compared."""
+    month = score_model(trained["dense"], pump, "2024-05", None, "dense", folder, silent)
+    evaluation = judged(pump, policy, sparse, month.model_copy(update={"part": PART}))
+    assert "champion was not scored on the same windows" in reasons(evaluation)
+
+
+def test_old_scores_hold(pump: Windows, policy: Policy, sparse: Scores, dense: Scores) -> None:
+    old = dense.model_copy(update={"scored_at": "2020-01-01T00:00:00+00:00"})
+    assert "hours ago, 168 are allowed" in reasons(judged(pump, policy, sparse, old))
+    undated = dense.model_copy(update={"scored_at": ""})
+    assert "does not say when it was measured" in reasons(judged(pump, policy, sparse, undated))
+
+
+def test_asking_again_with_the_same_evidence_is_no_further_look(
+    pump: Windows, policy: Policy, sparse: Scores, dense: Scores
+) -> None:
+    first = judged(pump, policy, sparse, dense)
+    looks = first.verdict.evidence.looks
+    assert [look.num_windows for look in looks] == [24]
+    rescored = dense.model_copy(update={"scored_at": now(), "sha256": dense.sha256})
+    again = judged(pump, policy, sparse, rescored, earlier=looks)
+    assert again.verdict.evidence.looks == looks
+    assert next(each.confidence for each in again.kpis if each.versus) == pytest.approx(0.96)
+
+
+def test_other_evidence_is_the_next_look_and_needs_more_certainty(
+    pump: Windows, policy: Policy, sparse: Scores, dense: Scores
+) -> None:
+    earlier = [Look(evidence="fewer windows", num_windows=12)]
+    first = judged(pump, policy, sparse, dense)
+    second = judged(pump, policy, sparse, dense, earlier=earlier)
+    assert second.verdict.evidence.look == 2
+    widths = [
+        next(each.high - each.low for each in evaluation.kpis if each.versus and not each.slice)
+        for evaluation in (first, second)
+    ]
+    assert widths[1] > widths[0]
+    assert all(each.confidence == pytest.approx(0.995) for each in second.kpis)
+
+
+def test_groups_that_count_share_a_band(pump: Windows, policy: Policy, sparse: Scores, dense: Scores) -> None:
+    evaluation = judged(pump, policy, sparse, dense)
+    groups = [each for each in evaluation.kpis if each.slice and each.versus]
+    assert len(groups) == 2
+    for each in groups:
+        assert each.joint_low is not None
+        assert each.joint_high is not None
+        assert each.joint_low < each.value < each.joint_high
+        assert each.joint_high - each.joint_low > 0.95 * (each.high - each.low)
+    counted = groups_asked(policy.stage("steady").thresholds)
+    assert counted == {"champion": 1}
+
+
+def test_a_group_counts_by_the_windows_that_tell() -> None:
+    """Ten windows, events in two: what is known of a ranking is known from two."""
+    targets = np.zeros((10, 4))
+    targets[[2, 5], 0] = 1
+    scored = Scored(np.random.default_rng(0).random((10, 4)), targets, np.ones((10, 4)))
+    assert num_telling_windows(METRICS["auroc"], scored) == 2
+    assert num_telling_windows(METRICS["log_loss"], scored) == 10

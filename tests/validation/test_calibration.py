@@ -1,6 +1,6 @@
 """The gate errs as often as it says: simulated on the very bound, where either decision is chance alone.
 
-`dankai gate simulate --calibration` runs every case with more draws (pipelines/benchmarks/results/gates.json).
+`dankai gate simulate --calibration` runs every case; its results are pipelines/benchmarks/results/gates.json.
 """
 
 import pytest

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
+from validation.samples import ratio_interval
 from validation.statistics import (
     METRICS,
     Scored,
     block_length_for,
     interval,
     paired_interval,
-    ratio_interval,
     resample_weights,
     unpaired_interval,
     widening,
