@@ -144,7 +144,8 @@ def careful_pilot(unit: Unit, place: Place, channels: int) -> Cells:
     fitted = f"frozen, {channels} channels"
     model = _load(config, place, unit.task, fitted, unit.seed, num_steps, selector=True)
     tests = [batch for batch, _ in _planted_tests(place, unit.seed, num_steps)]
-    held_out = planted.batch(8, num_steps, torch.Generator(place.device).manual_seed(20_000_000 + unit.seed))
+    unseen = torch.Generator(place.device).manual_seed(20_000_000 + unit.seed)
+    held_out = planted.batch(max(1, min(8, place.size.test_steps // num_steps)), num_steps, unseen)
     for density in unit.densities:
         kept, knowledge = pilot.careful(model, held_out, Budget(density))
         values: dict[str, Any] = {"accuracy": accuracy(kept, tests, Budget(density)), **knowledge}
