@@ -9,13 +9,25 @@ CUDA_ONLY := cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cud
 	nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 \
 	nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx triton
 
-.PHONY: demo test check lock clean
+.PHONY: demo test check postgres lock clean
 
 demo: $(INSTALLED)
 	.venv/bin/dankai demo
 
-test: $(INSTALLED)
+test: $(INSTALLED) postgres
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term
+
+# The tests start a PostgreSQL of their own. Continuous integration installs it where it may; a laptop is left
+# alone, and a failure here only means that those tests are skipped, with a word.
+postgres:
+	@if command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then :; \
+	elif [ "$$CI" = true ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing PostgreSQL for the tests"; \
+		{ timeout 120 apt-get -qq update && DEBIAN_FRONTEND=noninteractive timeout 240 apt-get -qq install -y \
+			--no-install-recommends postgresql; } >/dev/null 2>&1 || echo "PostgreSQL could not be installed: its tests are skipped"; \
+	else \
+		echo "Tests on PostgreSQL are skipped: to run them, install your system's package (Debian: postgresql)"; \
+	fi
 
 check: $(INSTALLED)
 	.venv/bin/ruff check .

@@ -3,6 +3,8 @@
 import sys
 from typing import TYPE_CHECKING
 
+from pipelines.escaping import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -26,7 +28,7 @@ def print_summary(summary: "RolloutSummary", settings: "Settings") -> None:
     _verdicts(out, summary)
     _costs(out, summary)
     _months(out, summary)
-    out.print(f"\n{summary.sentence}", style="bold", markup=False)
+    out.print(f"\n{printable(summary.sentence)}", style="bold", markup=False)
     out.print(f"{summary.seconds:.0f} s. Everything: {settings.home}/summary.json", highlight=False)
     out.print(f"Data Docs: {summary.prepared.report.docs_uri}", highlight=False)
     if summary.bundle:
@@ -35,10 +37,9 @@ def print_summary(summary: "RolloutSummary", settings: "Settings") -> None:
 
 
 def _verdicts(console: "Console", summary: "RolloutSummary") -> None:
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=summary.description, title_justify="left")
+    table = Table(title=_plain(summary.description), title_justify="left")
     for name in ("stage", "KPI", "value [interval]", "threshold", "verdict"):
         table.add_column(name, overflow="fold")
     previous = ""
@@ -48,7 +49,7 @@ def _verdicts(console: "Console", summary: "RolloutSummary") -> None:
         color = _COLORS[row.verdict.split()[0]]
         stage = row.stage if row.stage != previous else ""
         cells = (stage, row.kpi, row.value, row.threshold)
-        table.add_row(*map(escape, cells), f"[{color}]{row.verdict}[/{color}]")
+        table.add_row(*map(_plain, cells), f"[{color}]{row.verdict}[/{color}]")
         previous = row.stage
     console.print(table)
 
@@ -74,7 +75,6 @@ def _costs(console: "Console", summary: "RolloutSummary") -> None:
 
 
 def _months(console: "Console", summary: "RolloutSummary") -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     if not summary.months:
@@ -94,5 +94,12 @@ def _months(console: "Console", summary: "RolloutSummary") -> None:
         then = f"{met}{'retrained' if month.retrained else asks}{back}"
         first, *others = month.drift.reasons or ("nothing moved",)
         drift = f"{month.drift.decision}: {first}" + (f" (and {len(others)} more)" if others else "")
-        table.add_row(*map(escape, (month.month, month.champion[:8], value, drift, then)))
+        table.add_row(*map(_plain, (month.month, month.champion[:8], value, drift, then)))
     console.print(table)
+
+
+def _plain(text: str) -> str:
+    """What people wrote, shown as they wrote it: neither rich nor the terminal obeys it."""
+    from rich.markup import escape
+
+    return escape(printable(text))

@@ -20,6 +20,7 @@ from validation.samples import quantile_interval
 from validation.statistics import METRICS, Interval, Metric, Scored, paired_interval
 
 _REPEATS = 20  # inferences per process: with fewer in all than forty the 99th percentile is one accident
+_RESAMPLES = 200  # a tenth of an interval's width either way does not change which budget is chosen
 _PROCESSES = 2  # per budget: memory repeats closely from one fresh process to the next
 
 
@@ -107,7 +108,9 @@ def _timings(job: Job, checkpoint: Checkpoint, dense: Checkpoint) -> list[Timing
 
 def _loss(job: Job, metric: Metric, ours: Scored, theirs: Scored) -> Interval:
     """How much worse than dense, as a share of dense's metric, on the same windows."""
-    gain = paired_interval(metric, ours, theirs, **resampling(job.policy, job.spec, ours.num_windows))
+    how = resampling(job.policy, job.spec, ours.num_windows)
+    how["num_resamples"] = _RESAMPLES
+    gain = paired_interval(metric, ours, theirs, **how)
     scale = abs(metric(theirs)) * (-1 if metric.higher_is_better else 1)
     low, high = sorted((gain.low / scale, gain.high / scale))
     return gain.model_copy(update={"value": gain.value / scale, "low": low, "high": high})

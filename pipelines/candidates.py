@@ -6,6 +6,7 @@ from typing import Any
 from pipelines.checkpoint import Checkpoint
 from pipelines.data.spec import DatasetSpec
 from pipelines.data.windows import Windows
+from pipelines.escaping import markdown
 from pipelines.job import Job, Prepared
 from pipelines.registry import ModelVersion
 from pipelines.training_plan import Mode, TrainingPlan
@@ -115,5 +116,5 @@ def register(job: Job, checkpoint: Checkpoint, stage: str, density: float | None
         checkpoint.run_id,
         density=density or 0.0,
         tags={"stage": stage, "mode": checkpoint.mode, "seed": str(checkpoint.seed)},
-        description=f"{job.spec.description} Trained {checkpoint.mode}, seed {checkpoint.seed}.",
+        description=f"{markdown(job.spec.description)} Trained {checkpoint.mode}, seed {checkpoint.seed}.",
     )

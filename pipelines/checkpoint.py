@@ -54,6 +54,7 @@ def save_weights(model: "SparseEncoder", folder: Path) -> str:
 
 def load_model(checkpoint: Checkpoint) -> "SparseEncoder":
     """The model of a checkpoint, in evaluation mode. Refuses weights that are not the recorded ones."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from sparse_model.config import ModelConfig
@@ -65,5 +66,9 @@ def load_model(checkpoint: Checkpoint) -> "SparseEncoder":
             "train again or restore the file"
         )
     model = SparseEncoder(ModelConfig.from_dict(checkpoint.config))
-    model.load_state_dict(load_file(checkpoint.weights))
+    try:
+        model.load_state_dict(load_file(checkpoint.weights))
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{checkpoint.weights}: no weights of this model ({reason}); train again") from None
     return model.eval()

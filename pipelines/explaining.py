@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from pipelines.checkpoint import Checkpoint, load_model
 from pipelines.data.windows import WindowBatch, Windows
 from pipelines.evaluation import resampling
+from pipelines.scoring import Report
 from validation.errors import unknown_name
 from validation.kpis import Kpi, kpi
 from validation.policy import Policy
 from validation.record import Record
 from validation.simultaneous import intervals_at_once
-from validation.statistics import METRICS, Floats, Scored, interval
+from validation.statistics import METRICS, Floats, Scored, interval, resample_weights
 
 if TYPE_CHECKING:
     import torch
@@ -205,7 +206,12 @@ def _read_step(windows: Windows, batch: WindowBatch, step: int, mass: float) -> 
 
 
 def missed_mass_kpis(
-    checkpoint: Checkpoint, windows: Windows, part: str, density: float, policy: Policy
+    checkpoint: Checkpoint,
+    windows: Windows,
+    part: str,
+    density: float,
+    policy: Policy,
+    report: Report = lambda *_: None,
 ) -> list[Kpi]:
     """Dense attention's mass that sparse reading missed, over all asked steps and in every group of a slice.
 
@@ -214,15 +220,24 @@ def missed_mass_kpis(
     `part`; means over layers and heads, with block-bootstrap intervals over windows and, for the groups, a
     band that holds for all of them at once.
     """
-    audited = _audit(checkpoint, windows, part, density)
+    audited = _audit(checkpoint, windows, part, density, report)
     how = resampling(policy, windows.spec, len(audited.mask))
     measured = partial(kpi, checkpoint=checkpoint.sha256, snapshot=windows.snapshot.content_hash)
+    weights = resample_weights(len(audited.mask), how["block_length"], how["num_resamples"], how["seed"])
     kpis, groups = [], audited.groups()
     for name, mass in (("missed_mass", audited.missed), ("unread_mass", audited.unread)):
         # A mass is its own distance from none at all, so its mean is a mean absolute error.
         metric, whole = METRICS["mae"], Scored(mass, np.zeros_like(mass), audited.mask)
         kpis.append(measured(name, interval(metric, whole, **how)))
-        found = intervals_at_once(metric, [(whole.restrict(keep), None) for keep in groups.values()], **how)
+        each = [(whole.restrict(keep), None) for keep in groups.values()]
+        found = intervals_at_once(
+            metric,
+            each,
+            weights,
+            confidence=how["confidence"],
+            block_length=how["block_length"],
+            overlap=how["overlap"],
+        )
         kpis += [
             measured(name, own, slice=label, joint=joint)
             for label, (own, joint) in zip(groups, found, strict=True)
@@ -249,7 +264,7 @@ class _Audited:
         }
 
 
-def _audit(checkpoint: Checkpoint, windows: Windows, part: str, density: float) -> _Audited:
+def _audit(checkpoint: Checkpoint, windows: Windows, part: str, density: float, report: Report) -> _Audited:
     import torch
 
     from sparse_model.config import Budget
@@ -260,13 +275,14 @@ def _audit(checkpoint: Checkpoint, windows: Windows, part: str, density: float) 
     first = windows.lookback if windows.horizon else 0
     steps = _evenly(np.arange(first, windows.lookback + windows.horizon), _AUDITED_STEPS)
     unread, missed, masks, rows = [], [], [], []
-    for cutoff in picked:
+    for done, cutoff in enumerate(picked, start=1):
         batch = windows.batch(np.array([cutoff]))
         audited = audit(model, *_inputs(batch), Budget(density), torch.from_numpy(steps))
         for found, kept in zip(audited, (unread, missed), strict=True):
             kept.append(found[0].double().mean((0, 1)).numpy())
         masks.append(batch.target_mask[0, steps].max(-1).astype(np.float64))
         rows.append(batch.rows[0, steps])
+        report(f"auditing {part}", done, len(picked))
     slices = {name: windows.column(name).astype(str)[np.stack(rows)] for name in windows.spec.slices}
     return _Audited(np.stack(unread), np.stack(missed), np.stack(masks), slices)
 

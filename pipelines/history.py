@@ -109,7 +109,7 @@ def _refuse_without(entries: list[ReleaseEntry], noted_head: str) -> None:
         why = (
             "give at least 8 digits of it"
             if is_short
-            else "the release log holds no such entry: its end was cut"
+            else "the release log holds no such entry: its end was cut; restore a backup"
         )
         raise InputError(f"--head: {noted_head}: {why}")
 

@@ -46,8 +46,8 @@ def roll_back_if_breached(
 ) -> RolloutState | None:
     """Take the live model back, as the monitor, when it broke a bound as often as the policy says.
 
-    The state after the rollback; None where nothing was broken. Raises InputError where it was and there is no
-    earlier release to go back to: then a person has to decide.
+    The state after the rollback; None where nothing was broken. Raises InputError where it was and there is
+    no earlier release to go back to: then a person has to decide.
     """
     state = current_state(log, dataset)
     if state.live is None:

@@ -187,9 +187,7 @@ def invoke(model: Any, body: bytes, content_type: str) -> tuple[int, str]:
     try:
         answer = invocations(body, content_type, model, model.metadata.get_input_schema())
     except MlflowException as error:
-        # Before "Error: " MLflow repeats the whole request.
-        said = error.message.rsplit("\nError: ", 1)[-1].strip().splitlines() or [error.error_code]
-        return error.get_http_status_code(), refusal(error.error_code, said[0])
+        return error.get_http_status_code(), refusal(error.error_code, _said(error.message))
     is_fine = answer.status == 200
     return answer.status, answer.response if is_fine else refusal("BAD_REQUEST", answer.response)
 
@@ -197,3 +195,9 @@ def invoke(model: Any, body: bytes, content_type: str) -> tuple[int, str]:
 def refusal(code: str, message: str) -> str:
     """The body of an answer that is none."""
     return json.dumps({"error_code": code, "message": message[:500]})
+
+
+def _said(message: str) -> str:
+    """MLflow's reason in one line, without the whole request before it and its own history after it."""
+    line = " ".join(message.split()).split(" IMPORTANT: ")[0].split(" Input: ")[0]
+    return line.rsplit("Error: ", 1)[-1] if "Failed to" in line else line

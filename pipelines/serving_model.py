@@ -40,8 +40,8 @@ class ServedEncoder(PythonModel):
         that was trained dense has not learned to choose blocks: it reads all of them whatever the budget.
         Raises MlflowException (HTTP 400), naming the input and the fix.
         """
-        arrays = [np.array(model_input[name]) for name in INPUTS]
-        for problem in _problems(*arrays, self.model.config.cardinalities):
+        numeric, known, codes = arrays = [np.array(model_input[name]) for name in INPUTS]
+        for problem in _problems(numeric, known, codes, self.model.config.cardinalities):
             raise MlflowException.invalid_parameter_value(problem)
         budget = _budget((params or {}).get("budget", 0.0))
         with torch.inference_mode():

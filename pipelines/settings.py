@@ -81,6 +81,7 @@ def quiet_environment(settings: Settings, environ: MutableMapping[str, str] = os
     """
     for name, value in QUIET.items():
         environ.setdefault(name, value)
+    environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"  # whatever was set: no pickle is ever loaded
     if settings.prefect_api_url is None:
         environ.pop("PREFECT_API_URL", None)  # Prefect would take an empty one for an address
     environ.setdefault("PREFECT_HOME", str(settings.home / "prefect"))

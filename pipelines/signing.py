@@ -30,12 +30,18 @@ def load_key(folder: Path, environ: Mapping[str, str] = os.environ) -> Ed25519Pr
     key = _parse(given.encode(), VARIABLE) if given else _key_file(folder / "signing.key")
     public = folder / f"{key_id(key.public_key())}.pub"
     if not public.exists():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         replace_file(public, public_pem(key.public_key()))
     return key
 
 
 def trusted_keys(folder: Path) -> dict[str, Ed25519PublicKey]:
-    """Public keys kept in `folder`, by key id. Raises InputError where a file is no such key."""
+    """Public keys kept in `folder`, by key id.
+
+    Raises InputError where a file is no such key, or where others could put theirs.
+    """
+    for place in (folder, *folder.glob("*.pub")):
+        _refuse_access(place, 0o022, "others can change whom this installation trusts", "go-w")
     keys = [_parse_public(path) for path in sorted(folder.glob("*.pub"))]
     return {key_id(key): key for key in keys}
 
@@ -71,12 +77,14 @@ def _bound(purpose: str, message: bytes) -> bytes:
 def _key_file(path: Path) -> Ed25519PrivateKey:
     if not path.exists():
         _create(path)
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        raise InputError(
-            f"{path}: others can reach this private key (mode {mode:04o}); run: chmod 600 {path}"
-        )
+    _refuse_access(path, 0o077, "others can reach this private key", "600")
     return _parse(path.read_bytes(), str(path))
+
+
+def _refuse_access(path: Path, forbidden: int, danger: str, mode: str) -> None:
+    present = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0
+    if present & forbidden:
+        raise InputError(f"{path}: {danger} (mode {present:04o}); run: chmod {mode} {path}")
 
 
 def _create(path: Path) -> None:

@@ -88,10 +88,14 @@ def _artifacts_exist(stored: Any, path: Path) -> bool:
         if hasattr(record, "artifact_paths")
         for file in record.artifact_paths()
     ]
+    home = path.parent.parent.resolve()
+    # A record is a file that anyone with the folder may have edited: it leads to nothing outside.
+    outside = [file for file in named if not file.resolve().is_relative_to(home)]
     missing = [file for file in named if not file.exists()]
-    if missing:
-        logger.warning("%s: %s is gone; computing the step again", path, missing[0])
-    return not missing
+    for file in (outside + missing)[:1]:
+        said = "lies outside" if outside else "is gone"
+        logger.warning("%s: %s %s; computing the step again", path, file, said)
+    return not outside and not missing
 
 
 def _encode(name: str, key: str, record: Any) -> bytes:

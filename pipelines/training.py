@@ -22,12 +22,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.checkpoint import Checkpoint, load_model, save_weights
 from pipelines.data.windows import WindowBatch, Windows
-from pipelines.pilot import errors_left, with_dense_layers
+from pipelines.pilot import disagreement, kept_dense_where_needed
 from pipelines.training_plan import Mode, TrainingPlan
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.detection import hide_spans
 from sparse_model.losses import Probes, task_loss
 from sparse_model.model import SparseEncoder, Training
+from validation.errors import InputError
 
 Report = Callable[[str, int, int], None]
 """Progress: what is being done, units done, units planned."""
@@ -226,10 +227,14 @@ def train(
     _run(_trainer(fit, [best, last], report), fit, folder)
     fit.load_state_dict(_state(folder / "best.ckpt"))
     if mode == "selector":
-        errors_L = errors_left(model, fit.val_dataloader(), Budget(plan.target_density))
-        for layer, error in enumerate(errors_L):
-            fit.curve[f"layer{layer}_error_left"] = [(fit.curve["train_loss"][-1][0], error)]
-        model = with_dense_layers(model, [error > plan.max_error_left for error in errors_L])
+        budget, held_out = (
+            Budget(plan.target_density),
+            list(_ValidationBatches(windows, plan.validation_windows)),
+        )
+        last_step = fit.curve["train_loss"][-1][0]
+        fit.curve["disagreement_before"] = [(last_step, disagreement(model, held_out, budget))]
+        model = kept_dense_where_needed(model, held_out, budget, plan.max_disagreement)
+        fit.curve["disagreement"] = [(last_step, disagreement(model, held_out, budget))]
     checkpoint = Checkpoint(
         folder=str(folder),
         sha256=save_weights(model, folder),
@@ -290,13 +295,21 @@ def _quiet_lightning() -> None:
 
 
 def _resume_point(folder: Path) -> Path | None:
-    """The newest whole checkpoint of an interrupted training."""
+    """The newest checkpoint of an interrupted training. Raises InputError on one that must not be read."""
     last = folder / "last.ckpt"
-    return last if last.is_file() else None
+    if not last.is_file():
+        return None
+    _state(last)
+    return last
 
 
 def _state(path: Path) -> dict[str, Tensor]:
-    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    """Weights in a checkpoint. Anything in it but tensors and plain values is refused, and nothing run."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # whatever torch says of a damaged or a dangerous file
+        fix = "remove it, and the training starts anew"
+        raise InputError(f"{path}: no checkpoint that may be read ({type(error).__name__}); {fix}") from None
 
 
 def _peak_memory() -> int:

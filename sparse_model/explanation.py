@@ -18,6 +18,7 @@ from sparse_model.attention import BlockSelection
 from sparse_model.attention.selection import num_blocks_of
 from sparse_model.config import Budget
 from sparse_model.layers import Attention
+from sparse_model.losses import log_block_mass, missed_mass
 from sparse_model.model import SparseEncoder
 
 
@@ -38,11 +39,7 @@ class Audit(NamedTuple):
     unread: Tensor
     """On blocks read as summaries only: 1 - unread is the selection's recall."""
     missed: Tensor
-    """The part of `unread` that the summaries do not carry: links that sparse reading missed.
-
-    A block's summary stands for its steps with R exp(q . mean key), which never exceeds their own sum of
-    exponentials (Jensen's inequality); the difference is what only exact reading finds.
-    """
+    """The part of `unread` that the summaries do not carry (losses.missed_mass): links that were missed."""
 
 
 @torch.no_grad()
@@ -153,16 +150,10 @@ def _reading(
 
 
 def _audit(attention: Attention, x_BNW: Tensor, budget: Budget, rows_P: Tensor) -> tuple[Tensor, Tensor]:
-    rows, size = _rows(attention, x_BNW, budget, rows_P), attention.config.block_size
-    total_BHP1 = rows.steps_BHPN.logsumexp(-1, keepdim=True)
-    mass_BHPJ = block_sums((rows.steps_BHPN - total_BHP1).exp(), size)
-    carried_BHPJ = (rows.summaries_BHPJ - total_BHP1).exp()
-    missed_BHPJ = (mass_BHPJ - carried_BHPJ).clamp_min(0.0)  # rounding may leave less than nothing
-    unread = ~rows.is_read_BHPJ
+    config = attention.config
+    q, k, _ = attention.heads(x_BNW)
+    q_BHPD, k_BHND = q[:, :, rows_P], k.repeat_interleave(config.num_heads // config.num_kv_heads, dim=1)
+    mass_BHPJ = log_block_mass(q_BHPD, k_BHND, config.block_size, None).exp()
+    missed_BHPJ = missed_mass(q_BHPD, k, config.block_size)
+    unread = ~_is_read(attention.select(x_BNW, budget), rows_P, config.num_heads)
     return (mass_BHPJ * unread).sum(-1), (missed_BHPJ * unread).sum(-1)
-
-
-def block_sums(mass_N: Tensor, block_size: int) -> Tensor:
-    """Sums over the steps of each block: last dimension N -> J."""
-    extra = num_blocks_of(mass_N.shape[-1], block_size) * block_size - mass_N.shape[-1]
-    return pad(mass_N, (0, extra)).unflatten(-1, (-1, block_size)).sum(-1)

@@ -37,21 +37,21 @@ def mean_interval(values: Floats, confidence: float) -> Interval:
 def median_interval(values: Floats, confidence: float) -> Interval:
     """Median of values of any size, in the order of their arrival; as valid as `mean_interval`.
 
-    m is left out when the share of values above it, or below it, is certainly over one half.
+    It ends where the share of values up to there, or from there on, is certainly over one half.
     """
     if not len(values):
         return Interval(value=math.nan, low=-math.inf, high=math.inf, n=0)
     ordered, enough = np.unique(values), _enough(confidence)
 
-    def is_too_low(index: int) -> bool:
-        return rate_capital((values > ordered[index]).astype(np.float64), 0.5) >= enough
+    def bounds_above(index: int) -> bool:
+        return rate_capital((values <= ordered[index]).astype(np.float64), 0.5) >= enough
 
-    def is_too_high(index: int) -> bool:
-        return rate_capital((values < ordered[index]).astype(np.float64), 0.5) >= enough
+    def is_not_below(index: int) -> bool:
+        return rate_capital((values >= ordered[index]).astype(np.float64), 0.5) < enough
 
     places = range(len(ordered))
-    above = bisect_left(places, True, key=is_too_high)
-    below = bisect_left(places, True, key=lambda index: not is_too_low(index)) - 1
+    above = bisect_left(places, True, key=bounds_above)
+    below = bisect_left(places, True, key=is_not_below) - 1
     return Interval(
         value=float(np.median(values)),
         low=float(ordered[below]) if below >= 0 else -math.inf,
@@ -65,13 +65,13 @@ def rate_capital(values: Floats, mean: float) -> float:
 
     A bet sees only what came before it.
     """
-    edge = _expected(values) - mean
+    edge = _expected(values, mean) - mean
     return _most_made(values, mean, edge / (mean * (1.0 - mean)))
 
 
 def mean_capital(values: Floats, mean: float) -> float:
     """As `rate_capital`, for any values in [0, 1]: their spread is learned too."""
-    expected = _expected(values)
+    expected = _expected(values, mean)
     variance = (0.25 + _sum_before((values - expected) ** 2)) / np.arange(1, len(values) + 1)
     edge = expected - mean
     return _most_made(values, mean, edge / (variance + edge**2))
@@ -82,8 +82,9 @@ def _most_made(values: Floats, mean: float, bets: Floats) -> float:
     return float(np.cumsum(np.log1p(bets * (values - mean))).max(initial=0.0))
 
 
-def _expected(values: Floats) -> Floats:
-    return (0.5 + _sum_before(values)) / np.arange(1, len(values) + 1)
+def _expected(values: Floats, mean: float) -> Floats:
+    """What the gambler expects next: the mean so far, with one value of `mean` put before it."""
+    return (mean + _sum_before(values)) / np.arange(1, len(values) + 1)
 
 
 def _interval(values: Floats, confidence: float, capital: Callable[[Floats, float], float]) -> Interval:

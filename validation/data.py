@@ -7,6 +7,7 @@ written. Faults of single rows are found by a Great Expectations checkpoint and 
 # Great Expectations does not declare its public expectations as exports.
 # pyright: reportPrivateImportUsage=false
 
+import html
 import logging
 import os
 import shutil
@@ -102,11 +103,12 @@ def validate(
     the table itself is left as it is. Raises InputError for a fault of the whole table, with nothing written.
     """
     refuse_broken(frame, contract)
-    expectations = _expectations(contract)
+    shown, escaped = _escaped(frame, contract)
+    expectations = _expectations(escaped)
     docs_folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{docs_folder.name}-", dir=docs_folder.parent) as scratch:
         unfinished = Path(scratch) / "docs"
-        results = _run_checkpoint(frame, contract.name, expectations, unfinished)
+        results = _run_checkpoint(shown, contract.name, expectations, unfinished)
         make_offline(unfinished)
         _publish(unfinished, docs_folder)
     failures = tuple(_failure(result) for result in results if not result["success"])
@@ -125,6 +127,31 @@ def validate(
         outcome=outcome,
         reason=reason,
     )
+
+
+def _escaped(frame: "pd.DataFrame", contract: Contract) -> "tuple[pd.DataFrame, Contract]":
+    """The same for HTML: Great Expectations writes names and values into its pages as they are."""
+    texts = [column.name for column in contract.columns if column.type == "text"]
+    changed = {name: _escaped_text(frame, name) for name in texts}
+    columns = [
+        column.model_copy(
+            update={
+                "name": html.escape(column.name),
+                "allowed": tuple(html.escape(v) if isinstance(v, str) else v for v in column.allowed),
+            }
+        )
+        for column in contract.columns
+    ]
+    key = tuple(html.escape(name) for name in contract.key)
+    renamed = frame.assign(**changed).rename(columns={name: html.escape(str(name)) for name in frame.columns})
+    return renamed, contract.model_copy(update={"columns": tuple(columns), "key": key})
+
+
+def _escaped_text(frame: "pd.DataFrame", name: str) -> Any:
+    """Only the values that need it are touched, and most columns have none."""
+    values = frame[name]
+    risky = {value: html.escape(value) for value in values.dropna().unique() if html.escape(value) != value}
+    return values.astype(object).replace(risky) if risky else values
 
 
 def _expectations(contract: Contract) -> list[Any]:
@@ -218,10 +245,14 @@ def _plain(result: Any) -> dict[str, Any]:
     return {
         "success": bool(result.success),
         "expectation": result.expectation_config.type,
-        "column": result.expectation_config.kwargs.get("column"),
+        "column": _unescaped(result.expectation_config.kwargs.get("column")),
         "rows": [entry[ROW] for entry in found.get("unexpected_index_list") or ()],
-        "examples": tuple(str(value) for value in (found.get("partial_unexpected_list") or ())[:3]),
+        "examples": tuple(_unescaped(str(v)) for v in (found.get("partial_unexpected_list") or ())[:3]),
     }
+
+
+def _unescaped(text: str | None) -> str | None:
+    return None if text is None else html.unescape(text)
 
 
 def _failure(result: dict[str, Any]) -> Failure:

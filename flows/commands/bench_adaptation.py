@@ -23,8 +23,8 @@ import click
 def adaptation(out: Path, num_windows: tuple[int, ...]) -> None:
     """Few-shot adaptation to a held-out airport of the flights, against training from scratch.
 
-    Selector and head of a model of the other airports are trained on 50, 100, 200, 400 windows of the new one;
-    beside it all weights, a new model, boosting and the model as it is. A CPU does.
+    Selector and head of a model of the other airports are trained on 50, 100, 200, 400 windows of the new
+    one; beside it all weights, a new model, boosting, and the model as it is. A CPU does.
 
     \b
     Examples:

@@ -1,5 +1,6 @@
 """`dankai budget`: what each budget of the live model costs and is worth, and which one keeps a promise."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,6 +99,6 @@ def _cost(cost: "Cost") -> tuple[str, str, str]:
 
 
 def _range(interval: "Interval", form: str) -> str:
-    if interval.low != interval.low:  # too few windows
-        return f"{interval.value:{form}} [no interval]"
+    if math.isnan(interval.low):
+        return f"{interval.value:{form}} [too few windows]"
     return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"

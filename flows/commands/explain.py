@@ -1,5 +1,6 @@
 """`dankai explain`: where the live model looked in one window, and what sparse reading missed, by slice."""
 
+import math
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,6 +92,7 @@ def _explained(
 
 
 def _audited(checkpoint: "Checkpoint", windows: "Windows", part: str, share: float) -> "list[Kpi]":
+    from flows.progress import progress
     from pipelines.explaining import missed_mass_kpis
     from pipelines.fingerprint import ROOT
     from validation.errors import InputError, unknown_name
@@ -99,7 +101,8 @@ def _audited(checkpoint: "Checkpoint", windows: "Windows", part: str, share: flo
     if part not in windows.part_names:
         raise InputError(unknown_name("part", part, windows.part_names))
     policy = load_policy(ROOT / "infra" / "rollout.yaml")
-    return missed_mass_kpis(checkpoint, windows, part, share, policy)
+    with progress() as report:
+        return missed_mass_kpis(checkpoint, windows, part, share, policy, report)
 
 
 def _as_json(window: "Explanation | None", missed: "list[Kpi] | None") -> str:
@@ -138,7 +141,7 @@ def _print_block(block: "AskedBlock") -> None:
     click.echo(f"  as summaries only: {len(rest)} blocks, {sum(each.mass for each in rest):.1%}")
     table = Table()
     for name in ("mass", "time", *(block.steps[0].values if block.steps else ())):
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(name, justify="right", overflow="fold", no_wrap=name == "time")
     for step in block.steps:
         table.add_row(
             f"{step.mass:.2%}", step.time, *(escape(_text(value)) for value in step.values.values())
@@ -170,4 +173,6 @@ def _print_audit(missed: "list[Kpi]", title: str) -> None:
 
 
 def _interval(measured: "Kpi") -> str:
+    if math.isnan(measured.low):
+        return f"{measured.value:.2%} [too few windows]"
     return f"{measured.value:.2%} [{measured.low:.2%}, {measured.high:.2%}]"

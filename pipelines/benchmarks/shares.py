@@ -1,18 +1,19 @@
 """Does a budget win by being shared out unequally among layers and heads?
 
-`python -m pipelines.benchmarks.shares [folder]` prints tables and writes shares.json. Flights of 2013 in
-windows of 576 departures (18 blocks); four layers with four rankings each, so that every attention head may
-have its own share. Shares are found on validation windows, from one block for everybody, by giving the next
-block to where it helps most, until the mean is that of the uniform budget; judged on the test part.
+`python -m pipelines.benchmarks.shares [--out FOLDER]` trains on the flights of 2013 in windows of 576
+departures (18 blocks): four layers with four rankings each, so that every head may have its own share.
+`... shares MODEL_FOLDER` takes a model that a rollout of infra/datasets/flights.yaml left (36 blocks).
+Shares are found on validation windows, from one block for everybody, by giving the next block to where it
+helps most, until the mean is that of the uniform budget; they are judged on the test part.
 
   mass   helps most: takes most of dense attention's mass that is still missed (curves of an audit)
   loss   helps most: lowers the task's loss most (every candidate is tried)
 """
 
+import argparse
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pipelines.benchmarks.adaptation import site_spec
@@ -30,14 +32,14 @@ from pipelines.candidates import model_config
 from pipelines.checkpoint import load_model
 from pipelines.data.preprocessing import fit_preprocessing
 from pipelines.data.snapshot import read_snapshot, take_snapshot
-from pipelines.data.spec import DatasetSpec, Split
+from pipelines.data.spec import DatasetSpec, Split, load_spec
 from pipelines.data.windows import Windows, training_rows
 from pipelines.evaluation import resampling
 from pipelines.fingerprint import ROOT, environment
 from pipelines.training import to_tensors, train
 from sparse_model.attention import BlockSelection, select
 from sparse_model.attention.selection import num_blocks_of
-from sparse_model.config import Budget
+from sparse_model.config import Budget, ModelConfig
 from sparse_model.explanation import audit
 from sparse_model.layers import Attention
 from sparse_model.losses import task_loss
@@ -48,7 +50,7 @@ from validation.statistics import METRICS, Scored, paired_interval
 SEEDS = (0, 1)
 MEAN_BLOCKS = (2, 3)
 VALIDATION_WINDOWS = 32
-BATCH = 32
+BATCH = 8
 Shares = tuple[tuple[int, ...], ...]
 """Key blocks that a query block reads, for every ranking of every layer."""
 
@@ -116,10 +118,8 @@ def _one_more(shares: Shares, most: int) -> list[Shares]:
 def missed_by_mass(model: SparseEncoder, batches: list[list[Tensor]], most: int) -> Callable[[Shares], float]:
     """Missed mass of any shares, from what each ranking misses at 1, 2, ... `most` blocks."""
     num_steps = batches[0][0].shape[1]
-    rows, num_blocks = (
-        torch.arange(num_steps - 64, num_steps),
-        num_blocks_of(num_steps, model.config.block_size),
-    )
+    num_blocks = num_blocks_of(num_steps, model.config.block_size)
+    rows = torch.arange(num_steps - 64, num_steps)
     curves = []
     for blocks in range(1, most + 1):
         budget = Budget(blocks / num_blocks)
@@ -166,14 +166,17 @@ def scored(model: SparseEncoder, windows: Windows, shares: Shares) -> Scored:
     return Scored(*(torch.cat(parts).double().numpy() for parts in (outputs, targets, masks)))
 
 
-def compare(model: SparseEncoder, windows: Windows, policy: Policy, seed: int) -> list[dict[str, Any]]:
+def compare(
+    model: SparseEncoder, windows: Windows, policy: Policy, seed: int, mean_blocks: Sequence[int]
+) -> list[dict[str, Any]]:
     """Both ways of sharing against the uniform budget, at every mean number of blocks."""
     cutoffs = windows.cutoffs("validation")
     picked = cutoffs[np.linspace(0, len(cutoffs) - 1, VALIDATION_WINDOWS).astype(int)]
-    batches = [to_tensors(windows.batch(picked))]
+    groups = np.array_split(picked, -(-len(picked) // BATCH))
+    batches = [to_tensors(windows.batch(group)) for group in groups]
     num_rankings = model.config.num_layers * model.config.selector_heads
     rows = []
-    for blocks in MEAN_BLOCKS:
+    for blocks in mean_blocks:
         most, plain = 3 * blocks, scored(model, windows, uniform(model, blocks))
         by_mass, by_loss = missed_by_mass(model, batches, most), loss_of(model, batches)
         for way, worth in (("mass", by_mass), ("loss", by_loss)):
@@ -210,32 +213,55 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def main(folder: Path | None = None) -> dict[str, Any]:
-    """Train the models, share their budgets out, judge; write shares.json into `folder`."""
-    started, rows, spec = time.monotonic(), [], shared_spec()
-    policy = load_policy(ROOT / "infra" / "rollout.yaml")
+def _windows(spec: DatasetSpec, folder: Path) -> Windows:
+    snapshot = take_snapshot(spec, folder)
+    rows = read_snapshot(snapshot)
+    return Windows(snapshot, spec, fit_preprocessing(training_rows(rows, spec), spec), rows)
+
+
+def trained(folder: Path, policy: Policy) -> list[dict[str, Any]]:
+    """Models trained here, one for each seed."""
+    spec = shared_spec()
+    windows, rows = _windows(spec, folder), []
+    for seed in SEEDS:
+        config, place = model_config(windows, spec), folder / str(seed)
+        checkpoint, _ = train(windows, config, spec.training, "sparse", seed, place, lambda *_: None)
+        rows += compare(load_model(checkpoint), windows, policy, seed, MEAN_BLOCKS)
+    return rows
+
+
+def given(model_folder: Path, folder: Path, policy: Policy) -> list[dict[str, Any]]:
+    """A rollout's model, at the budget that it is judged at."""
+    spec = load_spec(ROOT / "infra" / "datasets" / "flights.yaml")
+    model = SparseEncoder(ModelConfig.from_dict(json.loads((model_folder / "config.json").read_text())))
+    model.load_state_dict(load_file(model_folder / "model.safetensors"))
+    blocks = num_blocks_of(spec.lookback + spec.horizon, model.config.block_size)
+    chosen = Budget(spec.training.target_density).num_selected(blocks)
+    return compare(model.eval(), _windows(spec, folder), policy, 0, (chosen,))
+
+
+def main(out: Path | None = None, model_folder: Path | None = None) -> dict[str, Any]:
+    """Share budgets out, judge them, print, and write shares.json into `out`."""
+    started, policy = time.monotonic(), load_policy(ROOT / "infra" / "rollout.yaml")
     with TemporaryDirectory() as work:
-        snapshot = take_snapshot(spec, Path(work))
-        rows_of = read_snapshot(snapshot)
-        preprocessing = fit_preprocessing(training_rows(rows_of, spec), spec)
-        windows = Windows(snapshot, spec, preprocessing, rows_of)
-        for seed in SEEDS:
-            config, place = model_config(windows, spec), Path(work) / str(seed)
-            checkpoint, _ = train(windows, config, spec.training, "sparse", seed, place, lambda *_: None)
-            rows += compare(load_model(checkpoint), windows, policy, seed)
+        folder = Path(work)
+        rows = given(model_folder, folder, policy) if model_folder else trained(folder, policy)
     result = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "environment": environment().model_dump(),
         "seconds": round(time.monotonic() - started),
-        "model": spec.model.model_dump(exclude_none=True),
-        "training": spec.training.model_dump(mode="json"),
+        "model": model_folder.name if model_folder else shared_spec().model.model_dump(exclude_none=True),
         "validation_windows": VALIDATION_WINDOWS,
         "rows": rows,
     }
-    if folder:
-        (folder / "shares.json").write_text(json.dumps(result, indent=1) + "\n")
+    if out:
+        (out / "shares.json").write_text(json.dumps(result, indent=1) + "\n")
     return result
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model_folder", type=Path, nargs="?")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    main(asked.out, asked.model_folder)

@@ -49,7 +49,7 @@ def sweep(
 ) -> list[dict[str, Any]]:
     """Time the forward and backward kernels alone, for every tile listed above."""
     q, k, v, chosen = random_problem(num_steps, channels, block_size, density)
-    p = problem_of(q, k, chosen.indices_BSQK, block_size, False, None, True)
+    p = problem_of(q, k, v, chosen.indices_BSQK, chosen.counts_BSQ, block_size, False, None, True)
     lists, means = launch.lists_of(p, chosen.indices_BSQK, chosen.counts_BSQ), launch.summaries_of(p, k, v)
     rows = []
 
@@ -87,7 +87,7 @@ def parts(
     """Time what surrounds the attention kernels: ranking, choosing, lists, summaries."""
     q, k, v, chosen = random_problem(num_steps, 64, block_size, density, rankings=rankings)
     sq, sk = torch.randn(2, 1, rankings, num_steps, 16, device="cuda", dtype=torch.bfloat16)
-    p = problem_of(q, k, chosen.indices_BSQK, block_size, False, None, True)
+    p = problem_of(q, k, v, chosen.indices_BSQK, chosen.counts_BSQ, block_size, False, None, True)
     scores = gpu.block_scores(sq, sk, block_size)
     lists = launch.lists_of(p, chosen.indices_BSQK, chosen.counts_BSQ)
     works = {

@@ -157,6 +157,7 @@ class Router:
         if candidate.exchanges.add(exchange):
             moved = candidate.ladder.add(exchange.pair, move.sequence)
             if moved is not None:
+                candidate.exchanges.note_move(moved.sequence)
                 self.on_move(moved)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipelines.files import exclusive_lock
 from pipelines.job import Job
 from pipelines.registry import ModelVersion, registered_name
-from pipelines.release_log import Action, ReleaseEntry
+from pipelines.release_log import ReleaseEntry
 from pipelines.rollout import replay
 from pipelines.serving.backend import LOAD_SECONDS, Backend, Nursery, Unanswered
 from pipelines.serving.comparison import Comparison, pair_folder, serving_folder
@@ -81,9 +81,9 @@ def chosen_versions(job: Job, trial: Trial) -> tuple[ModelVersion, ModelVersion 
 
 
 def _held(entries: list[ReleaseEntry]) -> int | None:
-    """The version that the gate neither let in nor refused, if that was its last word."""
+    """The version that the gate held, or that waits for a person's word, if nothing came later."""
     last = entries[-1].decision
-    return last.version if last.action is Action.HOLD else None
+    return last.version if last.action in ("hold", "request") else None
 
 
 def _version(job: Job, entries: list[ReleaseEntry], number: int) -> ModelVersion:
@@ -115,9 +115,13 @@ def _on_trial(
         trusted_keys(settings.keys),
         getpass.getuser(),
     )
+    exchanges = Exchanges(folder / "exchanges.sqlite3")
+    if exchanges.last_move > ladder.last.sequence:
+        lost = f"holds {ladder.last.sequence} moves of {exchanges.last_move}"
+        raise InputError(f"{folder / 'ladder.jsonl'}: {lost}; restore it from a backup")
     if trial.again:
         ladder.again(trial.again)
-    exchanges = Exchanges(folder / "exchanges.sqlite3")
+        exchanges.note_move(ladder.last.sequence)
     ladder.go_on_with(exchanges.pairs(ladder.last.sequence))
     backend = Backend(nursery, _fetch(job, version, serving_folder(settings, name)))
     return Candidate(backend, ladder, exchanges, trial.deadline_s)

@@ -18,7 +18,8 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS exchange (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL, move INTEGER NOT NULL, share REAL NOT NULL,
     time TEXT NOT NULL, assigned INTEGER NOT NULL, fault TEXT NOT NULL, incumbent_fault TEXT NOT NULL,
-    disagreement REAL, incumbent_seconds REAL, candidate_seconds REAL, request BLOB, incumbent BLOB, candidate BLOB,
+    disagreement REAL, incumbent_seconds REAL, candidate_seconds REAL,
+    request BLOB, incumbent BLOB, candidate BLOB,
     UNIQUE (id, move));
 """
 _BODY_BYTES = "SELECT coalesce(sum(length(request) + length(incumbent) + length(candidate)), 0)"
@@ -59,6 +60,9 @@ class Exchanges:
         self._max_body_bytes, self._max_rows = max_body_bytes, max_rows
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute(
+            "PRAGMA synchronous=NORMAL"
+        )  # whole after a power cut, if less the last moment
         self._connection.executescript(_SCHEMA)
         self._body_bytes = self._one(_BODY_BYTES)
 
@@ -109,6 +113,16 @@ class Exchanges:
                 (identity,),
             ).fetchone()
         return tuple(zlib.decompress(body) for body in row) if row and row[0] is not None else None
+
+    @property
+    def last_move(self) -> int:
+        """Number of the ladder's last move, as it was noted here: one that is lost there shows."""
+        with self._turn:
+            return self._connection.execute("PRAGMA user_version").fetchone()[0]
+
+    def note_move(self, number: int) -> None:
+        with self._turn:
+            self._connection.execute(f"PRAGMA user_version = {int(number)}")
 
     def close(self) -> None:
         with self._turn:

@@ -1,6 +1,7 @@
 """The operation as a module: its settings, without weights.
 
-Shape suffixes: B batch, H heads, G key/value heads, S selector heads, N steps, E selector channels, D channels.
+Shape suffixes: B batch, H heads, G key/value heads, S selector heads, N steps, D channels, E selector
+channels.
 """
 
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from sparse_model.config import Budget
 
 
 class SparseAttention(nn.Module):
-    """`sparse_attention` with fixed settings; queries, keys, values and selector vectors come from outside."""
+    """`sparse_attention` with fixed settings; all tensors come from outside."""
 
     def __init__(
         self,

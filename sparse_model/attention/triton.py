@@ -39,13 +39,19 @@ def attend(
 
 
 def _traced(t: Tensor) -> bool:
-    """Whether a compiler watches: it sees the custom operators, which cost 0.1 ms of host time in eager runs."""
-    return torch.compiler.is_compiling() or type(t) not in (Tensor, torch.nn.Parameter)
+    """Whether somebody watches who must see the custom operators, whose dispatch costs eager runs time: a
+    compiler, or a dispatch mode such as that of selective checkpointing."""
+    watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    return watched or type(t) not in (Tensor, torch.nn.Parameter)
+
+
+def _check_device(name: str, t: Tensor) -> None:
+    if not (t.is_cuda or _INTERPRETED):
+        raise ValueError(f"implementation: 'triton' needs a GPU, but {name} is on {t.device}")
 
 
 def _check(q_BHND: Tensor, selection: BlockSelection) -> None:
-    if not (q_BHND.is_cuda or _INTERPRETED):
-        raise ValueError(f"implementation: 'triton' needs a GPU, but q is on {q_BHND.device}")
+    _check_device("q", q_BHND)
     if q_BHND.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise ValueError(f"q: implementation 'triton' takes 16- and 32-bit floats, not {q_BHND.dtype}")
     if q_BHND.shape[-1] % 8 or not 16 <= q_BHND.shape[-1] <= 256:
@@ -160,14 +166,13 @@ def block_scores(
     sq_BSNE: Tensor, sk_BSNE: Tensor, block_size: int, causal: bool = False, lengths_B: Tensor | None = None
 ) -> Tensor:
     """Same function as `selection.block_scores`, from float16 products; no gradient."""
+    _check_device("sq", sq_BSNE)
     score = _block_scores if _traced(sq_BSNE) else triton_launch.launch_scores
     return score(sq_BSNE.detach(), sk_BSNE.detach(), block_size, causal, lengths_B)
 
 
 @torch.library.custom_op("dankai::block_scores", mutates_args=())
-def _block_scores(
-    sq: Tensor, sk: Tensor, block_size: int, causal: bool, lengths: Tensor | None
-) -> Tensor:
+def _block_scores(sq: Tensor, sk: Tensor, block_size: int, causal: bool, lengths: Tensor | None) -> Tensor:
     return triton_launch.launch_scores(sq, sk, block_size, causal, lengths)
 
 

@@ -64,7 +64,7 @@ def _loader(
     """The loading warp: q once per work item, then keys and values tile by tile."""
     q_desc, k_desc, v_desc, mean_k_desc, mean_v_desc = descs
     q_bufs, k_bufs, v_bufs = buffers
-    q_full, q_free, k_full, k_free, v_full, v_free, _turns = bars
+    q_full, q_free, k_full, k_free, v_full, v_free = bars
     heads, groups, _rankings, _num_steps, num_blocks, slots, _words, items = sizes
     q_row_b, q_row_h, q_col_h, k_row_b, k_row_g, k_col_g, v_row_b, v_row_g, v_col_g = rows
     t = 0
@@ -151,96 +151,42 @@ def summary_bias(bits_ptr, bits_row, block, own, limit, num_blocks, words, CAUSA
     return gl.where(is_open, gl.log2(gl.maximum(size, 1).to(gl.float32)), float("-inf"))
 
 
-_EXP2 = gl.constexpr(
-    """{
-    .reg .f32 x, n, f, p;
-    .reg .b32 e, r;
-    ex2.approx.ftz.f32 $0, $4;
-    ex2.approx.ftz.f32 $1, $5;
-    ex2.approx.ftz.f32 $2, $6;
-    max.ftz.f32 x, $7, 0fC2FE0000;
-    add.rn.ftz.f32 n, x, 0f4B400000;
-    mov.b32 e, n;
-    shl.b32 e, e, 23;
-    sub.rn.ftz.f32 n, n, 0f4B400000;
-    sub.rn.ftz.f32 f, x, n;
-    fma.rn.ftz.f32 p, f, 0f3D61509C, 0f3E780622;
-    fma.rn.ftz.f32 p, p, f, 0f3F317AFE;
-    fma.rn.ftz.f32 p, p, f, 0f3F800000;
-    mov.b32 r, p;
-    add.s32 r, r, e;
-    mov.b32 $3, r;
-    }"""
-)
+@gluon.jit
+def _row_max(x, S: gl.constexpr, SIDE_BY_SIDE: gl.constexpr):
+    """Maximum of every row; with SIDE_BY_SIDE of eight parts first, for one chain of maxima can stall."""
+    if SIDE_BY_SIDE:
+        x = gl.max(gl.reshape(x, [64, 8, 16]), 1)
+    return gl.convert_layout(gl.max(x, 1), gl.SliceLayout(1, S))
 
 
 @gluon.jit
-def exp2(x, POLY: gl.constexpr):
-    """2^x; with POLY, every fourth by a polynomial on the multiply-add units, which have time to spare."""
-    if POLY:
-        return gl.inline_asm_elementwise(
-            _EXP2, "=f,=f,=f,=f,f,f,f,f", [x], dtype=gl.float32, is_pure=True, pack=4
-        )
-    return gl.exp2(x)
-
-
-@gluon.jit
-def _row_max(x, S: gl.constexpr, TREE: gl.constexpr):
-    """Maximum of every row, over parts side by side: one chain of dependent maxima would stall."""
-    if TREE:
-        parts = gl.max(gl.reshape(x, [64, 8, 16]), 1)
-        return gl.convert_layout(gl.max(parts, 1), gl.SliceLayout(1, S))
-    return gl.max(x, 1)
-
-
-@gluon.jit
-def _row_sum(x, S: gl.constexpr, TREE: gl.constexpr):
-    if TREE:
-        parts = gl.sum(gl.reshape(x, [64, 8, 16]), 1)
-        return gl.convert_layout(gl.sum(parts, 1), gl.SliceLayout(1, S))
-    return gl.sum(x, 1)
-
-
-@gluon.jit
-def _soften(logits, top, total, scale, S: gl.constexpr, TRY: gl.constexpr):
+def _soften(logits, top, total, scale, S: gl.constexpr, SIDE_BY_SIDE: gl.constexpr):
     """Online softmax: unnormalised weights, new maximum and sum, and by how much older sums shrink."""
-    new_top = gl.maximum(top, _row_max(logits, S, (TRY & 4) != 0) * scale)
+    new_top = gl.maximum(top, _row_max(logits, S, SIDE_BY_SIDE) * scale)
     shift = gl.where(new_top == float("-inf"), 0.0, new_top)  # a row may have read nothing yet
-    weights = exp2(logits * scale - shift[:, None], (TRY & 8) != 0)
+    weights = gl.exp2(logits * scale - shift[:, None])
     decay = gl.exp2(top - shift)
-    return weights, new_top, total * decay + _row_sum(weights, S, (TRY & 16) != 0), decay
-
-
-@gluon.jit
-def take_turn(turns, group, step, TRY: gl.constexpr):
-    """Wait until the other warp group has started its products of the last round."""
-    if TRY & 2:
-        mbarrier.wait(turns.index(group), (step & 1) ^ (1 - group))
-
-
-@gluon.jit
-def give_turn(turns, group, TRY: gl.constexpr):
-    if TRY & 2:
-        mbarrier.arrive(turns.index(1 - group), count=1)
+    return weights, new_top, total * decay + gl.sum(weights, 1), decay
 
 
 @gluon.jit
 def _compute(
     buffers, bars, lists, sizes, outputs, scale, group,
     D: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr, SUMMARIES: gl.constexpr,
-    HAS_LIMIT: gl.constexpr, TRY: gl.constexpr,
+    HAS_LIMIT: gl.constexpr,
 ):  # fmt: skip
     """One warp group: 64 query rows of every work item."""
     q_bufs, k_bufs, v_bufs = buffers
-    q_full, q_free, k_full, k_free, v_full, v_free, turns = bars
+    q_full, q_free, k_full, k_free, v_full, v_free = bars
     heads, _groups, _rankings, num_steps, _num_blocks, _slots, _words, items = sizes
     out_ptr, lse_ptr, out_b, out_h, out_n = outputs
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
     P: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=OUT, k_width=2)
-    QA: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=S, k_width=2)
+    # at 64 channels the products wait for shared memory, and registers are free
+    Q_IN_REGISTERS: gl.constexpr = D == 64
+    Q: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=S, k_width=2)
     q_shared = q_bufs.index(group)
-    step = 0
     zero = gl.zeros([64, 128], gl.float32, S)
     t = 0
     turn = 0
@@ -258,43 +204,37 @@ def _compute(
         total = gl.zeros([64], gl.float32, gl.SliceLayout(1, S))
         mbarrier.wait(q_full, turn & 1)
         turn += 1  # noqa: SIM113  kernels have no enumerate
-        if TRY & 1:
-            q = q_shared.load(QA)
+        if Q_IN_REGISTERS:
+            q = q_shared.load(Q)
             mbarrier.arrive(q_free, count=1)
         else:
             q = q_shared
         if num_tiles > 0:
             mbarrier.wait(k_full.index(t % STAGES), (t // STAGES) & 1)
-            take_turn(turns, group, step, TRY)
             logits = warpgroup_mma(
                 q, k_bufs.index(t % STAGES).permute((1, 0)), zero, use_acc=False, is_async=True
             )
-            give_turn(turns, group, TRY)
-            step += 1
             logits = warpgroup_mma_wait(0, deps=(logits,))
             _release(k_free, t, STAGES)
             if num_masked > 0:
                 logits = _masked(logits, 0, place, lists, sizes, scale, row, CAUSAL, SUMMARIES, HAS_LIMIT, S)
-            weights, top, total, decay = _soften(logits, top, total, scale, S, TRY)
+            weights, top, total, decay = _soften(logits, top, total, scale, S, D == 64)
             weights16 = gl.convert_layout(weights.to(v_bufs.dtype), P)
             for i in range(1, num_tiles):
                 # the next product is issued before this tile's; its softmax runs while this one is in flight
                 following = t + 1
                 mbarrier.wait(k_full.index(following % STAGES), (following // STAGES) & 1)
-                take_turn(turns, group, step, TRY)
                 k = k_bufs.index(following % STAGES).permute((1, 0))
                 logits = warpgroup_mma(q, k, zero, use_acc=False, is_async=True)
                 mbarrier.wait(v_full.index(t % STAGES), (t // STAGES) & 1)
                 pending = warpgroup_mma(weights16, v_bufs.index(t % STAGES), acc, is_async=True)
-                give_turn(turns, group, TRY)
-                step += 1
                 logits = warpgroup_mma_wait(1, deps=(logits,))
                 _release(k_free, following, STAGES)
                 if i < num_masked:
                     logits = _masked(
                         logits, i, place, lists, sizes, scale, row, CAUSAL, SUMMARIES, HAS_LIMIT, S
                     )
-                weights, top, total, decay = _soften(logits, top, total, scale, S, TRY)
+                weights, top, total, decay = _soften(logits, top, total, scale, S, D == 64)
                 # already true: a fence, or the assembler waits for the product before the softmax
                 mbarrier.wait(v_full.index(t % STAGES), (t // STAGES) & 1)
                 # the weights are an operand of the product in flight: they must outlive it
@@ -308,7 +248,7 @@ def _compute(
             acc, weights16 = warpgroup_mma_wait(0, deps=(pending, weights16))
             _release(v_free, t, STAGES)
             t += 1
-        if not TRY & 1:
+        if not Q_IN_REGISTERS:
             mbarrier.arrive(q_free, count=1)
         exists = (row < limit) & (total > 0.0)
         total = gl.where(exists, total, 1.0)
@@ -329,7 +269,7 @@ def forward(
     q_row_b, q_row_h, q_col_h, k_row_b, k_row_g, k_col_g, v_row_b, v_row_g, v_col_g, out_b, out_h, out_n,
     heads, groups, rankings, num_steps, num_blocks, slots, words, items,
     D: gl.constexpr, STAGES: gl.constexpr, CAUSAL: gl.constexpr, SUMMARIES: gl.constexpr,
-    HAS_LIMIT: gl.constexpr, TRY: gl.constexpr,
+    HAS_LIMIT: gl.constexpr,
 ):  # fmt: skip
     """Same function as triton_forward.forward for blocks of 128 steps and 64 or 128 channels of 16 bits."""
     q_bufs = gl.allocate_shared_memory(q_desc.dtype, [2, 64, D], q_desc.layout)
@@ -350,11 +290,8 @@ def forward(
         mbarrier.init(v_free.index(i), count=2)
     descs = (q_desc, k_desc, v_desc, mean_k_desc, mean_v_desc)
     buffers = (q_bufs, k_bufs, v_bufs)
-    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(turns.index(0), count=1)
-    mbarrier.init(turns.index(1), count=1)
     fence_async_shared()
-    bars = (q_full, q_free, k_full, k_free, v_full, v_free, turns)
+    bars = (q_full, q_free, k_full, k_free, v_full, v_free)
     lists = (index_ptr, count_ptr, full_ptr, bits_ptr, limit_ptr)
     sizes = (heads, groups, rankings, num_steps, num_blocks, slots, words, items)
     rows = (q_row_b, q_row_h, q_col_h, k_row_b, k_row_g, k_col_g, v_row_b, v_row_g, v_col_g)
@@ -376,7 +313,6 @@ def forward(
                     CAUSAL,
                     SUMMARIES,
                     HAS_LIMIT,
-                    TRY,
                 ),
             ),
             (
@@ -394,7 +330,6 @@ def forward(
                     CAUSAL,
                     SUMMARIES,
                     HAS_LIMIT,
-                    TRY,
                 ),
             ),
             (_loader, (descs, buffers, bars, lists, sizes, rows, STAGES, CAUSAL, SUMMARIES)),

@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from sparse_model.attention.triton_forward import SIZES
-from sparse_model.attention.triton_hopper import exp2, give_turn, summary_bias, take_turn
+from sparse_model.attention.triton_hopper import summary_bias
 from sparse_model.attention.triton_hopper_loads import KEYS, MEANS, QUERIES, entry, loader, span_of, work_item
 
 
@@ -58,7 +58,7 @@ def _far(i, head, lists, sizes, terms, row_terms, PASS: gl.constexpr, MEANS_FAR:
 def _weigh(
     logits, dweights, step, lse, product, i, masked_from, place, lists, sizes, scale, row,
     PASS: gl.constexpr, MEANS_FAR: gl.constexpr, CAUSAL: gl.constexpr, HAS_LIMIT: gl.constexpr,
-    S: gl.constexpr, P: gl.constexpr, DTYPE: gl.constexpr, TRY: gl.constexpr,
+    S: gl.constexpr, P: gl.constexpr, DTYPE: gl.constexpr,
 ):  # fmt: skip
     """Softmax weights of a tile and the gradient of its logits, as operands of the next products."""
     batch, list_row, block, limit = place
@@ -89,7 +89,7 @@ def _weigh(
     if PASS != QUERIES:
         lse = gl.convert_layout(lse, gl.SliceLayout(0, S))[None, :]
         product = gl.convert_layout(product, gl.SliceLayout(0, S))[None, :]
-    weights = exp2(logits * scale - lse, (TRY & 8) != 0)
+    weights = gl.exp2(logits * scale - lse)
     dlogits16 = gl.convert_layout((weights * (dweights - product)).to(DTYPE), P)
     return gl.convert_layout(weights.to(DTYPE), P), dlogits16
 
@@ -104,22 +104,34 @@ def _add(weights16, dlogits16, acc0, acc1, buffers, t, PASS: gl.constexpr, STAGE
 
 
 @gluon.jit
+def _take_turn(turns, group, turn, PASS: gl.constexpr):
+    """In QUERIES, start products only after the other warp group has started its last ones: one computes
+    weights while the other multiplies. In the other passes it made no difference."""
+    if PASS == QUERIES:
+        mbarrier.wait(turns.index(group), (turn & 1) ^ (1 - group))
+
+
+@gluon.jit
+def _give_turn(turns, group, PASS: gl.constexpr):
+    if PASS == QUERIES:
+        mbarrier.arrive(turns.index(1 - group), count=1)
+
+
+@gluon.jit
 def _sum_span(
-    acc0, acc1, t, step, first, last, head, masked_from, near0, near1, buffers, bars, place, lists, sizes, terms,
-    row_terms, group,
-    scale, row, PASS: gl.constexpr, MEANS_FAR: gl.constexpr, STAGES: gl.constexpr, AHEAD: gl.constexpr,
-    CAUSAL: gl.constexpr,
-    HAS_LIMIT: gl.constexpr, S: gl.constexpr, P: gl.constexpr, TRY: gl.constexpr,
+    acc0, acc1, t, turn, first, last, head, masked_from, near0, near1, buffers, bars, place, lists, sizes,
+    terms, row_terms, group, scale, row, PASS: gl.constexpr, MEANS_FAR: gl.constexpr, STAGES: gl.constexpr,
+    ROOM: gl.constexpr, CAUSAL: gl.constexpr, HAS_LIMIT: gl.constexpr, S: gl.constexpr, P: gl.constexpr,
 ):  # fmt: skip
-    """Sums over tiles first..last. With AHEAD, the next tile's products queue behind this one's sums: a
+    """Sums over tiles first..last. With ROOM, the next tile's products queue behind this one's sums: a
     warp group hands the tensor cores four products at a time, and computes while the other group's run."""
     DTYPE: gl.constexpr = buffers[2].dtype
     if first < last:
         far, lse, product = _far(first, head, lists, sizes, terms, row_terms, PASS, MEANS_FAR)
-        take_turn(bars[4], group, step, TRY)
+        _take_turn(bars[4], group, turn, PASS)
         logits, dweights = _multiply(near0, near1, buffers, bars, t, STAGES, S)
-        give_turn(bars[4], group, TRY)
-        step += 1
+        _give_turn(bars[4], group, PASS)
+        turn += 1
         logits, dweights = warpgroup_mma_wait(0, deps=(logits, dweights))
         for i in range(first, last - 1):
             next_far, next_lse, next_product = _far(
@@ -127,14 +139,14 @@ def _sum_span(
             )
             weights16, dlogits16 = _weigh(
                 logits, dweights, far, lse, product, i, masked_from, place, lists, sizes, scale, row,
-                PASS, MEANS_FAR, CAUSAL, HAS_LIMIT, S, P, DTYPE, TRY,
+                PASS, MEANS_FAR, CAUSAL, HAS_LIMIT, S, P, DTYPE,
             )  # fmt: skip
-            take_turn(bars[4], group, step, TRY)
+            _take_turn(bars[4], group, turn, PASS)
             pending0, pending1 = _add(weights16, dlogits16, acc0, acc1, buffers, t, PASS, STAGES)
-            if AHEAD:
+            if ROOM:
                 logits, dweights = _multiply(near0, near1, buffers, bars, t + 1, STAGES, S)
-                give_turn(bars[4], group, TRY)
-            ALLOWED: gl.constexpr = 2 if AHEAD else 0
+                _give_turn(bars[4], group, PASS)
+            ALLOWED: gl.constexpr = 2 if ROOM else 0
             if PASS == QUERIES:
                 acc0, weights16, dlogits16 = warpgroup_mma_wait(
                     ALLOWED, deps=(pending0, weights16, dlogits16)
@@ -144,21 +156,21 @@ def _sum_span(
                     ALLOWED, deps=(pending0, pending1, weights16, dlogits16)
                 )
             mbarrier.arrive(bars[3].index(t % STAGES), count=1)
-            if not AHEAD:
+            if not ROOM:
                 logits, dweights = _multiply(near0, near1, buffers, bars, t + 1, STAGES, S)
-                give_turn(bars[4], group, TRY)
-            step += 1
+                _give_turn(bars[4], group, PASS)
+            turn += 1
             far, lse, product = next_far, next_lse, next_product
             logits, dweights = warpgroup_mma_wait(0, deps=(logits, dweights))
             t += 1
         weights16, dlogits16 = _weigh(
             logits, dweights, far, lse, product, last - 1, masked_from, place, lists, sizes, scale, row,
-            PASS, MEANS_FAR, CAUSAL, HAS_LIMIT, S, P, DTYPE, TRY,
+            PASS, MEANS_FAR, CAUSAL, HAS_LIMIT, S, P, DTYPE,
         )  # fmt: skip
-        take_turn(bars[4], group, step, TRY)
+        _take_turn(bars[4], group, turn, PASS)
         pending0, pending1 = _add(weights16, dlogits16, acc0, acc1, buffers, t, PASS, STAGES)
-        give_turn(bars[4], group, TRY)
-        step += 1
+        _give_turn(bars[4], group, PASS)
+        turn += 1
         if PASS == QUERIES:
             acc0, weights16, dlogits16 = warpgroup_mma_wait(0, deps=(pending0, weights16, dlogits16))
         else:
@@ -167,7 +179,7 @@ def _sum_span(
             )
         mbarrier.arrive(bars[3].index(t % STAGES), count=1)
         t += 1
-    return acc0, acc1, t, step
+    return acc0, acc1, t, turn
 
 
 @gluon.jit
@@ -211,9 +223,9 @@ def _masked(
 @gluon.jit
 def _compute(
     buffers, bars, lists, sizes, terms, outputs, scale, softmax_scale, group, D: gl.constexpr,
-    PASS: gl.constexpr, STAGES: gl.constexpr, AHEAD: gl.constexpr, CAUSAL: gl.constexpr,
+    PASS: gl.constexpr, STAGES: gl.constexpr, ROOM: gl.constexpr, CAUSAL: gl.constexpr,
     SUMMARIES: gl.constexpr,
-    HAS_LIMIT: gl.constexpr, TRY: gl.constexpr,
+    HAS_LIMIT: gl.constexpr,
 ):  # fmt: skip
     """One warp group: 64 near rows of every work item."""
     near_full, near_free, _far_full, _far_free, _turns = bars
@@ -224,8 +236,8 @@ def _compute(
     P: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=OUT, k_width=2)
     NEAR: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=S, k_width=2)
     t = 0
-    step = 0
     turn = 0
+    number = 0
     for item in range(gl.program_id(0), items, gl.num_programs(0)):
         batch, h, block, chunk, before = work_item(item, lists, sizes, PASS, CAUSAL, SUMMARIES)
         limit = num_steps
@@ -234,9 +246,9 @@ def _compute(
         row = block * 128 + group * 64 + gl.arange(0, 64, gl.SliceLayout(1, S))
         acc0 = gl.zeros([64, D], gl.float32, OUT)
         acc1 = gl.zeros([64, D], gl.float32, OUT)
-        mbarrier.wait(near_full, turn & 1)
-        turn += 1  # noqa: SIM113  kernels have no enumerate
-        if TRY & 1:
+        mbarrier.wait(near_full, number & 1)
+        number += 1  # noqa: SIM113  kernels have no enumerate
+        if ROOM:  # products with both operands in shared memory would wait for it
             near0, near1 = buffers[0].index(group).load(NEAR), buffers[1].index(group).load(NEAR)
             mbarrier.arrive(near_free, count=1)
         else:
@@ -250,27 +262,26 @@ def _compute(
             masked_from = (start + gl.load(lists[2] + list_row + block)) * 2
             place = (batch, list_row, block, limit)
             if SUMMARIES:
-                acc0, acc1, t, step = _sum_span(
-                    acc0, acc1, t, step, 0, before, head, masked_from, near0, near1, buffers, bars, place, lists,
-                    sizes,
-                    terms, (lse, product), group, scale, row, PASS, True, STAGES, AHEAD, CAUSAL, HAS_LIMIT, S, P, TRY,
+                acc0, acc1, t, turn = _sum_span(
+                    acc0, acc1, t, turn, 0, before, head, masked_from, near0, near1, buffers, bars, place,
+                    lists, sizes, terms, (lse, product), group, scale, row, PASS, True, STAGES, ROOM, CAUSAL,
+                    HAS_LIMIT, S, P,
                 )  # fmt: skip
-            acc0, acc1, t, step = _sum_span(
-                acc0, acc1, t, step, start * 2, stop * 2, head, masked_from, near0, near1, buffers, bars, place,
-                lists, sizes,
-                terms, (lse, product), group, scale, row, PASS, False, STAGES, AHEAD, CAUSAL, HAS_LIMIT, S, P, TRY,
+            acc0, acc1, t, turn = _sum_span(
+                acc0, acc1, t, turn, start * 2, stop * 2, head, masked_from, near0, near1, buffers, bars,
+                place, lists, sizes, terms, (lse, product), group, scale, row, PASS, False, STAGES, ROOM,
+                CAUSAL, HAS_LIMIT, S, P,
             )  # fmt: skip
         else:
             for q_head in range(h * (heads // groups), (h + 1) * (heads // groups)):
                 list_row, start, stop = span_of(batch, q_head, block, chunk, lists, sizes, PASS, CAUSAL)
                 place = (batch, list_row, block, limit)
-                acc0, acc1, t, step = _sum_span(
-                    acc0, acc1, t, step, start * 2, stop * 2, batch * heads + q_head, 0, near0, near1, buffers,
-                    bars, place,
-                    lists, sizes, terms, (0.0, 0.0), group, scale, row, PASS, False, STAGES, AHEAD, CAUSAL,
-                    HAS_LIMIT, S, P, TRY,
+                acc0, acc1, t, turn = _sum_span(
+                    acc0, acc1, t, turn, start * 2, stop * 2, batch * heads + q_head, 0, near0, near1,
+                    buffers, bars, place, lists, sizes, terms, (0.0, 0.0), group, scale, row, PASS, False,
+                    STAGES, ROOM, CAUSAL, HAS_LIMIT, S, P,
                 )  # fmt: skip
-        if not TRY & 1:
+        if not ROOM:
             mbarrier.arrive(near_free, count=1)
         _store(
             acc0,
@@ -293,7 +304,7 @@ def _compute(
 
 @gluon.jit
 def _sum_of_chunks(ptr, chunks, mean_stride, D: gl.constexpr, OUT: gl.constexpr):
-    """Sum over the chunks of one mean's gradient, [D]; many at once, for one after the other they would wait."""
+    """Sum over the chunks of one mean's gradient, [D]; many at once, or each would wait for its load."""
     C: gl.constexpr = gl.BlockedLayout([1, 4], [128 // D, D // 4], [4, 1], [1, 0])
     channel = gl.arange(0, D, gl.SliceLayout(0, C))[None, :]
     total = gl.zeros([16, D], gl.float32, C)
@@ -349,8 +360,8 @@ def backward(
     limit_ptr, scale, softmax_scale, near0_b, near0_h, near0_c, near1_b, near1_h, near1_c,
     far0_b, far0_h, far0_c, far1_b, far1_h, far1_c, out0_b, out0_h, out0_n, out1_b, out1_h, out1_n,
     heads, groups, rankings, num_steps, num_blocks, slots, words, items, chunks, per_chunk, mean_stride,
-    D: gl.constexpr, STAGES: gl.constexpr, AHEAD: gl.constexpr, PASS: gl.constexpr,
-    CAUSAL: gl.constexpr, SUMMARIES: gl.constexpr, HAS_LIMIT: gl.constexpr, TRY: gl.constexpr,
+    D: gl.constexpr, STAGES: gl.constexpr, ROOM: gl.constexpr, PASS: gl.constexpr,
+    CAUSAL: gl.constexpr, SUMMARIES: gl.constexpr, HAS_LIMIT: gl.constexpr,
 ):  # fmt: skip
     """One pass over all work items; see the head of the file."""
     near0 = gl.allocate_shared_memory(near0_desc.dtype, [2, 64, D], near0_desc.layout)
@@ -387,14 +398,14 @@ def backward(
                 _compute,
                 (
                     buffers, bars, lists, sizes, terms, outputs, scale, softmax_scale, gl.to_tensor(0),
-                    D, PASS, STAGES, AHEAD, CAUSAL, SUMMARIES, HAS_LIMIT, TRY,
+                    D, PASS, STAGES, ROOM, CAUSAL, SUMMARIES, HAS_LIMIT,
                 ),
             ),
             (
                 _compute,
                 (
                     buffers, bars, lists, sizes, terms, outputs, scale, softmax_scale, gl.to_tensor(1),
-                    D, PASS, STAGES, AHEAD, CAUSAL, SUMMARIES, HAS_LIMIT, TRY,
+                    D, PASS, STAGES, ROOM, CAUSAL, SUMMARIES, HAS_LIMIT,
                 ),
             ),
             (

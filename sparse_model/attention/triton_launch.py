@@ -17,8 +17,6 @@ from sparse_model.attention import triton_backward, triton_forward, triton_selec
 from sparse_model.attention.selection import num_blocks_of
 from sparse_model.attention.triton_problem import Lists, Problem, Rows, Transposed, key_of, launch, rows_of
 
-TRY_FORWARD = {64: 5, 128: 0}
-TRY_BACKWARD = {64: [3, 1, 1], 128: [3, 0, 0]}
 _LOG2_E = 1.4426950408889634
 _SCRATCH_ELEMENTS = 1 << 26  # float16 block maxima held at once while scoring: 128 MiB
 _SCORE_PROGRAMS = 1056  # two rounds of four programs on each of 132 processors
@@ -48,8 +46,10 @@ def forward_tile(block_size: int) -> Tile:
     return Tile(rows=min(block_size, 64), keys=min(block_size, 64), warps=4, stages=3)
 
 
-def backward_tile(block_size: int, channels: int) -> Tile:
-    """Tile of the portable backward kernels, from the same sweep."""
+def backward_tile(block_size: int, channels: int, float32: bool = False) -> Tile:
+    """Tile of the portable backward kernels, from the same sweep; in wide float32 what fits in memory."""
+    if float32 and channels > 64:
+        return Tile(rows=min(block_size, 32), keys=min(block_size, 32), warps=4, stages=1)
     if block_size == 128 and channels == 128:
         return Tile(rows=64, keys=128, warps=8, stages=2)
     return Tile(
@@ -138,7 +138,7 @@ def _launch_hopper(
         q_rows.tile(64), *(t.tile(128) for t in (k_rows, v_rows, mean_k, mean_v)),
         out, lse, lists.indices_BSQK, lists.counts_BSQ, lists.full_BSQ, lists.bits_BSQW, p.lengths_B,
         p.scale * _LOG2_E, *q_rows.steps_apart, *k_rows.steps_apart, *v_rows.steps_apart, *out.stride()[:3],
-        *p.sizes, p.slots, p.words, items, STAGES=stages, TRY=TRY_FORWARD[p.channels], **p.flags("D", "CAUSAL", "SUMMARIES", "HAS_LIMIT"),
+        *p.sizes, p.slots, p.words, items, STAGES=stages, **p.flags("D", "CAUSAL", "SUMMARIES", "HAS_LIMIT"),
         num_warps=4,
     )  # fmt: skip
 
@@ -177,7 +177,7 @@ def launch_backward(
     if tile is None and fits_hopper(p, q):
         launch_hopper_backward(p, operands, terms, lists, transposed, means, mean_grads, chunks, (dq, dk, dv))
     else:
-        tile = tile or backward_tile(p.block_size, p.channels)
+        tile = tile or backward_tile(p.block_size, p.channels, p.float32)
         _launch_keys(p, operands, terms, lists, transposed, means, mean_grads, chunks, (dk, dv), tile)
         _launch_queries(p, operands, terms, lists, means, dq)
     return dq, dk, dv
@@ -202,7 +202,8 @@ def _launch_keys(
     if p.summaries:
         mean_k, mean_v = rows_of(means[0]), rows_of(means[1])
         launch(
-            triton_backward.summary_keys, (triton.cdiv(p.num_blocks, tile.keys), chunks, p.batch * p.groups), p.key,
+            triton_backward.summary_keys,
+            (triton.cdiv(p.num_blocks, tile.keys), chunks, p.batch * p.groups), p.key,
             q.tile(tile.rows), grad.tile(tile.rows), mean_k.tile(tile.keys), mean_v.tile(tile.keys),
             mean_grads[0], mean_grads[1], lse, product, lists.bits_BSQW, p.lengths_B, p.scale * _LOG2_E,
             *q.steps_apart, *grad.steps_apart, *p.sizes, p.words, triton.cdiv(p.num_blocks, chunks),
@@ -211,7 +212,8 @@ def _launch_keys(
     launch(
         triton_backward.keys, (triton.cdiv(p.num_steps, tile.keys), p.batch * p.groups), p.key,
         q.tile(tile.rows), grad.tile(tile.rows), k.tile(tile.keys), v.tile(tile.keys), dk, dv,
-        mean_grads[0], mean_grads[1], lse, product, transposed.readers, transposed.offsets, p.lengths_B, p.scale * _LOG2_E, p.scale,
+        mean_grads[0], mean_grads[1], lse, product, transposed.readers, transposed.offsets, p.lengths_B,
+        p.scale * _LOG2_E, p.scale,
         *q.steps_apart, *grad.steps_apart, *k.steps_apart, *v.steps_apart, *dk.stride()[:3], *dv.stride()[:3],
         *p.sizes, chunks, means[0].numel(), SUMMARIES=p.summaries, **options,
     )  # fmt: skip
@@ -227,13 +229,11 @@ def launch_hopper_backward(
     mean_grads: Tensor,
     chunks: int,
     outputs: tuple[Tensor, Tensor, Tensor],
-    ahead: tuple[bool, bool, bool] | None = None,
 ) -> None:
-    """Three passes; `ahead` says for each (dq, keys, summaries) whether it multiplies a tile ahead."""
+    """Three passes over one kernel: 0 for dq, 2 for the summaries, then 1 for dk and dv."""
     from sparse_model.attention import triton_hopper_backward  # needs a Triton that has Gluon
 
     dq, dk, dv = outputs
-    ahead = ahead or (True, p.channels == 64, p.channels == 64)  # measured; at 128 channels registers run out
     mean_rows = tuple(rows_of(m) if p.summaries else t for m, t in zip(means, operands[2:], strict=True))
     tiles = [rows.tile(64) for rows in (*operands, *mean_rows)]
     processors = torch.cuda.get_device_properties(dq.device).multi_processor_count
@@ -250,14 +250,15 @@ def launch_hopper_backward(
             *rows[far].steps_apart, *rows[far + 1].steps_apart, *out0.stride()[:3], *out1.stride()[:3],
             *p.sizes, p.slots, p.words, items, chunks, triton.cdiv(p.num_blocks, max(chunks, 1)),
             means[0].numel(),
-            STAGES=4 if p.channels == 64 else 3, AHEAD=ahead[which], PASS=which, TRY=TRY_BACKWARD[p.channels][which], **flags, num_warps=4,
+            STAGES=4 if p.channels == 64 else 3, ROOM=which == 0 or p.channels == 64, PASS=which,
+            **flags, num_warps=4,
         )  # fmt: skip
 
     groups = p.batch * p.groups
     run(0, 0, 2, dq, dq, p.batch * p.heads * p.num_blocks, processors)
     if p.summaries:
         run(2, 4, 0, dk, dv, groups * triton.cdiv(p.num_blocks, 128) * chunks, processors)
-    # one program per block, the most read blocks first: lists differ in length, and the hardware balances them
+    # a program per block, the most read blocks first: lists differ in length, and the hardware balances them
     run(1, 2, 0, dk, dv, groups * p.num_blocks, groups * p.num_blocks)
 
 
@@ -272,6 +273,8 @@ def _launch_queries(
     q, grad, k, v = operands
     mean_k, mean_v = (rows_of(m) if p.summaries else t for m, t in zip(means, (k, v), strict=True))
     rows, keys, warps = p.block_size, min(p.block_size, 64), 8 if p.block_size == 128 else 4
+    if p.float32 and p.channels > 64:
+        rows, keys, warps = min(rows, 64), min(keys, 32), 4
     launch(
         triton_backward.queries, (triton.cdiv(p.num_steps, rows), p.batch * p.heads), p.key,
         q.tile(rows), grad.tile(rows), k.tile(keys), v.tile(keys), mean_k.tile(keys), mean_v.tile(keys),

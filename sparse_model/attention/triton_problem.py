@@ -1,4 +1,4 @@
-"""What a launch of the GPU kernels is about: sizes, flags, lists, where the rows of a tensor lie; and the launch.
+"""What a launch of the GPU kernels is about (sizes, flags, lists, where rows lie in memory), and the launch.
 
 Shape suffixes: B batch, H heads, S selector heads, N steps, D channels, Q query blocks, K slots, W words.
 """

@@ -5,12 +5,11 @@ Nothing here waits for the host: list lengths stay on the device, and buffers ha
 
 # Triton compiles the kernels and knows their types; it is not installed everywhere.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
-# pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
+# pyright: reportPossiblyUnboundVariable=false, reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 import triton
 import triton.language as tl
 
 from sparse_model.attention.triton_forward import SIZES
-
 
 _LARGEST = tl.constexpr(
     """{

@@ -126,7 +126,7 @@ def test_too_many_bad_rows_stop_the_flow_with_the_same_one_line(tmp_path: Path, 
         load=pl.when(pl.int_range(pl.len()) % 20 == 0).then(99).otherwise("load")
     )
     dataset, home = write_dataset(tmp_path, table=table), tmp_path / "home"
-    ended = preloaded.dankai("rollout", "run", dataset, "--quiet", home=home)
+    ended = preloaded.dankai("rollout", "run", dataset, "--quiet", "--bootstrap", "first", home=home)
     assert (ended.code, ended.out) == (2, "")
     [line] = ended.err.splitlines()
     assert re.search(r"pump\.yaml: the data is not fit for training: .*quarantined", line), line
@@ -136,10 +136,18 @@ def test_too_many_bad_rows_stop_the_flow_with_the_same_one_line(tmp_path: Path, 
     assert (home / "release_log.jsonl").read_bytes() == b""
 
 
+def test_the_first_model_needs_a_word(tmp_path: Path, preloaded: Preloaded) -> None:
+    dataset, home = write_dataset(tmp_path), tmp_path / "home"
+    for words in ((), ("--bootstrap", "  ")):
+        said = refused(preloaded.dankai("rollout", "run", dataset, *words, home=home), home)
+        assert "pump: nothing is live yet, and the first model is let in by a person's word alone" in said
+        assert '--bootstrap "REASON"' in said
+
+
 def test_a_second_run_of_the_same_rollout_is_told_to_wait(tmp_path: Path, preloaded: Preloaded) -> None:
     dataset, home = write_dataset(tmp_path), tmp_path / "home"
     with exclusive_lock(home / "pump.lock"):
-        ended = preloaded.dankai("rollout", "run", dataset, home=home)
+        ended = preloaded.dankai("rollout", "run", dataset, "--bootstrap", "first", home=home)
     assert (ended.code, ended.out) == (2, "")
     [line] = ended.err.splitlines()
     assert "another process is at work here; wait for it to end" in line

@@ -9,6 +9,8 @@ import pytest
 
 from pipelines.release_log import ReleaseLog
 from pipelines.settings import load_settings
+from pipelines.signing import load_key
+from tests.key_traces import traces_of
 from tests.tiny_rollout import Ended, Preloaded, dankai, write_dataset, write_policy
 
 STAGES = ("pilot", "training", "edge", "steady")
@@ -33,6 +35,7 @@ def ended(folder: Path) -> Ended:
         "OMP_NUM_THREADS": "1",
     }
     command = ("rollout", "run", folder / "pump.yaml", "--policy", folder / "policy-0.yaml")
+    command += ("--bootstrap", "the dense model in use")
     return dankai(*command, home=folder / "home", **environ)
 
 
@@ -147,6 +150,28 @@ def test_running_it_again_does_no_work_twice_and_decides_nothing_again(
     for before, after in zip(first["evaluations"], second["evaluations"], strict=True):
         assert before == after
     assert set(steps) <= set((home / "steps").iterdir())
+
+
+def test_the_signing_key_stays_in_its_file(ended: Ended, folder: Path) -> None:
+    """Database, artifacts, bundle, log, summary, Data Docs, what was printed: nothing else holds the key."""
+    home = folder / "home"
+    key = load_key(home / "keys", {})
+    everything = list(home.rglob("*"))
+    assert traces_of(key, everything, (ended.out, ended.err)) == [str(home / "keys" / "signing.key")]
+    assert (home / "keys" / "signing.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_nothing_it_leaves_is_a_pickle_but_what_only_torch_reads_without_running_it(
+    ended: Ended, folder: Path
+) -> None:
+    import zipfile
+
+    found = {path.suffix for path in (folder / "home").rglob("*") if path.is_file()}
+    assert found & {".pkl", ".pickle", ".pt", ".pth", ".bin", ".joblib"} == set()
+    for path in (folder / "home").rglob("*.npz"):
+        with zipfile.ZipFile(path) as arrays:
+            headers = [arrays.read(name)[:128] for name in arrays.namelist()]
+        assert not any(b"'|O'" in header for header in headers), path
 
 
 def test_what_is_live_tells_its_budgets_and_where_it_looked(

@@ -1,5 +1,6 @@
 """The same flow against a real Prefect server and a real MLflow server."""
 
+import base64
 import json
 import re
 import sys
@@ -13,6 +14,8 @@ import pytest
 
 from pipelines.release_log import ReleaseLog
 from pipelines.settings import QUIET, load_settings
+from pipelines.signing import VARIABLE, load_key
+from tests.key_traces import traces_of
 from tests.tiny_rollout import (
     Ended,
     Preloaded,
@@ -22,6 +25,8 @@ from tests.tiny_rollout import (
     write_dataset,
     write_policy,
 )
+
+KEY = base64.b64encode(bytes(range(7, 39))).decode()
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +52,8 @@ def ended(mlflow_server: str, home: Path, preloaded: Preloaded) -> Ended:
     policy = write_policy(home, latency_p50_ratio=0.0)
     wait_for_server(mlflow_server)
     command = ("rollout", "run", home / "served.yaml", "--policy", policy)
-    return preloaded.dankai(*command, home=home, MLFLOW_TRACKING_URI=mlflow_server)
+    command += ("--bootstrap", "the dense model in use")
+    return preloaded.dankai(*command, home=home, MLFLOW_TRACKING_URI=mlflow_server, DANKAI_SIGNING_KEY=KEY)
 
 
 def ask(address: str, question: dict[str, Any]) -> Any:
@@ -124,3 +130,20 @@ def test_the_registry_of_the_server_holds_the_incumbent_as_champion(ended: Ended
     with urllib.request.urlopen(address, timeout=30) as answer:
         model = json.load(answer)["registered_model"]
     assert {(alias["alias"], str(alias["version"])) for alias in model["aliases"]} == {("champion", "1")}
+
+
+def test_a_key_from_the_environment_reaches_no_server_and_no_file(
+    ended: Ended, home: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Home folder, MLflow's database and artifacts, Prefect's database, every log, what was printed."""
+    places = [
+        home,
+        *tmp_path_factory.getbasetemp().glob("mlflow*"),
+        *tmp_path_factory.getbasetemp().glob("prefect*"),
+    ]
+    everything = [path for place in places for path in place.rglob("*")]
+    assert any(path.name == "mlflow.db" for path in everything)
+    assert any(path.name == "prefect.db" for path in everything)
+    key = load_key(home / "keys", {VARIABLE: KEY})
+    assert traces_of(key, everything, (ended.out, ended.err)) == []
+    assert not (home / "keys" / "signing.key").exists()

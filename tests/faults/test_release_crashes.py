@@ -13,7 +13,7 @@ from tests.faults.back_ends import BackEnd, host
 from tests.faults.release_host import log_for
 
 MOVES = "approve,rollback"
-"""Those that write most; approving also promotes. `python -m tests.benchmarks.release_crashes` tries every move."""
+"""Those that write most; approving also promotes. tests/benchmarks/release_crashes.py tries every move."""
 
 
 def check_crash(back_end: BackEnd, crash: dict[str, Any]) -> None:

@@ -90,7 +90,7 @@ def test_in_postgresql_a_log_held_for_too_long_is_one_line(postgres: str, tmp_pa
     database = new_database(postgres)
     _, go_on = stalled(DatabaseStore(database, lease_s=30))
     log = ReleaseLog(DatabaseStore(database, lease_s=0.3), tmp_path / "keys", environ={})
-    with pytest.raises(InputError, match="another process has held it for over 0.3 s") as caught:
+    with pytest.raises(InputError, match=r"another process has held it for over 0\.3 s") as caught:
         started(log, DATASET)
     assert "unused" not in str(caught.value)  # the password
     assert go_on() == "finished"

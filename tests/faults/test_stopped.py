@@ -44,6 +44,7 @@ def test_a_rollout_stopped_again_and_again_ends_as_if_nothing_had_happened(
     tmp_path: Path, preloaded: Preloaded
 ) -> None:
     command = ("rollout", "run", write_dataset(tmp_path), "--policy", write_policy(tmp_path), "--quiet")
+    command += ("--bootstrap", "the dense model in use")
     home, num_decided = tmp_path / "home", 0
     for code, moment in STOPS:
         ended = preloaded.dankai(*command, home=home, hook=moment, interrupt=code == CTRL_C)

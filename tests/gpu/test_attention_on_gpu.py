@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sparse_model.attention import BlockSelection, attend, block_scores, selection
+from sparse_model.attention import BlockSelection, SparseAttention, attend, block_scores, select, selection
+from sparse_model.config import Budget
 from tests.sparse_model.attention_cases import Shape, lengths_of, selection_of, tensors_of
 
 pytestmark = [
@@ -130,3 +131,65 @@ def test_it_runs_inside_torch_compile() -> None:
 
     compiled = torch.compile(through, fullgraph=True)(q, k, v)
     torch.testing.assert_close(compiled, through(q, k, v))
+
+
+def test_the_whole_operation_compiles_in_one_graph_with_its_gradients() -> None:
+    module = SparseAttention(128, implementation="triton")
+    compiled = torch.compile(module, fullgraph=True)
+    q, k, v = torch.randn(3, 1, 4, 1500, 64, device="cuda", dtype=torch.bfloat16).unbind()
+    sq, sk = torch.randn(2, 1, 2, 1500, 16, device="cuda", dtype=torch.bfloat16).unbind()
+    leaves = [t.requires_grad_() for t in (q, k, v)]
+    results = []
+    for run in (module, compiled):
+        out = run(*leaves, sq, sk, Budget(0.25))
+        results.append((out, *torch.autograd.grad(out.float().square().sum(), leaves)))
+    for got, right in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(got, right)
+
+
+def test_it_is_exported_as_an_operator_and_computes_the_same() -> None:
+    class Fixed(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, sq: Tensor, sk: Tensor) -> Tensor:
+            return SparseAttention(128, implementation="triton")(q, k, v, sq, sk, Budget(0.25))
+
+    q, k, v = torch.randn(3, 1, 2, 700, 64, device="cuda", dtype=torch.bfloat16).unbind()
+    sq, sk = torch.randn(2, 1, 1, 700, 16, device="cuda", dtype=torch.bfloat16).unbind()
+    exported = torch.export.export(Fixed(), (q, k, v, sq, sk))
+    assert "dankai.block_sparse_attention" in str(exported.graph)
+    assert torch.equal(exported.module()(q, k, v, sq, sk), Fixed()(q, k, v, sq, sk))
+
+
+@pytest.mark.parametrize("shape", SHAPES[:6], ids=str)
+def test_top_p_on_the_gpu_is_top_p_of_the_cpu(shape: Shape) -> None:
+    from sparse_model.attention import triton as gpu
+
+    blocks = -(-shape.steps // shape.block_size)
+    generator = torch.Generator().manual_seed(shape.seed)
+    scores = torch.randn(shape.batch, shape.rankings, blocks, blocks, generator=generator) * 3
+    wanted, size = min(shape.selected, blocks), shape.block_size
+    right = selection.select_blocks(scores, wanted, size, shape.causal, lengths_of(shape), 0.7)
+    got = gpu.select_blocks(scores.cuda(), wanted, size, shape.causal, lengths_of(shape, "cuda"), 0.7)
+    assert torch.equal(got.counts_BSQ.cpu().long(), right.counts_BSQ)
+
+
+def test_a_captured_training_step_replays_to_the_same_bits() -> None:
+    """Nothing in it waits for the host, so forward, selection and backward fit one CUDA graph."""
+    q, k, v, grad = torch.randn(4, 1, 4, 2048, 64, device="cuda", dtype=torch.bfloat16).unbind()
+    sq, sk = torch.randn(2, 1, 1, 2048, 16, device="cuda", dtype=torch.bfloat16).unbind()
+    leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+
+    def step() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(
+            attend(leaves[0], leaves[1], leaves[2], select(sq, sk, 4, 128)), leaves, grad
+        )
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        eager = step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, eager, strict=True))

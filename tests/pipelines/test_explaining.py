@@ -53,7 +53,7 @@ def test_a_window_that_is_none_is_one_line_that_says_which_there_are(
 
 
 def test_every_block_of_questions_accounts_for_all_its_attention(explained: Explanation) -> None:
-    """16 hours are asked, in blocks of 8; three of ten blocks are read, by every head: they share a ranking."""
+    """16 hours are asked, in blocks of 8; three of ten blocks are read, by all heads: sharing a ranking."""
     assert [block.num_asked for block in explained.blocks] == [8, 8]
     assert (explained.cutoff, explained.blocks[0].first) == ("2024-04-20 12:00:00", "2024-04-20 13:00:00")
     for block in explained.blocks:

@@ -2,8 +2,9 @@
 
 import torch
 
-from sparse_model.attention import BlockSelection, attend, selection
+from sparse_model.attention import BlockSelection, attend, selection, triton_launch
 from sparse_model.attention import triton as gpu
+from sparse_model.attention.triton_problem import problem_of
 from tests.sparse_model.attention_cases import Shape, lengths_of, selection_of, tensors_of
 
 SHAPES = [
@@ -49,8 +50,30 @@ def check_selection(shape: Shape) -> None:
     chosen = selection.select_blocks(scores, wanted, shape.block_size, shape.causal, lengths)
     fast = gpu.select_blocks(scores, wanted, shape.block_size, shape.causal, lengths)
     assert torch.equal(fast.counts_BSQ.long(), chosen.counts_BSQ)
+    nucleus = selection.select_blocks(scores, wanted, shape.block_size, shape.causal, lengths, top_p=0.6)
+    fewer = gpu.select_blocks(scores, wanted, shape.block_size, shape.causal, lengths, top_p=0.6)
+    assert torch.equal(fewer.counts_BSQ.long(), nucleus.counts_BSQ)
     mask = BlockSelection(fast.indices_BSQK.long(), chosen.counts_BSQ, shape.block_size).read_mask()
     assert torch.equal(mask, chosen.read_mask())
+
+
+def check_transposed_lists(shape: Shape) -> None:
+    """Every key block's readers, and the key blocks with most readers first."""
+    chosen = selection_of(shape)
+    q, k, v = tensors_of(shape, torch.float32)
+    lists = chosen.indices_BSQK.int(), chosen.counts_BSQ.int()
+    p = problem_of(q, k, v, *lists, shape.block_size, shape.causal, lengths_of(shape), True)
+    got = triton_launch.transposed_lists(p, triton_launch.lists_of(p, *lists).bits_BSQW)
+    lengths = torch.tensor(shape.lengths or [shape.steps] * shape.batch)
+    exists_BQ = torch.arange(p.num_blocks) * shape.block_size < lengths[:, None]
+    reads = (chosen.read_mask() & exists_BQ[:, None, :, None]).transpose(2, 3).flatten(0, 2)
+    for block, row in enumerate(reads):
+        start, stop = got.offsets[block : block + 2].tolist()
+        assert got.readers[start:stop].tolist() == row.nonzero().flatten().tolist()
+    counts = reads.sum(-1).view(-1, p.num_blocks)
+    order = got.order.view(-1, p.num_blocks).long()
+    assert torch.equal(order.sort(-1).values, torch.arange(p.num_blocks).expand_as(order))
+    assert torch.equal(counts.gather(-1, order), counts.sort(-1, descending=True).values)
 
 
 if __name__ == "__main__":
@@ -59,3 +82,4 @@ if __name__ == "__main__":
         check_attention(shape, summaries=True)
         check_attention(shape, summaries=False)
         check_selection(shape)
+        check_transposed_lists(shape)

@@ -1,0 +1,176 @@
+"""A climb that waits for two persons: one at the command line, one in Prefect; and the commands around it."""
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.actors import account_name
+from pipelines.release_log import ReleaseLog
+from pipelines.rollout import RolloutState, current_state
+from pipelines.settings import load_settings
+from tests.tiny_rollout import Ended, Preloaded, write_dataset, write_policy
+
+ROOT = Path(__file__).parents[2]
+TWO = {"approval": "required", "approvers": 2, "trainer_may_approve": True, "expires_hours": 24}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("approval")
+
+
+@pytest.fixture(scope="module")
+def command(home: Path) -> tuple[object, ...]:
+    """A rollout whose promotion to training needs two persons."""
+    path = write_policy(home)
+    policy = yaml.safe_load(path.read_text())
+    policy["stages"]["training"] |= TWO
+    path.write_text(yaml.safe_dump(policy, sort_keys=False))
+    dataset = write_dataset(home, "asked")
+    return ("rollout", "run", dataset, "--policy", path, "--quiet", "--bootstrap", "in use since May")
+
+
+@pytest.fixture(scope="module")
+def ended(command: tuple[object, ...], home: Path, preloaded: Preloaded) -> Ended:
+    return preloaded.dankai(*command, home=home)
+
+
+def log_of(home: Path) -> ReleaseLog:
+    return ReleaseLog.of(load_settings({"DANKAI_HOME": str(home)}))
+
+
+def state_of(home: Path) -> RolloutState:
+    return current_state(log_of(home), "asked")
+
+
+def request_of(home: Path) -> str:
+    pending = state_of(home).pending
+    assert pending is not None
+    return pending.id
+
+
+def refused(ended: Ended) -> str:
+    assert (ended.code, ended.out) == (2, ""), ended
+    [line] = ended.err.splitlines()
+    assert line.startswith("dankai: ")
+    return line
+
+
+def test_a_climb_that_needs_people_stops_and_says_what_to_type(ended: Ended, home: Path) -> None:
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.out.split())
+    assert (
+        "Version 2 passed its gate; going from pilot to training waits for the approval of 2 persons" in said
+    )
+    assert f'dankai approve {request_of(home)} --as NAME --reason "..."' in said
+    request = log_of(home).entries()[-1].decision
+    assert (request.action, request.outcome) == ("request", "PASS")
+    assert request.terms is not None
+    assert request.terms.trainer == account_name()
+
+
+def test_running_it_again_asks_nobody_twice_and_tells_of_an_alias_moved_by_hand(
+    ended: Ended, command: tuple[object, ...], home: Path, preloaded: Preloaded
+) -> None:
+    before = log_of(home).entries()
+    with closing(sqlite3.connect(home / "mlflow.db")) as database, database:
+        database.execute("DELETE FROM registered_model_aliases WHERE alias = 'champion'")
+    again = preloaded.dankai(*command, home=home)
+    assert "waits for the approval of 2 persons" in " ".join(again.out.split())
+    assert log_of(home).entries() == before
+    moved = "dankai-asked: alias champion was gone, moved by hand in MLflow; back at version 1"
+    assert again.err.splitlines() == [f"dankai: {moved}"]
+    with closing(sqlite3.connect(home / "mlflow.db")) as database:
+        noted = database.execute("SELECT value FROM tags WHERE key = 'aliases_put_right'").fetchall()
+    assert noted == [(moved,)]
+
+
+def test_wrong_answers_change_nothing(ended: Ended, home: Path, preloaded: Preloaded) -> None:
+    before, request = log_of(home).entries(), request_of(home)
+
+    def approve(*words: str, **environ: str) -> str:
+        return refused(preloaded.dankai("approve", *words, home=home, **environ))
+
+    assert f"waiting for approval: {request} (asked)" in approve("0000beef", "--as", "Ada", "--reason", "x")
+    assert "--reason: say why in one line" in approve(request, "--as", "Ada", "--reason", " ")
+    assert "--as: '' is no name" in approve(request, "--as", " ", "--reason", "x")
+    nowhere = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    assert "does not answer" in approve(request, "--as", "Ada", "--reason", "x", **nowhere)
+    dataset = home / "asked.yaml"
+    content = dataset.read_text()
+    dataset.write_text(content.replace("num_steps: 12", "num_steps: 13"))
+    assert "changed since the request" in approve(request, "--as", "Ada", "--reason", "x")
+    dataset.write_text(content)
+    assert log_of(home).entries() == before
+
+
+def test_two_persons_let_it_in_after_a_second_look(
+    ended: Ended, home: Path, preloaded: Preloaded, prefect_server: str
+) -> None:
+    request, reason = request_of(home), "reviewed the worst slices"
+    first = preloaded.dankai("approve", request, "--as", "Ada", "--reason", reason, "--quiet", home=home)
+    assert first.code == 0, first.err
+    assert "stage pilot, version 1 is live" in first.out
+    assert "waits for the approval of 1 person" in " ".join(first.out.split())
+    again = preloaded.dankai("approve", request, "--as", "Bob", "--reason", reason, "--quiet", home=home)
+    assert f"the account {account_name()} approved it already" in refused(again)
+
+    answered = in_prefect(home, prefect_server, request)
+    assert answered == {"before": "Suspended", "asked": True, "after": "Completed"}
+    *_, approval, promotion = (entry.decision for entry in log_of(home).entries())
+    assert (approval.action, approval.actor, approval.account) == ("approve", "Bob", "")
+    assert (promotion.action, promotion.to_stage, promotion.version) == ("promote", "training", 2)
+    assert (state_of(home).champion, state_of(home).pending) == (2, None)
+
+
+PREFECT = """
+import json, sys
+from contextlib import suppress
+from prefect.client.orchestration import get_client
+from prefect.exceptions import Pause
+from prefect.flow_engine import run_flow
+from prefect.input import keyset_from_paused_state
+from flows.approval import approval, ask_in_prefect
+
+approval.to_deployment("approval").apply()
+ask_in_prefect(sys.argv[1])
+with get_client(sync_client=True) as client:
+    [waiting] = [run for run in client.read_flow_runs() if run.deployment_id]
+
+    def work():
+        '''As a worker does it: the run as the server has it.'''
+        run = client.read_flow_run(waiting.id)
+        with suppress(Pause):
+            run_flow(approval, flow_run=run, parameters=run.parameters, return_type="state")
+        return client.read_flow_run(waiting.id).state
+
+    before = work()
+    schema = client.read_flow_run_input(waiting.id, keyset_from_paused_state(before)["schema"])
+    answer = {"name": "Bob", "approve": True, "reason": "seen in the UI"}
+    client.resume_flow_run(waiting.id, run_input=answer)
+    after = work()
+    asked = set(json.loads(schema)["properties"]) == set(answer)
+    print(json.dumps({"before": before.name, "asked": asked, "after": after.name}))
+"""
+
+
+def in_prefect(home: Path, server: str, request: str) -> dict[str, Any]:
+    environ = {"DANKAI_HOME": str(home), "PREFECT_API_URL": server, "PREFECT_HOME": str(home / "prefect")}
+    done = subprocess.run(
+        [sys.executable, "-c", PREFECT, request],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environ, "MLFLOW_TRACKING_URI": "", "DANKAI_THREADS": "1"},
+        cwd=ROOT,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,198 @@
+"""The commands on the release log: what they say, and that what is wrong changes nothing and exits with 2."""
+
+import json
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.cli import _answer
+from flows.cli import dankai as command_line
+from pipelines.decisions import challenge
+from pipelines.release_log import ReleaseLog
+from pipelines.rollout import current_state
+from pipelines.settings import load_settings
+from tests.release_cases import ADA, DATASET, MONITOR, climbed, started, version
+from tests.tiny_rollout import dankai
+
+Run = Callable[..., tuple[int, str, str]]
+NOWHERE = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def run(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Exit status, output and errors of a command in this process."""
+    monkeypatch.setenv("DANKAI_HOME", str(home))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOWHERE)
+    monkeypatch.setattr("flows.commands.release._reconcile_in_background", lambda settings: None)
+
+    def ran(*words: str) -> tuple[int, str, str]:
+        code = _answer(lambda **kept: command_line.main(list(words), **kept))
+        return code, *capfd.readouterr()
+
+    return ran
+
+
+def log_of(home: Path) -> ReleaseLog:
+    return ReleaseLog.of(load_settings({"DANKAI_HOME": str(home)}))
+
+
+def content(home: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(home.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("history", "etth1"), "the release log: unknown dataset 'etth1': known are flights"),
+        (("history", "--at", "soon"), "--at: 'soon' is no date"),
+        (("audit", "verify"), f"{NOWHERE} does not answer"),
+        (("audit", "verify", "--head", "00000000", "--log-only"), "holds no such entry: its end was cut"),
+        (("approve", "0000beef", "--as", "Ada", "--reason", "x"), "0000beef: is no request; waiting for"),
+        (("rollback", "flihgts", "--reason", "x"), "unknown dataset 'flihgts': did you mean 'flights'"),
+        (("rollback", "--reason", "  "), "rollback needs a reason; say why"),
+        (("rollback", "--reason", "x", "--as", "\x1b[31m"), "is no name: give one line"),
+        (("demote", "flights", "--to", "edge", "--reason", " "), "demote needs a reason"),
+        (("demote", "etth1", "--to", "edge", "--reason", "x"), "unknown dataset 'etth1'"),
+        (("reconcile",), f"{NOWHERE} does not answer"),
+        (("approvals",), "PREFECT_API_URL: not set"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_changes_nothing(
+    words: tuple[str, ...], said: str, home: Path, run: Run
+) -> None:
+    climbed(ReleaseLog.open(load_settings({"DANKAI_HOME": str(home)})))
+    before = content(home)
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    [line] = err.splitlines()
+    assert line.startswith("dankai: ")
+    assert said in line
+    assert "\x1b" not in line
+    after = content(home)
+    assert {path: after[path] for path in before} == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("history",),
+        ("audit", "verify", "--log-only"),
+        ("audit", "verify"),
+        ("approve", "0000beef", "--as", "Ada", "--reason", "x"),
+        ("rollback", "--reason", "x"),
+        ("demote", "flights", "--to", "edge", "--reason", "x"),
+        ("reconcile",),
+    ],
+)
+def test_a_corrupt_log_stops_every_command_at_its_line(words: tuple[str, ...], home: Path, run: Run) -> None:
+    climbed(ReleaseLog.open(load_settings({"DANKAI_HOME": str(home)})))
+    path = home / "release_log.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"version":2', b'"version":7', 1))
+    before = content(home)
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    [line] = err.splitlines()
+    assert "release_log.jsonl: line 2: its content does not fit its hash" in line
+    assert "restore a backup" in line
+    assert content(home) == before
+
+
+def test_where_nothing_was_ever_released_nothing_is_made(home: Path, run: Run) -> None:
+    assert run("history") == (0, "The release log is empty: nothing was ever let in\n", "")
+    for words in (("rollback",), ("demote", "flights", "--to", "edge")):
+        code, _, err = run(*words, "--reason", "x")
+        assert code == 2
+        assert "the release log is empty; see: dankai rollout run --help" in err
+    assert not home.exists()
+
+
+def test_an_illegal_move_is_refused(home: Path, run: Run) -> None:
+    started(ReleaseLog.open(load_settings({"DANKAI_HOME": str(home)})))
+    code, _, err = run("rollback", "--reason", "x")
+    assert code == 2
+    assert "flights: there is no earlier release to go back to: version 1 is the first" in err
+    code, _, err = run("demote", "flights", "--to", "edge", "--reason", "x")
+    assert code == 2
+    assert "demote from pilot to edge of version 1 is no legal move: a demotion leads to a lower" in err
+    assert len(log_of(home).entries()) == 1
+
+
+def test_history_shows_who_let_what_in_and_obeys_no_text(home: Path, run: Run) -> None:
+    log = ReleaseLog.open(load_settings({"DANKAI_HOME": str(home)}))
+    challenge(log, climbed(log), version(4), ADA, "drift\n[bold]in[/bold] \x1b[31mdep_delay")
+    code, out, err = run("history", "flights")
+    assert (code, err) == (0, "")
+    assert "flights: version 3 is live at stage steady; last green: version 2; challenger: version 4" in out
+    assert "by promote of ada (ada): every required check of the edge gate passed" in out
+    assert "checkpoint weights 3, snapshot data, verdict" in out
+    assert "\x1b" not in out
+    assert "[bold]in[/bold]" in "".join(out.split())
+
+
+def test_history_for_programs(home: Path, run: Run) -> None:
+    log = ReleaseLog.open(load_settings({"DANKAI_HOME": str(home)}))
+    state = climbed(log)
+    answer: dict[str, Any] = json.loads(run("history", "--json")[1])
+    assert answer["datasets"]["flights"]["releases"][-1]["champion"] == state.champion
+    assert [entry["sequence"] for entry in answer["entries"]] == [1, 2, 3, 4]
+    long_ago = json.loads(run("history", "--json", "--at", "2001-01-01")[1])
+    assert (long_ago["datasets"], long_ago["entries"]) == ({"flights": long_ago["datasets"]["flights"]}, [])
+    assert long_ago["datasets"]["flights"]["releases"] == []
+
+
+def test_an_audit_says_what_it_looked_at(home: Path, run: Run) -> None:
+    log = ReleaseLog.open(load_settings({"DANKAI_HOME": str(home)}))
+    climbed(log)
+    code, out, _ = run("audit", "verify", "--log-only", "--head", log.entries()[1].hash)
+    assert code == 0
+    assert "4 entries hold" in out
+    assert "MLflow was not asked" in out
+    assert log.entries()[-1].hash in out
+
+
+def test_demote_and_rollback_by_name(home: Path, run: Run) -> None:
+    climbed(ReleaseLog.open(load_settings({"DANKAI_HOME": str(home)})))
+    code, out, _ = run("demote", "flights", "--to", "edge", "--reason", "new device", "--as", "Ada")
+    assert code == 0
+    assert "flights: stage edge, version 3 is live" in out
+    code, out, _ = run("rollback", "--reason", "p99", "--as", "Ada")
+    assert (code, "flights: stage training, version 2 is live" in out) == (0, True)
+    assert [entry.decision.actor for entry in log_of(home).entries()[4:]] == ["Ada", "Ada"]
+
+
+def test_a_rollback_takes_under_two_seconds_with_mlflow_down(home: Path) -> None:
+    """The installed command, by its own processor time: a busy machine must not fail it."""
+    log = ReleaseLog.open(load_settings({"DANKAI_HOME": str(home)}))
+    climbed(log)
+    before, began = _processor_time(), time.monotonic()
+    ended = dankai("rollback", "--reason", "it breached its bound", home=home, MLFLOW_TRACKING_URI=NOWHERE)
+    seconds = _processor_time() - before
+    assert ended.code == 0, ended.err
+    assert current_state(log, DATASET).champion == 2
+    assert seconds < 2
+    report = home / "reconcile.log"
+    while "does not answer" not in report.read_text():  # in the background, later
+        assert time.monotonic() - began < 100
+        time.sleep(0.1)
+
+
+def _processor_time() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_the_monitor_is_shown_as_what_it_is(home: Path, run: Run) -> None:
+    from pipelines.decisions import rollback
+
+    log = ReleaseLog.open(load_settings({"DANKAI_HOME": str(home)}))
+    rollback(log, climbed(log), MONITOR, "error_rate broke its bound in 3 windows in a row")
+    assert "by rollback of monitor (automatic): error_rate broke its bound" in run("history")[1]

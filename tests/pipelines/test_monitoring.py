@@ -1,0 +1,98 @@
+"""A live model that breaks its bound often enough is taken back, by the monitor, once."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipelines.monitoring import Observation, observations, observe, roll_back_if_breached
+from pipelines.release_log import ReleaseLog
+from pipelines.rollout import current_state
+from pipelines.settings import Settings, load_settings
+from tests.release_cases import DATASET, climbed, started
+from validation.errors import InputError
+from validation.kpis import kpi
+from validation.policy import Policy, load_policy
+from validation.statistics import Interval
+
+POLICY = Path(__file__).parents[2] / "infra" / "rollout.yaml"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return load_settings({"DANKAI_HOME": str(tmp_path)})
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return load_policy(POLICY)
+
+
+def seen(settings: Settings, rates: Sequence[float], checkpoint: str = "weights 3", n: int = 1000) -> None:
+    """One window after the other with these shares of requests that got no answer."""
+    for number, rate in enumerate(rates, start=1):
+        measured = Interval(value=rate, low=rate, high=rate, n=n)
+        value = kpi("error_rate", measured, checkpoint=checkpoint, snapshot="data")
+        observe(
+            settings,
+            DATASET,
+            Observation(window=f"2026-03-{number:02}", checkpoint=checkpoint, kpis=(value,)),
+        )
+
+
+def test_three_bad_windows_in_a_row_take_the_model_back_and_no_fewer(
+    settings: Settings, policy: Policy
+) -> None:
+    log = ReleaseLog.open(settings)
+    climbed(log)
+    check = partial(roll_back_if_breached, log, settings, DATASET, policy, "auroc")
+    seen(settings, [0.5, 0.5])
+    assert check() is None
+    seen(settings, [0.5, 0.5, 0.0, 0.5, 0.5])
+    assert check() is None
+    seen(settings, [0.5, 0.5, 0.0, 0.5, 0.5, 0.5])
+    after = check()
+    assert after is not None
+    assert after.champion == 2
+    decision = log.entries()[-1].decision
+    assert (decision.action, decision.actor, decision.automatic) == ("rollback", "monitor", True)
+    assert "error_rate broke its bound in 3 windows in a row: 0.5 (allowed 0.01)" in decision.reason
+    assert check() is None  # what was seen was seen of the model that is gone
+    assert current_state(log, DATASET) == after
+
+
+def test_a_window_that_is_looked_at_again_counts_once(settings: Settings, policy: Policy) -> None:
+    log = ReleaseLog.open(settings)
+    climbed(log)
+    for _ in range(3):
+        seen(settings, [0.5])
+    assert len(observations(settings, DATASET)) == 1
+    assert roll_back_if_breached(log, settings, DATASET, policy, "auroc") is None
+
+
+@pytest.mark.parametrize(("checkpoint", "n"), [("weights 2", 1000), ("weights 3", 1)])
+def test_windows_of_another_model_or_with_too_few_requests_prove_nothing(
+    checkpoint: str, n: int, settings: Settings, policy: Policy
+) -> None:
+    log = ReleaseLog.open(settings)
+    climbed(log)
+    seen(settings, [0.5] * 3, checkpoint, n)
+    assert roll_back_if_breached(log, settings, DATASET, policy, "auroc") is None
+
+
+def test_where_there_is_no_way_back_a_person_has_to_decide(settings: Settings, policy: Policy) -> None:
+    log = ReleaseLog.open(settings)
+    assert roll_back_if_breached(log, settings, DATASET, policy, "auroc") is None
+    started(log)
+    seen(settings, [0.5] * 3, "weights 1")
+    with pytest.raises(InputError, match="there is no earlier release to go back to"):
+        roll_back_if_breached(log, settings, DATASET, policy, "auroc")
+
+
+def test_a_damaged_observation_is_named(settings: Settings) -> None:
+    seen(settings, [0.5])
+    [path] = (settings.home / "datasets" / DATASET / "observations").iterdir()
+    path.write_text("{")
+    with pytest.raises(InputError, match="not a whole observation; remove it"):
+        observations(settings, DATASET)
