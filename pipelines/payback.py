@@ -54,13 +54,17 @@ class Payback(Record):
         """The answer in words and numbers."""
         money = (
             f"it saves {self.saved_seconds_per_request * 1e3:,.3g} ms a request, "
-            f"{self.saved_per_day:,.4g} {self.currency} a day and {self.devices_saved} devices, "
-            f"for {self.upfront:,.4g} {self.currency} at the start"
+            f"{_money(self.saved_per_day)} {self.currency} a day and {self.devices_saved} devices, "
+            f"for {_money(self.upfront)} {self.currency} at the start"
         )
         if math.isinf(self.days):
             return f"does not pay back: {money}"
         at = f"[{_days(self.low)}, {_days(self.high)}] at {100 * self.confidence:.4g}%"
         return f"pays back in {_days(self.days)} days {at}: {money}"
+
+
+def _money(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
 def _days(number: float) -> str:

@@ -136,15 +136,17 @@ def ask_fresh_process(
 
 def _run(command: list[str]) -> dict:
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=ROOT, timeout=_TIMEOUT_S, check=False
-        )
+        done = _in_fresh_process(command)
     except subprocess.TimeoutExpired:
         return _no_report(f"no answer within {_TIMEOUT_S} s")
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         return _no_report(last[0])
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def _in_fresh_process(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=_TIMEOUT_S, check=False)
 
 
 def _no_report(failure: str) -> dict:

@@ -41,6 +41,8 @@ def _read(path: Path) -> tuple[Any, Lines]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise InputError(f"{path}:{line}: not readable as YAML: {error.problem}") from None
+    except RecursionError:
+        raise InputError(f"{path}: not readable as YAML: an alias refers to itself") from None
     except InputError:
         raise
     except (yaml.YAMLError, ValueError) as error:

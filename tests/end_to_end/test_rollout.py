@@ -68,6 +68,9 @@ def test_every_check_of_the_table_has_its_kpi_interval_threshold_verdict_and_rea
         verdict = evaluation["verdict"]
         assert verdict["outcome"] == "PASS"
         assert verdict["checks"]
+        assert {check["blessing"] for check in verdict["checks"]} == {"quality", "serving"}
+        windows = {(each["part"], each["snapshot"]) for each in evaluation["references"].values()}
+        assert windows == {(evaluation["candidate"]["part"], evaluation["candidate"]["snapshot"])}
         for check in verdict["checks"]:
             assert check["reason"]
             assert check["threshold"]["kpi"]

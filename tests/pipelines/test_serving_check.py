@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pipelines import serving_check
 from pipelines.checkpoint import Checkpoint
 from pipelines.data.windows import Windows
+from pipelines.edge.bundle import Bundle
+from pipelines.edge.measurement import EdgeTimings
+from pipelines.edge.parity import ParityReport
+from pipelines.judging import edge_kpis
 from pipelines.serving_check import ServingCheck, ask_fresh_process, check_serving, kpis_of
-from tests.tiny_rollout import write_policy
+from tests.tiny_rollout import ROOT, write_policy
 from validation.evidence import Evidence
 from validation.gates import Outcome, judge
 from validation.kpis import Kpi
@@ -106,3 +112,51 @@ def test_a_process_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert answers == {}
     assert "no answer within 0.2 s" in report["failure"]
     assert json.loads(json.dumps(report["latency_ms"])) == []
+
+
+def bundle() -> Bundle:
+    parity = ParityReport(
+        num_windows=30,
+        density=0.25,
+        max_abs_error=1e-6,
+        window_errors=(1e-6,) * 30,
+        same_blocks_error=0,
+        tolerance=1,
+        selection_equal=1,
+        tie_gap=0,
+        tie_tolerance=1,
+    )
+    return Bundle(
+        folder="b", manifest_sha256="m", size_bytes=1, key_id="k", checkpoint="c", density=0.25, parity=parity
+    )
+
+
+def edge_blessing(timings: list[EdgeTimings]) -> tuple[Outcome, dict[str, Kpi]]:
+    prepared: Any = SimpleNamespace(snapshot=SimpleNamespace(content_hash="s"))
+    kpis = edge_kpis(prepared, bundle(), timings, 0.95)
+    evidence = Evidence(checkpoint="c", snapshot="s", task_metric="auroc")
+    rules = load_policy(ROOT / "infra" / "rollout.yaml").stage("edge")
+    asked = rules.model_copy(update={"max_age_hours": None})
+    return judge(kpis, asked, evidence).blessing("serving"), by_name(kpis)
+
+
+def test_a_device_runtime_that_does_not_load_fails_the_blessing() -> None:
+    """One of three processes that dies is enough; where all do, nothing but that is known of them."""
+    fine = EdgeTimings(
+        num_steps=80,
+        threads=1,
+        load_ms=5,
+        latency_ms=(1.0,) * 20,
+        latency_p50_ms=1,
+        latency_p99_ms=1,
+        peak_memory_bytes=2**26,
+    )
+    dead = EdgeTimings.failed(1, "killed")
+    assert edge_blessing([fine] * 3)[0] is Outcome.PASS
+    outcome, found = edge_blessing([fine, dead, fine])
+    assert outcome is Outcome.FAIL
+    assert found["error_rate"].value == pytest.approx(1 / 3)
+    outcome, found = edge_blessing([dead] * 3)
+    assert outcome is Outcome.FAIL
+    assert found["error_rate"].value == 1
+    assert not {"latency_p99_ms", "peak_memory_bytes"} & found.keys()

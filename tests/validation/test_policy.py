@@ -180,7 +180,7 @@ def test_looks_that_do_not_share_the_error_are_refused(shares: str, refuse: Call
 def test_a_missing_empty_or_binary_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
         load_policy(tmp_path / "nothing.yaml")
-    for content in (b"", b"\xff\xfe\x00", b"- a\n- b\n", b"{1: 2}"):
+    for content in (b"", b"\xff\xfe\x00", b"- a\n- b\n", b"{1: 2}", b"a: &a [*a]"):
         path = tmp_path / "odd.yaml"
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"odd\.yaml"):
