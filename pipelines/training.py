@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.checkpoint import Checkpoint, load_model, save_weights
 from pipelines.data.windows import WindowBatch, Windows
-from pipelines.pilot import errors_left, with_dense_layers
+from pipelines.pilot import disagreement, kept_dense_where_needed
 from pipelines.training_plan import Mode, TrainingPlan
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.detection import hide_spans
@@ -227,10 +227,14 @@ def train(
     _run(_trainer(fit, [best, last], report), fit, folder)
     fit.load_state_dict(_state(folder / "best.ckpt"))
     if mode == "selector":
-        errors_L = errors_left(model, fit.val_dataloader(), Budget(plan.target_density))
-        for layer, error in enumerate(errors_L):
-            fit.curve[f"layer{layer}_error_left"] = [(fit.curve["train_loss"][-1][0], error)]
-        model = with_dense_layers(model, [error > plan.max_error_left for error in errors_L])
+        budget, held_out = (
+            Budget(plan.target_density),
+            list(_ValidationBatches(windows, plan.validation_windows)),
+        )
+        last_step = fit.curve["train_loss"][-1][0]
+        fit.curve["disagreement_before"] = [(last_step, disagreement(model, held_out, budget))]
+        model = kept_dense_where_needed(model, held_out, budget, plan.max_disagreement)
+        fit.curve["disagreement"] = [(last_step, disagreement(model, held_out, budget))]
     checkpoint = Checkpoint(
         folder=str(folder),
         sha256=save_weights(model, folder),

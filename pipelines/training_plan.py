@@ -42,9 +42,9 @@ class TrainingPlan(Record):
     """Noise on block scores during the first third of the training."""
     num_probes: Positive = 64
     """Steps of a window on which selector and attention are compared."""
-    max_error_left: Share = 0.12
-    """Attention that a pilot's lists may leave unread in a layer (sparse_model.coverage), at most; a layer with
-    more is kept dense. On planted recall .10 cost no accuracy and .16 cost 9 points."""
+    max_disagreement: Share = 0.05
+    """Share of the variance of a frozen model's outputs that a pilot may fail to reproduce; beyond, it keeps
+    layers dense (pipelines.pilot)."""
     steps_per_epoch: Positive = 30
     """Steps between validations; a checkpoint to resume from is kept after each."""
     patience: Positive = 4

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import click
 
+from flows.commands.bench_quality import quality
+
 out_option = click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -22,7 +24,11 @@ def bench() -> None:
     Examples:
       dankai bench attention              attention alone, against dense and FlexAttention
       dankai bench model --out results    the whole encoder, inference and training
+      dankai bench quality --quick        accuracy against dense, controls and an oracle
     """
+
+
+bench.add_command(quality)
 
 
 @bench.command()
@@ -30,7 +36,7 @@ def bench() -> None:
 def attention(out: Path) -> None:
     """Attention against dense and FlexAttention; one CUDA GPU, minutes."""
     _require_gpu("attention")
-    folder = _folder(out)
+    folder = writable_folder(out)
     from pipelines.benchmarks.attention import main
 
     main(folder)
@@ -42,7 +48,7 @@ def attention(out: Path) -> None:
 def model(out: Path) -> None:
     """The encoder's speed and peak memory; one CUDA GPU, minutes."""
     _require_gpu("model")
-    folder = _folder(out)
+    folder = writable_folder(out)
     from pipelines.benchmarks.model import main
 
     main(folder)
@@ -61,7 +67,7 @@ def _require_gpu(command: str) -> None:
         )
 
 
-def _folder(out: Path) -> Path:
+def writable_folder(out: Path) -> Path:
     """The folder, made and known to be writable before minutes are spent."""
     from validation.errors import InputError
 

@@ -307,7 +307,10 @@ def _heads(op: _Op, x_MX: Value, num_heads: int) -> Value:
 
 def _rotation(op: _Op, position_M: Value, channels: int, share: float) -> _Rotation:
     position_M1 = op.Unsqueeze(op.Cast(position_M, to=DataType.FLOAT), [1])
-    angle = op.Mul(position_M1, _weight(op, f"frequency_{channels}", rotary_frequencies(channels, share, torch.device("cpu"))))
+    angle = op.Mul(
+        position_M1,
+        _weight(op, f"frequency_{channels}", rotary_frequencies(channels, share, torch.device("cpu"))),
+    )
     return _Rotation(op.Cos(angle), op.Sin(angle))
 
 

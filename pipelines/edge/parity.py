@@ -122,7 +122,9 @@ def _follow(
 
     follower = deepcopy(model).to(dtype)
     scores: list[Tensor] = []
-    layers = [layer for layer in follower.layers if isinstance(layer, Layer) and not layer.attention.reads_all]
+    layers = [
+        layer for layer in follower.layers if isinstance(layer, Layer) and not layer.attention.reads_all
+    ]
     for layer, indices_SJK in zip(layers, selected_LSJK, strict=True):
         setattr(layer.attention, "select", _reading(layer.attention, indices_SJK, scores))  # noqa: B010
     with torch.inference_mode():

@@ -179,7 +179,9 @@ def test_a_captured_training_step_replays_to_the_same_bits() -> None:
     leaves = [t.detach().requires_grad_() for t in (q, k, v)]
 
     def step() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(attend(*leaves, select(sq, sk, 4, 128)), leaves, grad)
+        return torch.autograd.grad(
+            attend(leaves[0], leaves[1], leaves[2], select(sq, sk, 4, 128)), leaves, grad
+        )
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

@@ -1,1 +1,1 @@
-"""How accurate sparse reading is where the right answer is known: `dankai bench quality`. Needs torch alone."""
+"""Accuracy of sparse reading where the right answer is known: `dankai bench quality`. Needs torch alone."""

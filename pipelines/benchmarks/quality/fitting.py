@@ -1,6 +1,7 @@
 """Training and scoring shared by the tasks: classes asked for at some steps of a sequence.
 
-Shape suffixes: B batch, N steps, F numeric columns, C categorical columns, A asked steps, O outputs, L classes.
+Shape suffixes: B batch, N steps, F numeric columns, C categorical columns, A asked steps, O outputs,
+L classes.
 """
 
 import math
@@ -121,8 +122,8 @@ def optimizer_of(
 def warm_cosine(updates: int) -> Callable[[int], float]:
     """Learning-rate factor: warm-up over a tenth (at most 100 updates), then a cosine down to 3%."""
     warmup = max(1, min(100, updates // 10))
-    return lambda done: min(1.0, (done + 1) / warmup) * (
-        0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * done / updates))
+    return lambda done: (
+        min(1.0, (done + 1) / warmup) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * done / updates)))
     )
 
 

@@ -1,7 +1,7 @@
-"""ListOps as the Long Range Arena specifies it (Tay et al. 2020): nested MIN, MAX, MED and SUM-mod-10 of digits.
+"""ListOps as the Long Range Arena specifies it (Tay et al. 2020): nested MIN, MAX, MED and SUM mod 10.
 
-Trees of depth up to 10 with 2 to 10 arguments, an argument being an operation with probability 1/4; expressions of
-more than 500 and fewer than 2,000 tokens are kept, brackets not counted apart: an operator opens and "]" closes.
+Trees of depth up to 10 with 2 to 10 arguments, an argument being an operation with probability 1/4;
+expressions of more than 500 and fewer than 2,000 tokens are kept, where an operator opens and "]" closes.
 96,000 training and 2,000 test expressions, 10 classes. Token 0 of a sequence is where the answer is asked.
 """
 

@@ -1,7 +1,7 @@
-"""Multi-query associative recall (Arora et al. 2023): key-value pairs first, then keys whose values are asked.
+"""Multi-query associative recall (Arora et al. 2023): key-value pairs, then keys whose values are asked.
 
-After Zoology's generator: a vocabulary larger than the sequence, keys from its lower half, values from its upper
-half, N/32 pairs, gaps between a pair's place and its query by a power law, random tokens everywhere else.
+After Zoology's generator: a vocabulary larger than the sequence, keys from its lower half, values from its
+upper half, N/32 pairs, gaps between a pair's place and its query by a power law, token 0 everywhere else.
 
 Shape suffixes: B batch, N steps, A asked steps (one per pair), V values.
 """
@@ -24,7 +24,7 @@ def vocabulary_for(lengths: tuple[int, ...]) -> int:
 
 
 def config(vocabulary: int, **changes: object) -> ModelConfig:
-    """Two layers, width 128, 4 heads, blocks of 64 steps; the outputs are compared with the values' embeddings."""
+    """Two layers, width 128, 4 heads, blocks of 64 steps; outputs are compared with embeddings of values."""
     values: dict[str, object] = {
         "num_numeric": 1, "cardinalities": (vocabulary,), "num_outputs": 128, "width": 128, "num_layers": 2,
         "num_heads": 4, "num_kv_heads": 4, "ffn_width": 256, "block_size": 64, "selector_heads": 1,
@@ -38,7 +38,7 @@ def batch(num_sequences: int, num_steps: int, random: torch.Generator, vocabular
     device, half, pairs = random.device, vocabulary // 2, num_steps // STEPS_PER_PAIR
     keys_BA = _distinct(num_sequences, half - 1, pairs, random) + 1
     labels_BA = _distinct(num_sequences, half, pairs, random)
-    tokens_BN = torch.randint(1, vocabulary, (num_sequences, num_steps), generator=random, device=device)
+    tokens_BN = torch.zeros(num_sequences, num_steps, dtype=torch.int64, device=device)
     tokens_BN[:, : 2 * pairs : 2], tokens_BN[:, 1 : 2 * pairs : 2] = keys_BA, labels_BA + half
     asked_BA = 2 * pairs + 2 * _gaps(num_sequences, (num_steps - 2 * pairs) // 2, pairs, random)
     tokens_BN.scatter_(1, asked_BA, keys_BA)
@@ -57,11 +57,17 @@ def _gaps(num_sequences: int, space: int, count: int, random: torch.Generator) -
     return torch.multinomial(weight.expand(num_sequences, -1), count, generator=random)
 
 
-def readout(model: SparseEncoder, outputs_BAO: Tensor) -> Tensor:
-    """Logits over the values, [B, A, V]: the outputs against the directions of the value tokens' embeddings.
+def new_model(shape: ModelConfig) -> SparseEncoder:
+    """Random weights, but token embeddings as large as what layers add: they are all the input there is."""
+    model = SparseEncoder(shape)
+    for embedding in model.embed_categorical:
+        assert isinstance(embedding, torch.nn.Embedding)
+        torch.nn.init.normal_(embedding.weight)
+    return model
 
-    Directions, because embeddings start so small that logits could not grow from them within a training.
-    """
+
+def readout(model: SparseEncoder, outputs_BAO: Tensor) -> Tensor:
+    """Logits over the values, [B, A, V]: outputs against the directions of the value tokens' embeddings."""
     embedding = model.embed_categorical[0].weight
     assert isinstance(embedding, Tensor)
     directions = normalize(embedding[len(embedding) // 2 :], dim=-1)

@@ -1,8 +1,8 @@
 """Planted long-range recall: 32 events far back in noise, 32 later queries that name one event each.
 
-Every step carries 16 numbers and a kind. A noise step's are random signs, an event's are its key (its kind tells
-its class, one of 8), a query's the key of the event whose class it asks for. Keys of a sequence differ. Events lie
-in the first quarter, queries in the other three.
+Every step carries 16 numbers and a kind. A noise step's are random signs, an event's are its key (its kind
+tells its class, one of 8), a query's the key of the event whose class it asks for. Keys of a sequence differ.
+Events lie in the first quarter, queries in the other three.
 
 Shape suffixes: B batch, N steps, A events or queries.
 """
@@ -45,7 +45,10 @@ def planted(num_sequences: int, num_steps: int, random: torch.Generator) -> tupl
     bits = torch.arange(KEY_BITS, device=device)
     keys = ((keys_BA[..., None] >> bits) & 1) * 2.0 - 1.0
     classes_BA = torch.randint(0, NUM_CLASSES, keys_BA.shape, generator=random, device=device)
-    for steps_BA, codes_BA in ((events_BA, classes_BA + FIRST_CLASS), (queries_BA, torch.full_like(keys_BA, QUERY))):
+    for steps_BA, codes_BA in (
+        (events_BA, classes_BA + FIRST_CLASS),
+        (queries_BA, torch.full_like(keys_BA, QUERY)),
+    ):
         numeric.scatter_(1, steps_BA[..., None].expand(-1, -1, KEY_BITS), keys)
         kind.scatter_(1, steps_BA[..., None], codes_BA[..., None])
     return Batch(numeric, kind, queries_BA, classes_BA), events_BA

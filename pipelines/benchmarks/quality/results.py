@@ -1,4 +1,4 @@
-"""The results file: one measurement after another, safe against kills and several processes, and its table."""
+"""The results file: one measurement after another, safe against kills and several processes; its table."""
 
 import hashlib
 import json

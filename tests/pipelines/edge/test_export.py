@@ -23,6 +23,7 @@ SHAPES = (
     {"num_kv_heads": 1, "selector_heads": 4, "block_size": 5, "cardinalities": (3, 4)},
     {"num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "selector_heads": 1, "cardinalities": ()},
     {"block_size": 300, "num_outputs": 3},
+    {"num_layers": 3, "dense_layers": (1,), "rotary_share": 0.5},
 )
 
 
