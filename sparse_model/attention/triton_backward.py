@@ -8,6 +8,7 @@ Shape suffixes in kernels: M query rows of a tile, N keys of a tile, D channels.
 
 # Triton compiles the kernels and knows their types; it is not installed everywhere.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+# pyright: reportOperatorIssue=false, reportAssignmentType=false
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 import triton
 import triton.language as tl

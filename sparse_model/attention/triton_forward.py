@@ -11,6 +11,7 @@ has a power of two of them) are read as zero.
 
 # Triton compiles the kernels and knows their types; it is not installed everywhere.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+# pyright: reportOperatorIssue=false, reportAssignmentType=false
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 import triton
 import triton.language as tl

@@ -10,6 +10,7 @@ triton_forward.py. `t` counts tiles over all work of a program: buffer t % STAGE
 
 # Triton compiles the kernels and knows their types; it is not installed everywhere.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+# pyright: reportOperatorIssue=false, reportAssignmentType=false
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl

@@ -12,6 +12,7 @@ near0 . far0 and the products with the output's gradient near1 . far1. `t` count
 
 # Triton compiles the kernels and knows their types; it is not installed everywhere.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+# pyright: reportOperatorIssue=false, reportAssignmentType=false
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl

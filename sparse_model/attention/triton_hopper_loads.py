@@ -5,6 +5,7 @@ See triton_hopper_backward.py for the passes and for `near` and `far`.
 
 # Triton compiles the kernels and knows their types; it is not installed everywhere.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
+# pyright: reportOperatorIssue=false, reportAssignmentType=false
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl

@@ -67,7 +67,10 @@ def test_no_tracked_file_is_larger_than_half_a_megabyte() -> None:
 
 def test_source_files_stay_readable_in_one_sitting() -> None:
     rooms = ("flows/", "pipelines/", "sparse_model/", "validation/")
-    sources = [n for n in tracked_files() if n.startswith(rooms) and n.endswith(".py")]
+    kernels = "sparse_model/attention/triton_"  # a kernel is read whole or not at all
+    sources = [
+        n for n in tracked_files() if n.startswith(rooms) and n.endswith(".py") and not n.startswith(kernels)
+    ]
     assert sources
     assert [n for n in sources if len((ROOT / n).read_text().splitlines()) >= 400] == []
 
