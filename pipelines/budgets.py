@@ -22,7 +22,7 @@ class Cost(Record):
     latency_p50_ms: Interval
     latency_p99_ms: Interval
     peak_memory_bytes: Interval
-    """Of a whole process that holds the model and nothing else."""
+    """Of a whole fresh process that holds the model and nothing else; n counts processes."""
 
 
 class BudgetPoint(Record):

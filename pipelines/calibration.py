@@ -19,9 +19,9 @@ from sparse_model.config import Budget
 from validation.samples import quantile_interval
 from validation.statistics import METRICS, Interval, Metric, Scored, paired_interval
 
-_REPEATS = 20  # inferences per process: with fewer in all than forty the 99th percentile is one accident
+_REPEATS = 30  # inferences of each budget: with fewer than twenty the 99th percentile is one accident
+_PROCESSES = 1  # of each budget: memory repeats closely between fresh processes, and each costs seconds
 _RESAMPLES = 200  # a tenth of an interval's width either way does not change which budget is chosen
-_PROCESSES = 2  # per budget: memory repeats closely from one fresh process to the next
 
 
 def calibrate(

@@ -27,10 +27,11 @@ def kept_dense_where_needed(
     """The model with as few dense layers as make its answers agree with the dense model's."""
     errors = errors_left(model, batches, budget)
     weakest_first = sorted(range(len(errors)), key=lambda layer: -errors[layer])
-    for count in range(len(errors) + 1):
-        kept = with_dense_layers(model, weakest_first[:count])
+    kept = model
+    for count in range(1, len(errors) + 1):
         if disagreement(kept, batches, budget) <= max_disagreement:
             break
+        kept = with_dense_layers(model, weakest_first[:count])
     if kept.config.dense_layers:
         _LOG.warning("pilot: layers %s stay dense, or answers would differ", kept.config.dense_layers)
     return kept
@@ -68,8 +69,6 @@ def errors_left(model: SparseEncoder, batches: Batches, budget: Budget) -> list[
 
 def with_dense_layers(model: SparseEncoder, layers: Sequence[int]) -> SparseEncoder:
     """The same weights with these layers reading everything."""
-    if not layers:
-        return model
     kept = SparseEncoder(replace(model.config, dense_layers=tuple(sorted(layers))))
     kept.load_state_dict(model.state_dict())
     return kept.to(next(model.parameters()).device).train(model.training)

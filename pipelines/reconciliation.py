@@ -55,7 +55,7 @@ def warn_of(changes: Iterable[AliasChange]) -> None:
     """Say on the terminal what somebody moved by hand; the rest is our own unfinished business."""
     for change in changes:
         if change.by_hand:
-            logger.warning("dankai: %s", change.sentence())
+            logger.warning("%s", change.sentence())
 
 
 def refuse_lost_entries(entries: list[ReleaseEntry], dataset: str, tracker: Tracker) -> str | None:

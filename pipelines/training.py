@@ -227,14 +227,7 @@ def train(
     _run(_trainer(fit, [best, last], report), fit, folder)
     fit.load_state_dict(_state(folder / "best.ckpt"))
     if mode == "selector":
-        budget, held_out = (
-            Budget(plan.target_density),
-            list(_ValidationBatches(windows, plan.validation_windows)),
-        )
-        last_step = fit.curve["train_loss"][-1][0]
-        fit.curve["disagreement_before"] = [(last_step, disagreement(model, held_out, budget))]
-        model = kept_dense_where_needed(model, held_out, budget, plan.max_disagreement)
-        fit.curve["disagreement"] = [(last_step, disagreement(model, held_out, budget))]
+        model = _agreeing(fit)
     checkpoint = Checkpoint(
         folder=str(folder),
         sha256=save_weights(model, folder),
@@ -249,6 +242,16 @@ def train(
         peak_memory_bytes=_peak_memory(),
     )
     return checkpoint, fit.curve
+
+
+def _agreeing(fit: Fit) -> SparseEncoder:
+    """The fitted model, with layers kept dense where its answers to the validation windows would differ."""
+    held_out, budget = list(fit.val_dataloader()), Budget(fit.plan.target_density)
+    kept = kept_dense_where_needed(fit.model, held_out, budget, fit.plan.max_disagreement)
+    last_step = fit.curve["train_loss"][-1][0]
+    for name, model in (("disagreement_all_sparse", fit.model), ("disagreement", kept)):
+        fit.curve[name] = [(last_step, disagreement(model, held_out, budget))]
+    return kept
 
 
 def _keep(folder: Path, name: str, monitor: str | None = None) -> ModelCheckpoint:

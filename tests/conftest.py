@@ -22,7 +22,7 @@ _ATTEMPTS = Path(
         "DANKAI_TEST_NETWORK_ATTEMPTS", f"{tempfile.mkdtemp(prefix='dankai-tests-')}/network-attempts"
     )
 )
-_SERVER_FIXTURES = {"prefect_server", "preloaded"}
+_SERVER_FIXTURES = {"prefect_server", "preloaded", "server"}
 _DATABASE_FIXTURES = {"postgres", "back_end"}
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_GUARD.parent), os.environ.get("PYTHONPATH")]))
 

@@ -32,6 +32,7 @@ from pipelines.data.snapshot import read_snapshot, take_snapshot
 from pipelines.data.spec import DatasetSpec, Split, load_spec
 from pipelines.data.windows import Windows, training_rows
 from pipelines.evaluation import TASK_METRICS, resampling
+from pipelines.files import replace_file
 from pipelines.fingerprint import ROOT, environment
 from pipelines.scoring import load_scored, score_model
 from pipelines.training_plan import Mode, TrainingPlan
@@ -200,29 +201,33 @@ def _short(rows: list[Row]) -> list[Row]:
 
 
 def main(folder: Path | None = None, num_windows: Sequence[int] = NUM_WINDOWS) -> dict[str, Any]:
-    """Train everything, print the curve as it grows, write adaptation.json into `folder`."""
-    started, rows = time.monotonic(), []
+    """Train everything and print the curve as it grows; adaptation.json in `folder` grows with it."""
+    started, rows, result = time.monotonic(), [], {}
     with TemporaryDirectory() as work:
         bench = Benchmark(Path(work))
         as_it_is = bench.scores(bench.site, [bench.source])
         for count in num_windows:
             rows += bench.row(count, as_it_is)
             print(table(_short(rows[-5:])), flush=True)
-        result = {
-            "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            "environment": environment().model_dump(),
-            "seconds": round(time.monotonic() - started),
-            "site": SITE,
-            "seeds": SEEDS,
-            "lookback": bench.spec.lookback,
-            "horizon": bench.spec.horizon,
-            "model": bench.spec.model.model_dump(exclude_none=True),
-            "training": bench.spec.training.model_dump(mode="json"),
-            "rows": rows,
-        }
-    if folder:
-        (folder / "adaptation.json").write_text(json.dumps(result, indent=1) + "\n")
+            result = _result(bench.spec, rows, time.monotonic() - started)
+            if folder:
+                replace_file(folder / "adaptation.json", json.dumps(result, indent=1).encode() + b"\n")
     return result
+
+
+def _result(spec: DatasetSpec, rows: list[Row], seconds: float) -> dict[str, Any]:
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "environment": environment().model_dump(),
+        "seconds": round(seconds),
+        "site": SITE,
+        "seeds": SEEDS,
+        "lookback": spec.lookback,
+        "horizon": spec.horizon,
+        "model": spec.model.model_dump(exclude_none=True),
+        "training": spec.training.model_dump(mode="json"),
+        "rows": rows,
+    }
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pipelines.signing import VARIABLE
 
 LOAD_SECONDS = 60.0
 """After this a model that is still loading counts as hung."""
+STILL_LOADING = "load: it is still loading"
 _LONGEST_PAUSE = 60.0
 """Between two attempts at a model that does not load."""
 
@@ -169,7 +170,7 @@ class Backend:
             answer = worker.answer(request, deadline)
         except TimeoutError:
             if not worker.is_ready and time.monotonic() < self._began + LOAD_SECONDS:
-                raise Unanswered("load: it is still loading") from None
+                raise Unanswered(STILL_LOADING) from None
             self._replace(worker)
             raise Unanswered(f"late: no answer within {seconds:g} s") from None
         except OSError:

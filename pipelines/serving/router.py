@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipelines.serving.backend import Answer, Backend, Unanswered
+from pipelines.serving.backend import STILL_LOADING, Answer, Backend, Unanswered
 from pipelines.serving.comparison import Comparison
 from pipelines.serving.ladder import Ladder, Move
 from pipelines.serving.requests import Request
@@ -139,6 +139,11 @@ class Router:
         assert candidate is not None
         incumbent = incumbent or _ask(self.incumbent, request, INCUMBENT_SECONDS)
         asked = asked or _ask(candidate.backend, request, candidate.seconds)
+        if asked.fault == STILL_LOADING and not assigned:
+            self.num_uncompared += (
+                1  # nobody waited for it, and why it is loading was counted when it happened
+            )
+            return
         both = incumbent.is_usable and asked.is_usable
         exchange = Exchange(
             id=request.id,

@@ -36,7 +36,8 @@ def run(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtur
 
     def ran(*words: str) -> tuple[int, str, str]:
         code = _answer(lambda **kept: command_line.main(list(words), **kept))
-        return code, *capfd.readouterr()
+        said = capfd.readouterr()
+        return code, said.out, said.err
 
     return ran
 

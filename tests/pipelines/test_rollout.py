@@ -259,9 +259,14 @@ class Rollouts(RuleBasedStateMachine):
     def bootstrap(self, number: int) -> None:
         self.try_anything(Action.BOOTSTRAP, None, Stage.PILOT, number, None)
 
-    @rule(number=st.none() | st.integers(1, 4), climbs=st.booleans())
-    def promote(self, number: int | None, climbs: bool) -> None:
-        self.try_anything(Action.PROMOTE, None, self.higher(climbs), number or self.live[-1][1], Outcome.PASS)
+    @rule(
+        number=st.none() | st.integers(1, 4),
+        climbs=st.booleans(),
+        request=st.sampled_from([None, None, None, "another request"]),
+    )
+    def promote(self, number: int | None, climbs: bool, request: str | None) -> None:
+        number, stage = number or self.live[-1][1], self.higher(climbs)
+        self.try_anything(Action.PROMOTE, None, stage, number, Outcome.PASS, request=request)
 
     @rule(number=st.none() | st.integers(1, 4), climbs=st.booleans(), terms=TERMS)
     def ask(self, number: int | None, climbs: bool, terms: ApprovalTerms) -> None:

@@ -89,7 +89,9 @@ def test_the_sentence_says_where_a_climb_stopped_and_why() -> None:
     assert "not measured" in said
 
 
-@pytest.mark.parametrize(("live", "said"), [("ours", "Stage steady is reached"), ("other", "stays so")])
+@pytest.mark.parametrize(
+    ("live", "said"), [("ours", "Stage steady is reached"), ("other", "an earlier rollout")]
+)
 def test_the_sentence_says_what_is_live(live: str, said: str) -> None:
     size = kpi("bundle_bytes", 1.0)
     passed = evaluation(size, thresholds=[Threshold(kpi="bundle_bytes", at_most=2.0)], stage="edge")

@@ -125,8 +125,7 @@ def planted_oracle(unit: Unit, place: Place) -> Cells:
 
 
 def frozen_pilot(unit: Unit, place: Place, channels: int) -> Cells:
-    stage = place.size.selector
-    config = planted.config(selector_dim=channels)
+    stage, config = place.size.selector, planted.config(selector_dim=channels)
     model = _load(config, place, "planted", "dense", unit.seed, stage.num_steps)
     loss = pilot.fit_selector(model, planted.batch, stage, 300 + unit.seed)
     _save(model, place, unit, stage.num_steps)
@@ -142,10 +141,11 @@ def frozen_pilot(unit: Unit, place: Place, channels: int) -> Cells:
 def careful_pilot(unit: Unit, place: Place, channels: int) -> Cells:
     """The same selector, with the layers that it does not serve kept dense, as the product's pilot does."""
     num_steps, config = place.size.selector.num_steps, planted.config(selector_dim=channels)
-    method = f"frozen, {channels} channels"
-    model = _load(config, place, "pilot", method, unit.seed, num_steps, selector=True)
+    fitted = f"frozen, {channels} channels"
+    model = _load(config, place, unit.task, fitted, unit.seed, num_steps, selector=True)
     tests = [batch for batch, _ in _planted_tests(place, unit.seed, num_steps)]
-    held_out = planted.batch(8, num_steps, torch.Generator(place.device).manual_seed(20_000_000 + unit.seed))
+    unseen = torch.Generator(place.device).manual_seed(20_000_000 + unit.seed)
+    held_out = planted.batch(max(1, min(8, place.size.test_steps // num_steps)), num_steps, unseen)
     for density in unit.densities:
         kept, knowledge = pilot.careful(model, held_out, Budget(density))
         values: dict[str, Any] = {"accuracy": accuracy(kept, tests, Budget(density)), **knowledge}

@@ -141,10 +141,10 @@ def test_a_measurement_replaces_its_forerunner_and_is_known_by_its_configuration
 
 
 def test_the_command_runs_in_seconds_on_a_cpu_and_measures_nothing_twice(tmp_path: Path) -> None:
-    command = ["quality", "--quick", "--task", "planted", "--task", "pilot", "--out", str(tmp_path)]
+    command = ["quality", "--quick", "--task", "pilot", "--out", str(tmp_path)]
     first = CliRunner().invoke(bench, command, catch_exceptions=False)
-    assert "planted ours seed 0: measured" in first.output
+    assert "pilot frozen, 16 channels seed 0: measured" in first.output
     assert "| pilot |" in first.output
     again = CliRunner().invoke(bench, command, catch_exceptions=False)
-    assert "planted ours seed 0: already measured" in again.output
+    assert "pilot frozen, 16 channels seed 0: already measured" in again.output
     assert again.output.count(": measured") == 0

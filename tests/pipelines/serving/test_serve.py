@@ -85,6 +85,52 @@ def server(
         process.wait(20)
 
 
+def test_replaying_stored_requests_tells_each_step_and_what_a_gate_may_ask(
+    job: Job, canary_files: tuple[Path, Path], questions: list[Request], preloaded: Preloaded, tmp_path: Path
+) -> None:
+    stored = [
+        json.loads(question.body) | {"id": f"replay-{number}"} for number, question in enumerate(questions)
+    ]
+    lines = [json.dumps(each) for each in stored]
+    (tmp_path / "week.jsonl").write_text("\n".join([*lines[:10], "{broken", '{"inputs": {}}', *lines[10:]]))
+    command = ("shadow", canary_files[0], "--policy", canary_files[1], "--requests", tmp_path / "week.jsonl")
+    ended = preloaded.dankai(*command, "--json", "--quiet", "--deadline", "30", home=job.settings.home)
+    assert ended.code == 0, ended.err
+    [step] = json.loads(ended.out)
+    assert step["verdict"]["num_requests"] >= len(questions)
+    assert step["verdict"]["num_faults"] == 0
+    assert "week.jsonl:11: Expecting property name" in ended.err
+    assert "week:12: Model is missing inputs" in ended.err
+    entry = job.log.entries()[-1].decision
+    kpis = serving_kpis(
+        job.settings, "canary", candidate=entry.checkpoint, snapshot=entry.snapshot, confidence=0.95
+    )
+    names = {"shadow_disagreement", "canary_error_rate", "canary_latency_ratio"}
+    assert {(kpi.name, kpi.slice) for kpi in kpis} == {
+        (name, slice) for name in names for slice in ("", "share=0")
+    }
+    assert {kpi.n for kpi in kpis} == {step["verdict"]["num_requests"]}
+    assert serving_kpis(job.settings, "canary", candidate="f" * 64, snapshot="s", confidence=0.95) == []
+
+
+def test_what_cannot_be_served_is_one_line(
+    job: Job, canary_files: tuple[Path, Path], preloaded: Preloaded, tmp_path: Path
+) -> None:
+    dataset, policy = canary_files
+    for arguments, said in (
+        (("shadow", dataset, "--policy", policy, "--requests", tmp_path / "no.jsonl"), "no request file"),
+        (("serve", dataset, "--policy", policy, "--candidate", 99, "--port", 0), "there is no version 99"),
+        (("serve", dataset, "--policy", policy, "--candidate", 1, "--port", 0), "is live already"),
+        (("serve", dataset, "--policy", policy, "--again", "why", "--port", 0), "no breach"),
+    ):
+        ended = preloaded.dankai(*arguments, home=job.settings.home)
+        assert ended.code == 2, ended
+        assert said in ended.err
+        assert len(ended.err.splitlines()) == 1
+    empty = preloaded.dankai("serve", dataset, "--policy", policy, "--port", 0, home=tmp_path / "home")
+    assert "nothing is live yet; run: dankai rollout run" in empty.err
+
+
 def test_it_answers_by_mlflows_contract_with_budget_as_a_parameter(
     server: Server, mlflow_server: int, questions: list[Request]
 ) -> None:
@@ -169,49 +215,3 @@ def test_stopping_it_leaves_no_process_behind(server: Server, number: signal.Sig
     _, alive = psutil.wait_procs(started, timeout=10)
     assert alive == []
     assert "Traceback" not in server.log.read_text()
-
-
-def test_replaying_stored_requests_tells_each_step_and_what_a_gate_may_ask(
-    job: Job, canary_files: tuple[Path, Path], questions: list[Request], preloaded: Preloaded, tmp_path: Path
-) -> None:
-    stored = [
-        json.loads(question.body) | {"id": f"replay-{number}"} for number, question in enumerate(questions)
-    ]
-    lines = [json.dumps(each) for each in stored]
-    (tmp_path / "week.jsonl").write_text("\n".join([*lines[:10], "{broken", '{"inputs": {}}', *lines[10:]]))
-    command = ("shadow", canary_files[0], "--policy", canary_files[1], "--requests", tmp_path / "week.jsonl")
-    ended = preloaded.dankai(*command, "--json", "--quiet", "--deadline", "30", home=job.settings.home)
-    assert ended.code == 0, ended.err
-    [step] = json.loads(ended.out)
-    assert step["verdict"]["num_requests"] >= len(questions)
-    assert step["verdict"]["num_faults"] == 0
-    assert "week.jsonl:11: Expecting property name" in ended.err
-    assert "week:12: Model is missing inputs" in ended.err
-    entry = job.log.entries()[-1].decision
-    kpis = serving_kpis(
-        job.settings, "canary", candidate=entry.checkpoint, snapshot=entry.snapshot, confidence=0.95
-    )
-    names = {"shadow_disagreement", "canary_error_rate", "canary_latency_ratio"}
-    assert {(kpi.name, kpi.slice) for kpi in kpis} == {
-        (name, slice) for name in names for slice in ("", "share=0")
-    }
-    assert {kpi.n for kpi in kpis} == {step["verdict"]["num_requests"]}
-    assert serving_kpis(job.settings, "canary", candidate="f" * 64, snapshot="s", confidence=0.95) == []
-
-
-def test_what_cannot_be_served_is_one_line(
-    job: Job, canary_files: tuple[Path, Path], preloaded: Preloaded, tmp_path: Path
-) -> None:
-    dataset, policy = canary_files
-    for arguments, said in (
-        (("shadow", dataset, "--policy", policy, "--requests", tmp_path / "no.jsonl"), "no request file"),
-        (("serve", dataset, "--policy", policy, "--candidate", 99, "--port", 0), "there is no version 99"),
-        (("serve", dataset, "--policy", policy, "--candidate", 1, "--port", 0), "is live already"),
-        (("serve", dataset, "--policy", policy, "--again", "why", "--port", 0), "no breach"),
-    ):
-        ended = preloaded.dankai(*arguments, home=job.settings.home)
-        assert ended.code == 2, ended
-        assert said in ended.err
-        assert len(ended.err.splitlines()) == 1
-    empty = preloaded.dankai("serve", dataset, "--policy", policy, "--port", 0, home=tmp_path / "home")
-    assert "nothing is live yet; run: dankai rollout run" in empty.err
