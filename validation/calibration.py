@@ -49,7 +49,7 @@ class Rates(Record):
     passed: float
     failed: float
     stated: float
-    """What either may be at most, on the bound, over all looks a policy allows: (1 - confidence) / 2."""
+    """What either may be at most, on the bound, over all looks of the policy: (1 - confidence) / 2."""
 
     @property
     def standard_error(self) -> float:
