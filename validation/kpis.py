@@ -74,7 +74,6 @@ KINDS: dict[str, KpiKind] = {
         _cost("latency_p50_ratio", "median latency, candidate / dense", "x", is_estimated=True),
         _cost("latency_p99_ratio", "99th percentile of latency, candidate / dense", "x", is_estimated=True),
         _cost("peak_memory_ratio", "peak memory of inference, candidate / dense", "x", "processes"),
-        _cost("training_memory_ratio", "peak memory of a training step, candidate / dense", "x", "processes"),
         _cost("latency_p99_ms", "99th percentile of latency", "ms", is_live=True, is_estimated=True),
         _cost("error_rate", "requests without a usable answer / requests", "", highest=1.0, is_live=True),
         _cost("peak_memory_bytes", "peak memory of inference", "B", "processes", is_live=True),
