@@ -26,6 +26,7 @@ from pipelines.evaluations import earlier_looks, track
 from pipelines.job import Job, Prepared
 from pipelines.payback import tracked_payback
 from pipelines.scoring import Array, Scores, collect_scores, score_model
+from pipelines.serving.comparison import canary_kpis
 from pipelines.serving_check import serving_kpis
 from pipelines.signing import load_key
 from validation.errors import InputError
@@ -161,12 +162,17 @@ def _is_fresh(job: Job, stored: Evaluation) -> bool:
 def pilot_kpis(
     job: Job, prepared: Prepared, candidate: Checkpoint, costs: Sequence[CostComparison]
 ) -> list[Kpi]:
-    """Cost at the configured length, payback, attention mass that the selection covers, serving check."""
+    """Cost, payback, attention mass that the selection covers, serving check, and what real requests said."""
     repaid = tracked_payback(job, costs[0], candidate.sha256)
-    measured = cost_kpis(costs[0], repaid, candidate.sha256, prepared.snapshot.content_hash)
+    weights, data = candidate.sha256, prepared.snapshot.content_hash
+    measured = cost_kpis(costs[0], repaid, weights, data)
     windows, density = job.windows(prepared), job.plan.target_density
-    recall = recall_kpi(candidate, windows, "test", density, _confidence_of_last_look(job.policy))
-    return [*measured, recall, *serving_kpis(job, prepared, candidate, "test")]
+    confidence = _confidence_of_last_look(job.policy)
+    recall = recall_kpi(candidate, windows, "test", density, confidence)
+    requests = canary_kpis(
+        job.settings, job.spec.name, candidate=weights, snapshot=data, confidence=confidence
+    )
+    return [*measured, recall, *serving_kpis(job, prepared, candidate, "test"), *requests]
 
 
 def steady_kpis(job: Job, prepared: Prepared, challenger: Checkpoint, part: str) -> list[Kpi]:

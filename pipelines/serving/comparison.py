@@ -58,7 +58,7 @@ def pair_folder(settings: Settings, dataset: str, incumbent: str, candidate: str
     return serving_folder(settings, dataset) / f"{incumbent[:16]}-{candidate[:16]}"
 
 
-def serving_kpis(
+def canary_kpis(
     settings: Settings,
     dataset: str,
     *,

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from pipelines.job import Job
-from pipelines.serving.comparison import serving_kpis
+from pipelines.serving.comparison import canary_kpis
 from pipelines.serving.requests import Request
 from pipelines.settings import QUIET
 from tests.tiny_rollout import Preloaded, free_port, serving, wait_for_server
@@ -102,7 +102,7 @@ def test_replaying_stored_requests_tells_each_step_and_what_a_gate_may_ask(
     assert "week.jsonl:11: Expecting property name" in ended.err
     assert "week:12: Model is missing inputs" in ended.err
     entry = job.log.entries()[-1].decision
-    kpis = serving_kpis(
+    kpis = canary_kpis(
         job.settings, "canary", candidate=entry.checkpoint, snapshot=entry.snapshot, confidence=0.95
     )
     names = {"shadow_disagreement", "canary_error_rate", "canary_latency_ratio"}
@@ -110,7 +110,7 @@ def test_replaying_stored_requests_tells_each_step_and_what_a_gate_may_ask(
         (name, slice) for name in names for slice in ("", "share=0")
     }
     assert {kpi.n for kpi in kpis} == {step["verdict"]["num_requests"]}
-    assert serving_kpis(job.settings, "canary", candidate="f" * 64, snapshot="s", confidence=0.95) == []
+    assert canary_kpis(job.settings, "canary", candidate="f" * 64, snapshot="s", confidence=0.95) == []
 
 
 def test_what_cannot_be_served_is_one_line(
