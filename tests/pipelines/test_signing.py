@@ -68,7 +68,9 @@ def test_the_environment_gives_the_key_and_no_private_file_is_written(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "text", ["secret-nonsense", "c2hvcnQ=", pem(ec.generate_private_key(ec.SECP256R1())), pem(KEY)[:60]]
+    "text",
+    ["secret-nonsense", "c2hvcnQ=", pem(ec.generate_private_key(ec.SECP256R1())), pem(KEY)[:60]],
+    ids=["nonsense", "too short", "another kind", "cut"],
 )
 def test_an_unusable_key_is_refused_without_being_repeated(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match="DANKAI_SIGNING_KEY: not an Ed25519 private key") as caught:

@@ -28,6 +28,7 @@ RAW = KEY.private_bytes_raw()
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         ),
     ],
+    ids=["raw", "hex", "base64", "base64 shifted by one", "base64 shifted by two", "repr", "PEM"],
 )
 def test_a_leak_in_any_form_is_found(leak: bytes, tmp_path: Path) -> None:
     (tmp_path / "clean").write_bytes(KEY.public_key().public_bytes_raw() * 3)
