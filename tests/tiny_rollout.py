@@ -117,7 +117,7 @@ def write_policy(folder: Path, **pilot_bounds: float) -> Path:
 
 
 def _lenient(kpi: str, key: str, value: Any) -> Any:
-    most = 1.0 if kpi == "error_rate" else 1e12  # a rate of more than 1 bounds nothing, and is refused
+    most = 1.0 if kpi.endswith("error_rate") else 1e12  # a rate of more than 1 bounds nothing, and is refused
     return {"at_most": most, "at_least": 0.0, "relative_margin": 0.99, "min_group": 1}.get(key, value)
 
 
