@@ -25,6 +25,7 @@ from pipelines.data.snapshot import read_snapshot, take_snapshot
 from pipelines.data.spec import DatasetSpec
 from pipelines.data.windows import Windows, training_rows
 from pipelines.training_plan import Mode
+from validation.kpis import KINDS
 
 ROOT = Path(__file__).parents[1]
 PRELOADED = ROOT / "tests" / "preloaded.py"
@@ -117,7 +118,7 @@ def write_policy(folder: Path, **pilot_bounds: float) -> Path:
 
 
 def _lenient(kpi: str, key: str, value: Any) -> Any:
-    most = 1.0 if kpi == "error_rate" else 1e12  # a rate of more than 1 bounds nothing, and is refused
+    most = min(KINDS[kpi].highest, 1e12) if kpi in KINDS else 1e12  # beyond it a bound is refused
     return {"at_most": most, "at_least": 0.0, "relative_margin": 0.99, "min_group": 1}.get(key, value)
 
 
