@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from flows.commands.bench_adaptation import adaptation
 from flows.commands.bench_quality import quality
 
 out_option = click.option(
@@ -25,9 +26,11 @@ def bench() -> None:
       dankai bench attention              attention alone, against dense and FlexAttention
       dankai bench model --out results    the whole encoder, inference and training
       dankai bench quality --quick        accuracy against dense, controls and an oracle
+      dankai bench adaptation             a new site with little data
     """
 
 
+bench.add_command(adaptation)
 bench.add_command(quality)
 
 
