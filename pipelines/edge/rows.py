@@ -34,8 +34,8 @@ def encode_rows(rows: Sequence[Row], preprocessing: Mapping[str, Any], contract:
     """The rows of one series in order: the past, then the `horizon` rows that are asked about.
 
     `time` is a datetime or ISO text. A value that is missing, None, not finite or out of its range (for an
-    outcome: not 0 or 1) is unknown; so is every value after the cutoff that is not known in advance, even when
-    it is given. A past value that is not known yet at the cutoff is for the caller to leave out. Raises
+    outcome: not 0 or 1) is unknown; so is every value after the cutoff that is not known in advance, even
+    when it is given. A past value that is not known yet at the cutoff is for the caller to leave out. Raises
     ValueError naming the row (from 0) and the field that cannot be read.
     """
     horizon = contract["horizon"]
