@@ -43,7 +43,7 @@ def _verdicts(console: "Console", summary: "RolloutSummary") -> None:
 
     table = Table(title=_plain(summary.description), title_justify="left")
     for name in ("stage", "KPI", "value [interval]", "threshold", "verdict"):
-        table.add_column(name, overflow="fold")
+        table.add_column(_plain(name), overflow="fold")
     previous = ""
     for row in summary.rows():
         if row.stage != previous and previous:
@@ -62,7 +62,7 @@ def _costs(console: "Console", summary: "RolloutSummary") -> None:
 
     table = Table(title="Inference, sparse against dense, in fresh processes", title_justify="left")
     for name in ("steps", "sparse p50", "dense p50", "ratio [interval]", "memory ratio", "inferences"):
-        table.add_column(name, justify="right")
+        table.add_column(_plain(name), justify="right")
     for cost in summary.costs:
         table.add_row(
             f"{cost.num_steps:,}",
@@ -89,7 +89,7 @@ def _months(console: "Console", summary: "RolloutSummary") -> None:
         return
     table = Table(title="Operation, month by month", title_justify="left")
     for name in ("month", "data", "champion", "metric [interval]", "drift", "then"):
-        table.add_column(name, overflow="fold")
+        table.add_column(_plain(name), overflow="fold")
     for month in summary.months:
         value = f"{month.metric} {month.value.value:.3f} [{month.value.low:.3f}, {month.value.high:.3f}]"
         first, *others = month.drift.reasons or ("nothing moved",)

@@ -46,6 +46,7 @@ def cost(num_steps: int, num_timings: int) -> CostComparison:
 def test_too_few_timings_are_shown_without_an_interval() -> None:
     shown = printed(_costs, costs=(cost(80, 20), cost(320, 19), cost(1280, 2)), min_timings=20)
     few = "0.50, too few for an interval"
+    assert any("ratio [interval]" in line for line in shown)  # a name in brackets is no markup
     assert "│ 80 │ 2.0 ms │ 2.0 ms │ 0.50 [0.40, 0.60] │ 0.50 │ 20 │" in shown
     assert f"│ 320 │ 2.0 ms │ 2.0 ms │ {few} │ 0.50 │ 19 │" in shown
     assert f"│ 1,280 │ 2.0 ms │ 2.0 ms │ {few} │ 0.50 │ 2 │" in shown
