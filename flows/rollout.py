@@ -190,6 +190,7 @@ def summarize(climb: Climb, seconds: float) -> RolloutSummary:
         seconds=seconds,
         environment=environment(),
         policy=job.policy.digest(),
+        min_timings=job.policy.min_timings,
         prepared=climb.prepared,
         evaluations=evaluations,
         costs=tuple(climb.costs),

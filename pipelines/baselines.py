@@ -81,8 +81,8 @@ def _event_features(windows: Windows, batch: WindowBatch) -> tuple[np.ndarray, l
     for position in _known_categories(windows):
         codes = batch.categorical[..., position]
         columns.append(_rate_by_group(outcome, recent, codes, past, windows.cardinalities[position]))
-    known_ahead = [i for i, _ in enumerate(names) if batch.known[:, past:, i].all()]
-    columns += [batch.numeric[:, past:, i] for i in known_ahead]
+    ahead = (slice(None), slice(past, None), windows.known_ahead(names))
+    columns += [*np.moveaxis(np.where(batch.known[ahead] > 0, batch.numeric[ahead], np.nan), -1, 0)]
     categories = [batch.categorical[:, past:, position] for position in _known_categories(windows)]
     is_small = [windows.cardinalities[position] < 255 for position in _known_categories(windows)]
     return np.stack([*columns, *categories], axis=-1), [False] * len(columns) + is_small

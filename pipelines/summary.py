@@ -38,6 +38,8 @@ class RolloutSummary(Record):
     environment: Environment
     policy: str
     """Digest of the policy."""
+    min_timings: int
+    """The policy's: fewer timings make no interval."""
     prepared: Prepared
     evaluations: tuple[Evaluation, ...]
     costs: tuple[CostComparison, ...]
