@@ -24,6 +24,7 @@ from pipelines.reconciliation import reconcile
 from pipelines.release import decide, enter_challenger
 from pipelines.scoring import Scores, load_scored
 from pipelines.second_look import Lineup
+from pipelines.tracking import track_month
 from validation.data import DataReport, validate
 from validation.drift import DriftReport, PerformanceChange, detect_drift
 from validation.gates import Outcome
@@ -91,6 +92,7 @@ def replay_month(
         retrained=following.sha256 if following else None,
         rolled_back=rolled_back,
     )
+    track_month(job, prepared, report)
     return report, champion, following
 
 
@@ -103,7 +105,8 @@ def _validate_month(job: Job, prepared: Prepared, month: str) -> DataReport:
         rows = read_snapshot(prepared.snapshot).filter(windows.parts == windows.part_names.index(month))
         folder = prepared.snapshot.content_hash[:12]
         docs, aside = job.folder / "data_docs" / f"{folder}-{month}", job.folder / "quarantine" / folder
-        return validate(rows.to_pandas(), contract, docs, aside, max_quarantined_share=share)
+        with job.reporting(f"validating {month}"):
+            return validate(rows.to_pandas(), contract, docs, aside, max_quarantined_share=share)
 
     inputs = {"prepared": prepared, "month": month, "contract": contract, "share": share}
     return job.once(f"validate-{month}", inputs, DataReport, compute)
