@@ -30,8 +30,7 @@ def baseline_run(job: Job, prepared: Prepared) -> Iterator[Callable[[Sequence[Sc
 
     name, snapshot = job.spec.name, prepared.snapshot
     params = {"recipe": recipe_of(job.windows(prepared)).model_dump(), "model": PARAMETERS[job.spec.task]}
-    tags = {"dataset": name, "mode": "baseline"}
-    with job.tracker.run(f"{name} baseline", "training", tags, job.parent_run) as run_id:
+    with job.tracker.run(f"{name} baseline", "baseline", {"dataset": name}, job.parent_run) as run_id:
         job.tracker.log_params(run_id, params)
         job.tracker.log_dataset(run_id, name, snapshot.content_hash, snapshot.uri, "training")
         yield lambda scores: job.tracker.log_metrics(run_id, _by_part(job, scores))

@@ -141,7 +141,7 @@ def test_mlflow_has_the_data_docs_the_baseline_and_every_month_under_the_rollout
     assert rollout.data.tags["data_docs"] == summary["prepared"]["report"]["docs_uri"]
     assert rollout.info.artifact_uri
     assert Path(rollout.info.artifact_uri.removeprefix("file://"), "data_docs", "index.html").is_file()
-    [baseline] = tracker.find_runs({"mode": "baseline"})
+    [baseline] = tracker.find_runs({"kind": "baseline"})
     assert baseline.inputs
     [used] = baseline.inputs.dataset_inputs
     assert used.dataset.digest == summary["prepared"]["snapshot"]["content_hash"][:36]
