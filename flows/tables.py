@@ -25,9 +25,10 @@ def console() -> "Console":
 
 
 def print_summary(summary: "RolloutSummary", settings: "Settings") -> None:
-    """The verdicts, the cost at each length, the months, and where everything lies."""
+    """The verdicts, how good each is, the cost at each length, the months, and where everything lies."""
     out = console()
     _verdicts(out, summary)
+    _how_good(out, summary)
     _costs(out, summary)
     _months(out, summary)
     out.print(f"\n{printable(summary.sentence)}", style="bold", markup=False)
@@ -53,6 +54,22 @@ def _verdicts(console: "Console", summary: "RolloutSummary") -> None:
         cells = (stage, row.kpi, row.value, row.threshold)
         table.add_row(*map(_plain, cells), f"[{color}]{row.verdict}[/{color}]")
         previous = row.stage
+    console.print(table)
+
+
+def _how_good(console: "Console", summary: "RolloutSummary") -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    first = summary.how_good[0]
+    title = f"How good: each by itself on the {first.num_windows} windows of the {first.part} part"
+    table = Table(title=title, title_justify="left")
+    for name in ("", *first.metrics):
+        table.add_column(name.replace("_", " "))
+    for each in summary.how_good:
+        role = each.role if each.role == each.subject else f"{each.role} ({each.subject})"
+        shown = [f"{of.value:.3f} [{of.low:.3f}, {of.high:.3f}]" for of in each.metrics.values()]
+        table.add_row(_plain(role), *map(escape, shown))
     console.print(table)
 
 

@@ -25,6 +25,7 @@ from pipelines.reconciliation import reconcile
 from pipelines.release import decide, enter_challenger
 from pipelines.scoring import Scores, load_scored
 from pipelines.second_look import Lineup
+from pipelines.tracking import track_month
 from validation.data import DataReport, validate
 from validation.drift import DriftReport, PerformanceChange, detect_drift
 from validation.gates import Outcome
@@ -83,7 +84,7 @@ def replay_month(
         drift=_drift(job, prepared, month, scores, released),
     )
     if data.outcome is not Outcome.PASS:
-        return _not_judged(seen, challenger), champion, challenger
+        return _tracked(job, prepared, _not_judged(seen, challenger)), champion, challenger
     evaluation, following = None, None
     if challenger is not None:
         evaluation, is_live = _meet(job, prepared, month, challenger, champion, scores, baseline)
@@ -94,7 +95,12 @@ def replay_month(
         following = _retrain(job, prepared, month, champion, dense, seen.drift)
     retrained = following.sha256 if following else None
     happened = {"evaluation": evaluation, "retrained": retrained, "rolled_back": rolled_back}
-    return seen.model_copy(update=happened), champion, following
+    return _tracked(job, prepared, seen.model_copy(update=happened)), champion, following
+
+
+def _tracked(job: Job, prepared: Prepared, report: Month) -> Month:
+    track_month(job, prepared, report)
+    return report
 
 
 def _not_judged(seen: Month, challenger: Checkpoint | None) -> Month:
@@ -112,7 +118,8 @@ def _validate_month(job: Job, prepared: Prepared, month: str) -> DataReport:
         rows = read_snapshot(prepared.snapshot).filter(windows.parts == windows.part_names.index(month))
         folder = prepared.snapshot.content_hash[:12]
         docs, aside = job.folder / "data_docs" / f"{folder}-{month}", job.folder / "quarantine" / folder
-        return validate(rows.to_pandas(), contract, docs, aside, max_quarantined_share=share)
+        with job.reporting(f"validating {month}"):
+            return validate(rows.to_pandas(), contract, docs, aside, max_quarantined_share=share)
 
     inputs = {"prepared": prepared, "month": month, "contract": contract, "share": share}
     return job.once(f"validate-{month}", inputs, DataReport, compute)
