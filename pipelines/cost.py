@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
+from pipelines.clock import now
 from pipelines.fingerprint import ROOT
 from validation.errors import InputError
 from validation.policy import Policy
@@ -61,6 +62,7 @@ class CostComparison(Record):
     latency_p50_ratio: Interval
     latency_p99_ratio: Interval
     peak_memory_ratio: Interval
+    measured_at: str = ""
 
 
 def compare_cost(
@@ -75,6 +77,7 @@ def compare_cost(
     device: str = "cpu",
 ) -> CostComparison:
     """Measure both sides at `num_steps` steps: `repeats` inferences in each of `processes` pairs."""
+    started = now()
     ours, theirs = measure_turns([candidate, dense], num_steps, repeats, processes, threads, device)
 
     def ratio(field: str, quantile: float) -> Interval:
@@ -89,6 +92,7 @@ def compare_cost(
         latency_p50_ratio=ratio("latency_ms", 0.5),
         latency_p99_ratio=ratio("latency_ms", 0.99),
         peak_memory_ratio=ratio("memory_bytes", 0.5),
+        measured_at=started,
     )
 
 
