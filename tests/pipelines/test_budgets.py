@@ -171,7 +171,7 @@ def test_a_training_keeps_what_each_of_its_budgets_is_worth_and_costs(
         assert 0 < each.cost.latency_p50_ms.low <= each.cost.latency_p90_ms.high
         assert each.cost.peak_memory_bytes.value > 50e6  # a process with torch in it
     assert calibration.conditions.num_steps == 80
-    assert calibration.conditions.num_timings == 30
+    assert calibration.conditions.num_timings == 40
 
 
 def test_mlflow_has_the_table_and_its_curves(
