@@ -5,6 +5,7 @@ down does so for both.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from pipelines.fingerprint import ROOT
+from pipelines.signing import without_secrets
 from validation.errors import InputError
 from validation.policy import Policy
 from validation.record import Record
@@ -151,6 +153,7 @@ class _Probe:
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            env=without_secrets(os.environ),
         )
 
     def __enter__(self) -> "_Probe":
