@@ -56,9 +56,7 @@ def observe(settings: Settings, dataset: str, observation: Observation) -> None:
     dated = observation.model_copy(update={"time": time})
     replace_file(path, dated.model_dump_json(indent=1).encode() + b"\n")
     of_requests = [each for each in _files(settings, dataset, observation.checkpoint) if "T" in each.stem]
-    for old in of_requests[
-        :-_KEPT
-    ]:  # named by the time of day; those of a month, whose labels come late, stay
+    for old in of_requests[:-_KEPT]:  # named by the time of day; those of a month stay
         old.unlink(missing_ok=True)
 
 

@@ -22,7 +22,7 @@ VARIABLE = "DANKAI_SIGNING_KEY"
 
 
 def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
-    """`environ` for a process that runs a model or somebody else's program: neither key nor database password."""
+    """`environ` for a process that runs a model, or a program not ours: no key, no database password."""
     return {name: value for name, value in environ.items() if name not in (VARIABLE, DATABASE)}
 
 

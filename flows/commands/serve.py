@@ -61,8 +61,8 @@ def serve(
 
     The contract is that of MLflow's scoring server, `budget` being a parameter:
     {"inputs": {"numeric": …, "known": …, "categorical": …}, "params": {"budget": 0.125}}
-    Promotions and rollbacks are followed while it runs; every 400 requests the monitor looks at error rate and
-    latency of what is live, and takes it back by the policy's `rollback` rules.
+    Promotions and rollbacks are followed while it runs. Every 400 requests the monitor looks at error rate
+    and latency of what is live, and takes it back by the policy's `rollback` rules.
 
     \b
     Examples:

@@ -118,7 +118,7 @@ def canary_kpis(
 
 
 def refuse_lost_moves(folder: Path, moves: Sequence[Move], last_move: int) -> None:
-    """Raises InputError where the ladder in `folder` holds fewer moves than were noted beside the requests."""
+    """Raises InputError where the ladder holds fewer moves than were noted beside the requests."""
     if last_move > len(moves):
         lost = f"holds {len(moves)} moves of {last_move}"
         raise InputError(f"{folder / 'ladder.jsonl'}: {lost}; restore it from a backup")

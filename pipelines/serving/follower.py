@@ -1,4 +1,4 @@
-"""A service that stays in step with the release log: it feeds the monitor, and serves what the log says is live.
+"""A service that stays in step with the release log: it feeds the monitor, and serves what is live.
 
 One thread does both, in this order: windows of requests that are full become observations; the monitor takes
 a model back that broke a bound; and whoever moved what is live or on trial, the backends follow within a
@@ -115,7 +115,7 @@ class Follower:
         return chosen_versions(self._job, self._trial)
 
     def _replaced(self, wanted: tuple[ModelVersion, ModelVersion | None]) -> Service:
-        """The service after; a candidate that cannot be tried does not keep what is live from being served."""
+        """The service after; what is live is served even where its candidate cannot be tried."""
         parts = (self._job, self._nursery)
         try:
             return start_service(*parts, wanted, self._trial, self._on_move, self.service)

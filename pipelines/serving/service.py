@@ -85,7 +85,7 @@ def start_service(
     on_move: Callable[[Move], None],
     before: Service | None = None,
 ) -> Service:
-    """A service that is ready to answer. It takes over the incumbent's process of `before` if that is the same.
+    """A service that is ready to answer, with the incumbent's process of `before` if that is the same.
 
     Raises InputError where files are not as signed or the incumbent does not load; `before` goes on.
     """
@@ -139,7 +139,7 @@ def _version(job: Job, entries: list[ReleaseEntry], number: int) -> ModelVersion
 
 
 def _fetch(job: Job, version: ModelVersion) -> Path:
-    """The version's files, verified: those of the last time if they still are as signed, else the registry's."""
+    """The version's files, verified: the last time's if they are as signed, else the registry's."""
     place = serving_folder(job.settings, job.spec.name) / "models" / f"version-{version.version}"
     try:  # a rollback must not wait for the registry
         verify_model(place / "model", trusted_keys(job.settings.keys), version.checkpoint)
