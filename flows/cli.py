@@ -85,11 +85,13 @@ def ui(port: int) -> None:
     """Open the MLflow UI on everything that was tracked here (http://127.0.0.1:5000)."""
     import os
 
+    from pipelines.signing import without_secrets
+
     settings = _settings()
     command = ["mlflow", "server", "--backend-store-uri", settings.tracking_uri, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1", "--artifacts-destination", str(settings.artifacts)]
     click.echo(f"MLflow UI: http://127.0.0.1:{port}  (Ctrl-C stops it)", err=True)
-    os.execvp(str(Path(sys.executable).with_name("mlflow")), command)
+    os.execvpe(str(Path(sys.executable).with_name("mlflow")), command, without_secrets(os.environ))
 
 
 def _run(dataset: Path, policy: Path, quiet: bool, bootstrap: str | None) -> None:

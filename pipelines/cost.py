@@ -5,6 +5,7 @@ down does so for both.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import numpy as np
 
 from pipelines.clock import now
 from pipelines.fingerprint import ROOT
+from pipelines.signing import without_secrets
 from validation.errors import InputError
 from validation.policy import Policy
 from validation.record import Record
@@ -155,6 +157,7 @@ class _Probe:
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            env=without_secrets(os.environ),
         )
 
     def __enter__(self) -> "_Probe":

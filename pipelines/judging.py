@@ -27,8 +27,9 @@ from pipelines.evaluations import earlier_looks, track
 from pipelines.fingerprint import machine
 from pipelines.job import Job, Prepared
 from pipelines.payback import tracked_payback
+from pipelines.rollout import current_state
 from pipelines.scoring import Array, Scores, collect_scores, score_model
-from pipelines.serving.comparison import canary_kpis
+from pipelines.serving.comparison import canary_kpis, opponent
 from pipelines.serving_check import serving_kpis
 from pipelines.signing import load_key
 from validation.errors import InputError
@@ -186,7 +187,13 @@ def pilot_kpis(
     confidence = _confidence_of_last_look(job.policy)
     recall = _measure_recall(job, prepared, candidate, part, confidence)
     requests = canary_kpis(
-        job.settings, job.spec.name, candidate=weights, snapshot=data, confidence=confidence
+        job.settings,
+        job.spec.name,
+        candidate=weights,
+        incumbent=opponent(current_state(job.log, job.spec.name), weights),
+        snapshot=data,
+        confidence=confidence,
+        min_requests=job.policy.canary.min_requests,
     )
     return [*measured, recall, *serving_kpis(job, prepared, candidate, part), *requests]
 

@@ -7,6 +7,7 @@ have their shape, be finite, agree with them, and come in time.
 import json
 import logging
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from pipelines.data.windows import WindowBatch, Windows
 from pipelines.fingerprint import ROOT, machine
 from pipelines.job import Job, Prepared
 from pipelines.servable import save_model, sign_model, verify_model
-from pipelines.signing import key_id, load_key
+from pipelines.signing import key_id, load_key, without_secrets
 from validation.errors import InputError
 from validation.kpis import Kpi, kpi
 from validation.record import Record
@@ -160,7 +161,15 @@ def _run(command: list[str]) -> dict:
 
 
 def _in_fresh_process(command: list[str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=_TIMEOUT_S, check=False)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=without_secrets(os.environ),
+        timeout=_TIMEOUT_S,
+        check=False,
+    )
 
 
 def _no_report(failure: str) -> dict:

@@ -1,6 +1,7 @@
 """What the runtime costs on this machine, measured in a process that holds nothing else."""
 
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from pipelines.clock import now
 from pipelines.fingerprint import ROOT
-from pipelines.signing import public_pem
+from pipelines.signing import public_pem, without_secrets
 from validation.errors import InputError
 from validation.record import Record
 
@@ -54,7 +55,12 @@ def measure(folder: Path, key: Ed25519PublicKey, repeats: int, threads: int = 1)
         file.flush()
         command = [sys.executable, "-m", "pipelines.edge.runtime", str(folder.resolve()), file.name]
         done = subprocess.run(
-            [*command, str(repeats), str(threads)], capture_output=True, text=True, cwd=ROOT, check=False
+            [*command, str(repeats), str(threads)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=without_secrets(os.environ),
+            check=False,
         )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
