@@ -97,7 +97,7 @@ def canary_kpis(
     moves = read_moves(folder / "ladder.jsonl", trusted_keys(settings.keys))
     if not (folder / _EXCHANGES).is_file():
         return []
-    by_share, last_move = read_pairs(folder / _EXCHANGES)
+    by_share, last_move, newest_at = read_pairs(folder / _EXCHANGES)
     refuse_lost_moves(folder, moves, last_move)
     if any((move.incumbent, move.candidate) != (incumbent, candidate) for move in moves):
         raise InputError(f"{folder / 'ladder.jsonl'}: holds moves of other models; move the file away")
@@ -109,8 +109,10 @@ def canary_kpis(
     answered[""] = sum(answered.values())
     if moves[-1].action == "breach":
         measured = {"": _worst(measured[""])}
+    # As old as the newest request: evidence that still comes in is not stale, however long it has done so.
+    about = {"checkpoint": candidate, "snapshot": snapshot, "measured_at": newest_at}
     return [
-        kpi(NAMES[name], value, checkpoint=candidate, snapshot=snapshot, slice=slice)
+        kpi(NAMES[name], value, slice=slice, **about)
         for slice, values in measured.items()
         if answered[slice] >= min_requests or moves[-1].action == "breach"
         for name, value in values.items()

@@ -113,6 +113,12 @@ class Exchanges:
                 found.setdefault(share, []).append(_pair(row))
         return found
 
+    @property
+    def newest_at(self) -> str | None:
+        """When the last exchange was kept (ISO 8601, UTC); None where there is none."""
+        with self._turn:
+            return self._connection.execute("SELECT max(time) FROM exchange").fetchone()[0]
+
     def bodies(self, identity: str) -> tuple[bytes, ...] | None:
         """Request, incumbent's and candidate's answer of that id's newest exchange, while kept."""
         with self._turn:
@@ -155,15 +161,15 @@ class Exchanges:
         return self._connection.execute(f"{select} FROM exchange").fetchone()[0]
 
 
-def read_pairs(path: Path) -> tuple[dict[float, list[Pair]], int]:
-    """Pairs by share, and the number of the last move, of a file that is left as it is.
+def read_pairs(path: Path) -> tuple[dict[float, list[Pair]], int, str | None]:
+    """Pairs by share, the number of the last move, and the time of the newest pair, of a file left as it is.
 
     Raises InputError for a damaged file.
     """
     exchanges = Exchanges(path, is_to_read=True)
     try:
         with _damage_is_named(path):
-            return exchanges.pairs_by_share(), exchanges.last_move
+            return exchanges.pairs_by_share(), exchanges.last_move, exchanges.newest_at
     finally:
         exchanges.close()
 

@@ -16,12 +16,14 @@ from typing import Any
 import psutil
 import pytest
 
+from pipelines.clock import now
 from pipelines.job import Job
 from pipelines.rollout import current_state
 from pipelines.serving.comparison import canary_kpis, opponent
 from pipelines.serving.requests import Request
 from pipelines.settings import QUIET
 from tests.tiny_rollout import Preloaded, free_port, serving, wait_for_server
+from validation.evidence import too_old
 
 
 @dataclass
@@ -112,6 +114,8 @@ def test_replaying_stored_requests_tells_each_step_and_what_a_gate_may_ask(
         (name, slice) for name in names for slice in ("", "share=0")
     }
     assert {kpi.n for kpi in kpis} == {step["verdict"]["num_requests"]}
+    assert {kpi.confidence for kpi in kpis} == {0.95}
+    assert all(not too_old(kpi.measured_at, 1.0, now()) for kpi in kpis)
     assert asked(candidate=entry.checkpoint, incumbent=live, min_requests=10_000) == []
     assert asked(candidate=entry.checkpoint, incumbent="f" * 64, min_requests=1) == []
     assert asked(candidate="f" * 64, incumbent=live, min_requests=1) == []
