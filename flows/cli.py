@@ -90,6 +90,7 @@ def ui(port: int) -> None:
     Where MLFLOW_TRACKING_URI names a server, that server has its own: its address is told.
     """
     from pipelines.addresses import require_answer, without_password
+    from pipelines.signing import without_secrets
 
     settings = _settings()
     if settings.tracking_uri.startswith("http"):
@@ -99,7 +100,7 @@ def ui(port: int) -> None:
     command = ["mlflow", "server", "--backend-store-uri", settings.tracking_uri, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1", "--artifacts-destination", str(settings.artifacts)]
     click.echo(f"MLflow UI: http://127.0.0.1:{port}  (Ctrl-C stops it)", err=True)
-    os.execvp(str(Path(sys.executable).with_name("mlflow")), command)
+    os.execvpe(str(Path(sys.executable).with_name("mlflow")), command, without_secrets(os.environ))
 
 
 def _run(dataset: Path, policy: Path, quiet: bool, bootstrap: str | None) -> None:

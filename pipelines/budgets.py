@@ -20,7 +20,7 @@ class Cost(Record):
     """What one inference takes, batch size 1."""
 
     latency_p50_ms: Interval
-    latency_p99_ms: Interval
+    latency_p90_ms: Interval
     peak_memory_bytes: Interval
     """Of a whole fresh process that holds the model and nothing else; n counts processes."""
 
@@ -81,7 +81,7 @@ class Calibration(Record):
     ) -> Budget:
         """The budget that keeps every target given, by the pessimistic end of what was measured.
 
-        `latency_ms` bounds the 99th percentile of one inference, `memory_bytes` the peak of its process,
+        `latency_ms` bounds the 90th percentile of one inference, `memory_bytes` the peak of its process,
         `max_loss` the loss against dense as a share of dense's metric. With `max_loss` it is the smallest
         budget that loses no more; without, the largest that time and memory allow. Raises InputError that
         says what is possible where no measured budget keeps them all.
@@ -123,7 +123,7 @@ class _Target:
 
 def _targets(latency_ms: float | None, memory_bytes: float | None, max_loss: float | None) -> list[_Target]:
     given = [
-        _Target("latency", latency_ms, lambda point: point.cost.latency_p99_ms.high, " ms")
+        _Target("latency", latency_ms, lambda point: point.cost.latency_p90_ms.high, " ms")
         if latency_ms is not None
         else None,
         _Target(

@@ -5,6 +5,7 @@ down does so for both.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,7 +13,9 @@ from contextlib import ExitStack
 
 import numpy as np
 
+from pipelines.clock import now
 from pipelines.fingerprint import ROOT
+from pipelines.signing import without_secrets
 from validation.errors import InputError
 from validation.policy import Policy
 from validation.record import Record
@@ -61,6 +64,7 @@ class CostComparison(Record):
     latency_p50_ratio: Interval
     latency_p99_ratio: Interval
     peak_memory_ratio: Interval
+    measured_at: str = ""
 
 
 def compare_cost(
@@ -76,6 +80,7 @@ def compare_cost(
     after_round: Callable[[], None] = lambda: None,
 ) -> CostComparison:
     """Measure both sides at `num_steps` steps: `repeats` inferences in each of `processes` pairs."""
+    started = now()
     ours, theirs = measure_turns(
         [candidate, dense], num_steps, repeats, processes, threads, device, after_round
     )
@@ -92,6 +97,7 @@ def compare_cost(
         latency_p50_ratio=ratio("latency_ms", 0.5),
         latency_p99_ratio=ratio("latency_ms", 0.99),
         peak_memory_ratio=ratio("memory_bytes", 0.5),
+        measured_at=started,
     )
 
 
@@ -161,6 +167,7 @@ class _Probe:
             stderr=subprocess.PIPE,
             text=True,
             cwd=ROOT,
+            env=without_secrets(os.environ),
         )
 
     def __enter__(self) -> "_Probe":

@@ -91,7 +91,7 @@ def evaluate(
         slices=tuple(spec.slices),
         not_comparable=panel.not_comparable,
         looks=looks,
-        measured_at=min(each.scored_at for each in (candidate, *references.values())) or None,
+        measured_at=panel.measured_at or None,
         judged_at=judged_at or now(),
     )
     names, confidence = TASK_METRICS[spec.task], rules.confidence_at(evidence.look)
@@ -136,6 +136,11 @@ class _Panel:
     not_comparable: dict[Reference, str]
     groups: Mapping[str, np.ndarray]
     """Mask [W, S, 1] of every group of every slice column: "origin=JFK" and so on."""
+
+    @property
+    def measured_at(self) -> str:
+        """When the oldest of the scores were made; "" where one of them does not say."""
+        return min(each.scored_at for each in (self.candidate, *self.references.values()))
 
     @classmethod
     def of(cls, candidate: Scores, references: Mapping[Reference, Scores]) -> "_Panel":
@@ -195,7 +200,13 @@ def _panel_kpis(
 
 def _whole_kpis(panel: _Panel, name: str, how: "Resampling") -> list[Kpi]:
     metric = METRICS[name]
-    measured = partial(kpi, name, checkpoint=panel.candidate.scored, snapshot=panel.candidate.snapshot)
+    measured = partial(
+        kpi,
+        name,
+        checkpoint=panel.candidate.scored,
+        snapshot=panel.candidate.snapshot,
+        measured_at=panel.measured_at,
+    )
     alone = measured(interval(metric, panel.ours, **how))
     return [alone] + [
         measured(
@@ -266,6 +277,7 @@ def _family_kpis(
             versus=versus,
             reference_value=metric(reference) if reference is not None else None,
             reference_checkpoint=panel.references[versus].scored if versus else None,
+            measured_at=panel.measured_at,
         )
         for label, subject, reference, (own, joint) in zip(labels, ours, theirs, found, strict=True)
     ]
@@ -313,7 +325,7 @@ def resampling_of(policy: Policy, overlap: int, num_windows: int, confidence: fl
 
 def cost_kpis(cost: CostComparison, repaid: Payback, checkpoint: str, snapshot: str) -> list[Kpi]:
     """Latency and memory ratios at the configured length, and the payback."""
-    measured = partial(kpi, checkpoint=checkpoint, snapshot=snapshot)
+    measured = partial(kpi, checkpoint=checkpoint, snapshot=snapshot, measured_at=cost.measured_at)
     days = Interval(value=repaid.days, low=repaid.low, high=repaid.high, n=1, confidence=repaid.confidence)
     return [
         measured("latency_p50_ratio", cost.latency_p50_ratio),
@@ -350,7 +362,8 @@ def recall_kpi(
     report("measuring selection recall", len(picked), len(picked))
     share = _mean_interval(np.array(shares), confidence)
     snapshot = windows.snapshot.content_hash
-    return kpi("selection_recall", share, checkpoint=checkpoint.sha256, snapshot=snapshot)
+    measured = partial(kpi, checkpoint=checkpoint.sha256, snapshot=snapshot, measured_at=now())
+    return measured("selection_recall", share)
 
 
 def _mean_interval(values: np.ndarray, confidence: float) -> Interval:
@@ -388,4 +401,5 @@ def seed_spread_kpi(scores: list[Scores], spec: DatasetSpec) -> Kpi:
     metric = METRICS[TASK_METRICS[spec.task][0]]
     values = [metric(load_scored(each)) for each in scores]
     spread = (max(values) - min(values)) / abs(sum(values) / len(values)) if len(values) > 1 else math.nan
-    return kpi("seed_spread", spread, checkpoint=scores[0].scored, snapshot=scores[0].snapshot)
+    measured = partial(kpi, checkpoint=scores[0].scored, snapshot=scores[0].snapshot)
+    return measured("seed_spread", spread, measured_at=min(each.scored_at for each in scores))

@@ -60,6 +60,12 @@ def environment() -> Environment:
     )
 
 
+def machine() -> dict[str, str | int]:
+    """What timings depend on beside the program: they say nothing about another machine."""
+    here = environment()
+    return {"cpu": here.cpu, "num_cpus": here.num_cpus, "gpu": here.gpu}
+
+
 @cache
 def code_digest() -> str:
     """SHA-256 over the product's own source files (paths and bytes), tests not included."""

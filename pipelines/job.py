@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.actors import Actor, person
+from pipelines.clock import now
 from pipelines.data.preprocessing import Preprocessing
 from pipelines.data.snapshot import Snapshot
 from pipelines.data.spec import DatasetSpec, load_spec
@@ -19,6 +20,7 @@ from pipelines.settings import Settings
 from pipelines.steps import once
 from pipelines.training_plan import TrainingPlan
 from validation.data import DataReport
+from validation.evidence import too_old
 from validation.policy import Policy, load_policy
 from validation.record import Record
 
@@ -83,6 +85,10 @@ class Job:
         done = count(1)
         self.report(what, 0, total)
         return lambda: self.report(what, next(done), total)
+
+    def is_recent(self, measured_at: str | None) -> bool:
+        """Whether what was measured then (ISO 8601, UTC) may still be judged; older is measured again."""
+        return not too_old(measured_at, self.policy.max_age_hours, now())
 
     def windows(self, prepared: Prepared, spec: DatasetSpec | None = None) -> Windows:
         """Windows over the snapshot, built once per process and split."""

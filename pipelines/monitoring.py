@@ -1,17 +1,21 @@
 """Watching what is live: what was measured, window after window, and the way back when a bound is broken.
 
 An observation is a file, named after its window and the weights it is about, so that a window that is
-looked at again counts once.
+looked at again counts once. What was observed before the model went live, or before it was let in again
+after a rollback, was decided upon then and counts no more.
 """
 
+import logging
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.actors import automatic
 from pipelines.decisions import rollback
 from pipelines.files import replace_file
 from pipelines.job import dataset_folder
-from pipelines.release_log import ReleaseLog
-from pipelines.rollout import RolloutState, current_state
+from pipelines.release_log import ReleaseEntry, ReleaseLog
+from pipelines.rollout import RolloutState, advance, replay, rest_on
 from pipelines.settings import Settings
 from validation.errors import InputError
 from validation.kpis import Kpi
@@ -20,6 +24,9 @@ from validation.record import Record
 from validation.rollback import breached
 
 MONITOR = "monitor"
+logger = logging.getLogger(__name__)
+_KEPT = 1000
+"""Windows of requests of one model that stay, far more than any rule looks at; there are hundreds a day."""
 
 
 class Observation(Record):
@@ -28,17 +35,39 @@ class Observation(Record):
     window: str
     checkpoint: str
     kpis: tuple[Kpi, ...]
+    time: str = ""
+    """ISO time at which this window was first observed; `observe` writes it."""
+
+
+class Alert(Record):
+    """A bound was broken and there is no earlier release to go back to: a person has to decide."""
+
+    dataset: str
+    version: int
+    checkpoint: str
+    reason: str
+    time: str
 
 
 def observe(settings: Settings, dataset: str, observation: Observation) -> None:
-    """Keep an observation; the same window of the same weights again replaces it."""
-    name = f"{observation.window}-{observation.checkpoint[:16]}.json"
-    replace_file(_folder(settings, dataset) / name, observation.model_dump_json(indent=1).encode() + b"\n")
+    """Keep an observation; the same window of the same weights again replaces it, and keeps its time."""
+    path = _folder(settings, dataset) / f"{observation.window}-{observation.checkpoint[:16]}.json"
+    time = _read(path).time if path.exists() else datetime.now(UTC).isoformat(timespec="milliseconds")
+    dated = observation.model_copy(update={"time": time})
+    replace_file(path, dated.model_dump_json(indent=1).encode() + b"\n")
+    of_requests = [each for each in _files(settings, dataset, observation.checkpoint) if "T" in each.stem]
+    for old in of_requests[:-_KEPT]:  # named by the time of day; those of a month stay
+        old.unlink(missing_ok=True)
 
 
-def observations(settings: Settings, dataset: str) -> list[Observation]:
-    """Everything observed, oldest window first. Raises InputError for a damaged file."""
-    return [_read(path) for path in sorted(_folder(settings, dataset).glob("*.json"))]
+def observations(settings: Settings, dataset: str, checkpoint: str = "") -> list[Observation]:
+    """Everything observed, or what is about `checkpoint`, oldest window first. InputError: a damaged file."""
+    return [_read(path) for path in _files(settings, dataset, checkpoint)]
+
+
+def alert_file(settings: Settings, dataset: str) -> Path:
+    """The last alert, where there was one."""
+    return dataset_folder(settings, dataset) / "alert.json"
 
 
 def roll_back_if_breached(
@@ -46,19 +75,53 @@ def roll_back_if_breached(
 ) -> RolloutState | None:
     """Take the live model back, as the monitor, when it broke a bound as often as the policy says.
 
-    The state after the rollback; None where nothing was broken. Raises InputError where it was and there is
-    no earlier release to go back to: then a person has to decide.
+    The state after the rollback; None where nothing was broken. Where it was and there is no earlier release
+    to go back to, that is logged as an error and kept as an alert, and None: then a person has to decide.
     """
-    state = current_state(log, dataset)
+    entries = log.entries()
+    state = replay(entries, dataset)
     if state.live is None:
         return None
-    history = [kpi for each in observations(settings, dataset) for kpi in each.kpis]
+    since = live_since(entries, dataset)
+    seen = [each for each in observations(settings, dataset, state.live.checkpoint) if each.time >= since]
+    history = [kpi for each in seen for kpi in each.kpis]
     # A stage's name is the same word in the policy and in the log.
     rules = policy.rollback(state.stage.value)  # type: ignore[arg-type]
     breach = breached(history, rules, checkpoint=state.live.checkpoint, task_metric=task_metric)
     if breach is None:
         return None
+    if state.last_green is None:
+        _alert(settings, state, breach.reason)
+        return None
     return rollback(log, state, automatic(MONITOR), breach.reason)
+
+
+def live_since(entries: Iterable[ReleaseEntry], dataset: str) -> str:
+    """ISO time of the entry since which the live weights have been live without a break; "" for none."""
+    state, since = RolloutState(dataset=dataset), ""
+    for entry in (entry for entry in entries if entry.decision.dataset == dataset):
+        before, state = state.live, rest_on(advance(state, entry.decision), entry)
+        if state.live and (before is None or before.checkpoint != state.live.checkpoint):
+            since = entry.time
+    return since
+
+
+def _alert(settings: Settings, state: RolloutState, reason: str) -> None:
+    assert state.live is not None
+    alert = Alert(
+        dataset=state.dataset,
+        version=state.live.champion,
+        checkpoint=state.live.checkpoint,
+        reason=reason,
+        time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+    )
+    replace_file(alert_file(settings, state.dataset), alert.model_dump_json(indent=1).encode() + b"\n")
+    said = f"{alert.dataset}: version {alert.version}: {reason}; there is no earlier release to go back to"
+    logger.error("%s: a person has to decide", said)
+
+
+def _files(settings: Settings, dataset: str, checkpoint: str) -> list[Path]:
+    return sorted(_folder(settings, dataset).glob(f"*-{checkpoint[:16]}.json" if checkpoint else "*.json"))
 
 
 def _folder(settings: Settings, dataset: str) -> Path:

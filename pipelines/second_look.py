@@ -125,9 +125,9 @@ def _measured(job: Job, prepared: Prepared, case: Case, part: str) -> tuple[Scor
         return scores, steady_kpis(job, prepared, lineup.candidate, part)
     costs = measure_costs(job, lineup.candidate, lineup.dense, (1,))
     if not lineup.seeds:
-        return scores, pilot_kpis(job, prepared, lineup.candidate, costs)
+        return scores, pilot_kpis(job, prepared, lineup.candidate, costs, part)
     seeds = [score(job, prepared, each, part, density, f"sparse-seed{each.seed}") for each in lineup.seeds]
-    return scores, training_kpis(job, prepared, lineup.candidate, costs, seeds)
+    return scores, training_kpis(job, prepared, lineup.candidate, costs, seeds, part)
 
 
 def _references(job: Job, prepared: Prepared, lineup: Lineup, part: str) -> dict[Reference, Scores]:

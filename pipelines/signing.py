@@ -15,9 +15,15 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from pipelines.files import replace_file, sync_folder
+from pipelines.settings import DATABASE
 from validation.errors import InputError
 
 VARIABLE = "DANKAI_SIGNING_KEY"
+
+
+def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` for a process that runs a model, or a program not ours: no key, no database password."""
+    return {name: value for name, value in environ.items() if name not in (VARIABLE, DATABASE)}
 
 
 def load_key(folder: Path, environ: Mapping[str, str] = os.environ) -> Ed25519PrivateKey:

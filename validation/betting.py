@@ -40,7 +40,7 @@ def median_interval(values: Floats, confidence: float) -> Interval:
     It ends where the share of values up to there, or from there on, is certainly over one half.
     """
     if not len(values):
-        return Interval(value=math.nan, low=-math.inf, high=math.inf, n=0)
+        return Interval(value=math.nan, low=-math.inf, high=math.inf, n=0, confidence=confidence)
     ordered, enough = np.unique(values), _enough(confidence)
 
     def bounds_above(index: int) -> bool:
@@ -57,6 +57,7 @@ def median_interval(values: Floats, confidence: float) -> Interval:
         low=float(ordered[below]) if below >= 0 else -math.inf,
         high=float(ordered[above]) if above < len(ordered) else math.inf,
         n=len(values),
+        confidence=confidence,
     )
 
 
@@ -89,11 +90,11 @@ def _expected(values: Floats, mean: float) -> Floats:
 
 def _interval(values: Floats, confidence: float, capital: Callable[[Floats, float], float]) -> Interval:
     if not len(values):
-        return Interval(value=math.nan, low=0.0, high=1.0, n=0)
+        return Interval(value=math.nan, low=0.0, high=1.0, n=0, confidence=confidence)
     mean, enough = float(values.mean()), _enough(confidence)
     low = _innermost(mean, lambda m: capital(values, m) >= enough)
     high = 1.0 - _innermost(1.0 - mean, lambda m: capital(1.0 - values, m) >= enough)
-    return Interval(value=mean, low=low, high=high, n=len(values))
+    return Interval(value=mean, low=low, high=high, n=len(values), confidence=confidence)
 
 
 def _sum_before(values: Floats) -> Floats:

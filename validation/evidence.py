@@ -51,13 +51,18 @@ class Evidence(Record):
 
 def staleness(evidence: Evidence, max_age_hours: float | None, now: str | None) -> str:
     """Why evidence is too old to act on at `now` (ISO 8601), or "" when it is not; None sets no limit."""
+    return too_old(evidence.measured_at, max_age_hours, now)
+
+
+def too_old(measured_at: str | None, max_age_hours: float | None, now: str | None) -> str:
+    """The same of anything that was measured at one time."""
     if max_age_hours is None:
         return ""
-    if evidence.measured_at is None or now is None:
+    if not measured_at or now is None:
         return "it does not say when it was measured"
-    age = age_hours(evidence.measured_at, now)
+    age = age_hours(measured_at, now)
     if age > max_age_hours:
-        return f"it was measured {age:,.0f} hours ago, {max_age_hours:g} are allowed: score again"
+        return f"it was measured {age:,.0f} hours ago, {max_age_hours:g} are allowed: measure it again"
     return "it was measured after it was judged: set the clock" if age < -1 else ""
 
 

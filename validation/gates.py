@@ -22,9 +22,12 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
-from validation.evidence import Evidence, staleness
+from pydantic import ValidationInfo, field_validator
+
+from validation.evidence import Evidence, staleness, too_old
 from validation.kpis import KINDS, Kpi, KpiKind
 from validation.record import Record
+from validation.samples import samples_needed
 from validation.thresholds import ANY_COLUMN, WORST, Sample, Severity, Threshold, bound_of
 
 Stage = Literal["pilot", "training", "edge", "steady"]
@@ -62,6 +65,23 @@ class StagePolicy(Sample):
     looks: tuple[float, ...] = (1.0,)
     max_age_hours: float | None = None
     policy: str = ""
+
+    @field_validator("thresholds", "serving")
+    @classmethod
+    def _groups_are_large_enough(
+        cls, thresholds: tuple[Threshold, ...], info: ValidationInfo
+    ) -> tuple[Threshold, ...]:
+        """A group needs at least as many windows as the whole, whatever less its own `min_group` says."""
+        fewest = info.data.get("min_windows", 1)
+        return tuple(
+            each.model_copy(update={"min_group": max(each.min_group, fewest)}) if each.slice else each
+            for each in thresholds
+        )
+
+    def needed(self, name: str) -> int:
+        """As for any sample, and as many timings as an interval of the KPI's quantile takes."""
+        quantile = KINDS[name].quantile
+        return max(super().needed(name), samples_needed(quantile, self.confidence) if quantile else 1)
 
     def blessings(self) -> dict[Blessing, tuple[Threshold, ...]]:
         """The thresholds of each blessing that is asked for."""
@@ -227,11 +247,13 @@ def _gap_in_evidence(kpi: Kpi, threshold: Threshold, bench: _Bench, needed: int)
         return f"it was measured on snapshot {kpi.snapshot[:12]}, not {evidence.snapshot[:12]}"
     if threshold.versus and (reason := _gap_in_reference(kpi, threshold, evidence)):
         return reason
-    if not _is_readable(kpi):
-        return "the value or its interval is not a possible number"
     if kpi.n < needed:
         return f"{kpi.n} {KINDS[kpi.name].counted} are too few, {needed} are needed"
-    return staleness(evidence, policy.max_age_hours, evidence.judged_at) or _gap_in_confidence(kpi, bench)
+    if not _is_readable(kpi):
+        return "the value or its interval is not a possible number"
+    most, judged_at = policy.max_age_hours, evidence.judged_at
+    old = staleness(evidence, most, judged_at) or too_old(kpi.measured_at, most, judged_at)
+    return old or _gap_in_confidence(kpi, bench)
 
 
 def _gap_in_confidence(kpi: Kpi, bench: _Bench) -> str:

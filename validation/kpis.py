@@ -19,7 +19,8 @@ class KpiKind(Record):
     """What a KPI's name means. `lowest` and `highest` bound the values that are possible at all.
 
     `is_live` marks what can be measured again and again while a model answers; `is_estimated` what is known
-    from a sample only, so that its interval has to state its confidence.
+    from a sample only, so that its interval has to state its confidence. `quantile` is set where it is one of
+    timings: an interval of it takes a certain number of them (validation.samples.samples_needed).
     """
 
     name: str
@@ -32,6 +33,7 @@ class KpiKind(Record):
     may_be_infinite: bool = False
     is_live: bool = False
     is_estimated: bool = False
+    quantile: float | None = None
 
 
 def _task(
@@ -53,6 +55,10 @@ def _cost(name: str, meaning: str, unit: str, counted: Counted = "timings", **mo
     return KpiKind(name=name, meaning=meaning, higher_is_better=False, unit=unit, counted=counted, **more)
 
 
+def _quantile(name: str, meaning: str, unit: str, quantile: float, **more: Any) -> KpiKind:
+    return _cost(name, meaning, unit, quantile=quantile, is_estimated=True, **more)
+
+
 def _mass(name: str, meaning: str) -> KpiKind:
     return KpiKind(
         name=name, meaning=meaning, higher_is_better=False, unit="", counted="windows", highest=1.0
@@ -71,10 +77,11 @@ KINDS: dict[str, KpiKind] = {
     kind.name: kind
     for kind in (
         *TASK_KINDS,
-        _cost("latency_p50_ratio", "median latency, candidate / dense", "x", is_estimated=True),
-        _cost("latency_p99_ratio", "99th percentile of latency, candidate / dense", "x", is_estimated=True),
+        _quantile("latency_p50_ratio", "median latency, candidate / dense", "x", 0.5),
+        _quantile("latency_p99_ratio", "99th percentile of latency, candidate / dense", "x", 0.99),
         _cost("peak_memory_ratio", "peak memory of inference, candidate / dense", "x", "processes"),
-        _cost("latency_p99_ms", "99th percentile of latency", "ms", is_live=True, is_estimated=True),
+        _quantile("latency_p90_ms", "90th percentile of latency", "ms", 0.9, is_live=True),
+        _quantile("latency_p99_ms", "99th percentile of latency", "ms", 0.99, is_live=True),
         _cost("error_rate", "requests without a usable answer / requests", "", highest=1.0, is_live=True),
         _cost("peak_memory_bytes", "peak memory of inference", "B", "processes", is_live=True),
         _cost("bundle_bytes", "size of the edge bundle", "B", "once"),
@@ -93,6 +100,7 @@ KINDS: dict[str, KpiKind] = {
             unit="",
             counted="windows",
             highest=1.0,
+            is_estimated=True,
         ),
         KpiKind(
             name="canary_error_rate",
@@ -101,12 +109,14 @@ KINDS: dict[str, KpiKind] = {
             unit="",
             counted="windows",
             highest=1.0,
+            is_estimated=True,
         ),
         _cost(
             "canary_latency_ratio",
             "median over real requests of latency, candidate / incumbent",
             "x",
             "windows",
+            is_estimated=True,
         ),
         KpiKind(
             name="selection_recall",
@@ -138,7 +148,8 @@ class Kpi(Record):
     windows that inform the metric. `confidence` is that of the two-sided interval (None: exact, or the range
     seen); `joint_low` and `joint_high` are the ends of a band that holds, at the same confidence, for all
     groups of a slice check at once. `checkpoint`, `snapshot`, `reference_checkpoint` are the digests of what
-    was measured.
+    was measured, `measured_at` is when, at the earliest (ISO 8601, UTC; None: not known, which proves nothing
+    where a policy limits the age of evidence).
     """
 
     name: str
@@ -155,6 +166,7 @@ class Kpi(Record):
     versus: Reference | None = None
     reference_value: float | None = None
     reference_checkpoint: str | None = None
+    measured_at: str | None = None
 
     @property
     def unit(self) -> str:
@@ -172,6 +184,7 @@ def kpi(
     versus: Reference | None = None,
     reference_value: float | None = None,
     reference_checkpoint: str | None = None,
+    measured_at: str | None = None,
 ) -> Kpi:
     """A Kpi from an interval, or from an exact number (a file's size), which is its own interval."""
     if name not in KINDS:
@@ -193,4 +206,5 @@ def kpi(
         versus=versus,
         reference_value=reference_value,
         reference_checkpoint=reference_checkpoint,
+        measured_at=measured_at,
     )

@@ -10,9 +10,10 @@ from pydantic import Field, field_validator, model_validator
 from validation.canary import CanaryPolicy
 from validation.drift import DriftPolicy
 from validation.gates import Stage, StagePolicy
+from validation.measured import never_measured
 from validation.record import Record
 from validation.rollback import RollbackPolicy
-from validation.strict_yaml import load_record
+from validation.strict_yaml import Place, load_record
 from validation.thresholds import Finite, Rollback, Threshold
 
 STAGES: tuple[Stage, ...] = get_args(Stage)  # in the order in which a rollout climbs them
@@ -186,4 +187,14 @@ class Policy(Record):
 
 def load_policy(path: Path) -> Policy:
     """The policy in a YAML file. Raises InputError with file, line and fix for what it cannot accept."""
-    return load_record(path, Policy)
+    return load_record(path, Policy, _never_judged)
+
+
+def _never_judged(policy: Policy) -> Iterable[tuple[Place, str]]:
+    """Thresholds that no candidate could ever pass, because their stage does not measure what they ask."""
+    for stage in STAGES:
+        rules: StageRules = getattr(policy.stages, stage)
+        for section, thresholds in (("quality", rules.quality), ("serving", rules.serving)):
+            for index, threshold in enumerate(thresholds):
+                for problem in never_measured(stage, threshold):
+                    yield ("stages", stage, section, index), problem

@@ -1,6 +1,7 @@
 """Reading a YAML file into a record, strictly: every refusal is one line with file, line, field and fix."""
 
 import reprlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,16 +16,24 @@ Place = tuple[str | int, ...]  # the keys and indices that lead to a value
 Lines = dict[Place, int]
 
 
-def load_record(path: Path, model: type[AnyRecord]) -> AnyRecord:
+def load_record(
+    path: Path,
+    model: type[AnyRecord],
+    problems: Callable[[AnyRecord], Iterable[tuple[Place, str]]] = lambda _: (),
+) -> AnyRecord:
     """The record that the YAML file at `path` describes.
 
-    Raises InputError for a missing or malformed file, an unknown or repeated key, or a refused value.
+    `problems` names what is wrong with a record that is well formed: the places, and each time what to do.
+    Raises InputError for a missing or malformed file, an unknown or repeated key, a refused value, a problem.
     """
     content, lines = _read(path)
     try:
-        return model.model_validate(content)
+        record = model.model_validate(content)
     except ValidationError as error:
         raise InputError(_first_problem(path, error, lines, model)) from None
+    for place, words in problems(record):
+        raise InputError(f"{path}:{lines[place]}: {_dotted(place)}: {words}")
+    return record
 
 
 def _read(path: Path) -> tuple[Any, Lines]:

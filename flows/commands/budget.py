@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("dataset", type=click.Path(path_type=Path))
-@click.option("--latency-ms", type=float, help="99th percentile of one inference, at most.")
+@click.option("--latency-ms", type=float, help="90th percentile of one inference, at most.")
 @click.option("--memory-mib", type=float, help="Peak memory of its process, at most.")
 @click.option("--max-loss", type=float, help="Loss against dense as a share of dense's metric, at most.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole table as JSON.")
@@ -74,7 +74,7 @@ def _print(calibration: "Calibration", chosen: "Budget | None") -> None:
     metric = calibration.points[0].metric
     title = f"{calibration.num_windows} validation windows; {calibration.conditions}"
     table = Table(title=title, title_justify="left")
-    for name in ("density", "blocks", metric, "loss against dense", "p50 ms", "p99 ms", "peak MiB"):
+    for name in ("density", "blocks", metric, "loss against dense", "p50 ms", "p90 ms", "peak MiB"):
         table.add_column(name, justify="right")
     for point in calibration.points:
         values = (f"{point.density:g}", f"{point.num_selected}", f"{point.task_metric:.4f}")
@@ -93,7 +93,7 @@ def _cost(cost: "Cost") -> tuple[str, str, str]:
     memory = cost.peak_memory_bytes
     return (
         _range(cost.latency_p50_ms, ".1f"),
-        _range(cost.latency_p99_ms, ".1f"),
+        _range(cost.latency_p90_ms, ".1f"),
         f"{memory.value / 2**20:.0f}",
     )
 

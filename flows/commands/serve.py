@@ -61,6 +61,8 @@ def serve(
 
     The contract is that of MLflow's scoring server, `budget` being a parameter:
     {"inputs": {"numeric": …, "known": …, "categorical": …}, "params": {"budget": 0.125}}
+    Promotions and rollbacks are followed while it runs. Every 400 requests the monitor looks at error rate
+    and latency of what is live, and takes it back by the policy's `rollback` rules.
 
     \b
     Examples:
@@ -68,15 +70,20 @@ def serve(
       curl -d @request.json -H 'Content-Type: application/json' http://127.0.0.1:5001/invocations
       curl http://127.0.0.1:5001/ladder
     """
+    from pipelines.serving.follower import open_follower
     from pipelines.serving.front_door import listening_socket, serve
-    from pipelines.serving.service import Trial, open_service
+    from pipelines.serving.service import Trial
 
     job = _open(dataset, policy)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     trial = Trial(candidate, deadline, again)
-    with listening_socket(host, port) as listener, open_service(job, trial, _say_move) as service:
-        _say(f"http://{host}:{listener.getsockname()[1]}/invocations: {_who(service)}  (Ctrl-C stops it)")
-        serve(service, listener)
+    with (
+        listening_socket(host, port) as listener,
+        open_follower(job, trial, _say_move, _say) as follower,
+    ):
+        said = f"http://{host}:{listener.getsockname()[1]}/invocations: {_who(follower.service)}"
+        _say(f"{said}  (Ctrl-C stops it)")
+        serve(lambda: follower.service, listener)
 
 
 @click.command()

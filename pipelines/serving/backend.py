@@ -1,11 +1,13 @@
 """A served model as the router sees it: asked with a deadline, replaced when it dies or hangs."""
 
+import math
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Any
 
 from pipelines.fingerprint import ROOT
 from pipelines.serving.frames import receive_frame, send_frame
-from pipelines.signing import VARIABLE
+from pipelines.signing import without_secrets
+from validation.errors import InputError
 
 LOAD_SECONDS = 60.0
 """After this a model that is still loading counts as hung."""
@@ -83,8 +86,9 @@ class Nursery:
 
     def _open(self) -> None:
         self._commands, theirs = socket.socketpair()
-        # Model code gets no secret, and Ctrl-C is for the process that decides what to end when.
-        environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        # No bytecode beside a model's code, where it would be a file that nobody signed; and a session of its
+        # own, as Ctrl-C is for the process that decides what to end when.
+        environ = {**without_secrets(os.environ), "PYTHONDONTWRITEBYTECODE": "1"}
         with theirs, self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "pipelines.serving.worker", str(theirs.fileno())],
@@ -131,8 +135,9 @@ class Worker:
 class Backend:
     """One model, one request at a time. A process that dies or is late is killed and replaced at once."""
 
-    def __init__(self, nursery: Nursery, folder: Path) -> None:
-        self._nursery, self._folder = nursery, folder
+    def __init__(self, nursery: Nursery, folder: Path, verify: Callable[[], None] = lambda: None) -> None:
+        """`verify` is called before each process that loads `folder`: InputError where it must not."""
+        self._nursery, self._folder, self._verify = nursery, folder, verify
         self._turn = threading.Lock()
         self._worker: Worker | None = None
         self._pause, self._not_before, self._failure = 0.0, 0.0, ""
@@ -157,6 +162,14 @@ class Backend:
                 worker.wait_until_ready(deadline)
             except (TimeoutError, OSError) as error:
                 raise Unanswered(f"load: {type(error).__name__} after {seconds:g} s") from error
+
+    def close(self) -> None:
+        """End its process once it has answered what it is at; who asks later gets no answer."""
+        with self._turn:
+            if self._worker is not None:
+                self._nursery.kill(self._worker)
+            self._worker, self._not_before = None, math.inf
+            self._failure = "load: it was taken out of service"
 
     @property
     def pid(self) -> int | None:
@@ -194,7 +207,10 @@ class Backend:
     def _begin(self) -> None:
         self._began = time.monotonic()
         try:
+            self._verify()
             self._worker = self._nursery.start(self._folder)
+        except InputError:  # whose text names a place on this machine: no caller's business
+            self._rest("load: its files are not as signed")
         except OSError as error:
             self._worker, self._failure = None, f"load: no process could be started ({error})"
 
@@ -203,8 +219,11 @@ class Backend:
         self._begin()
 
     def _give_up(self, worker: Worker, failure: str) -> None:
-        """Not again at once: what does not load now hardly loads a moment later."""
         self._nursery.kill(worker)
+        self._rest(failure)
+
+    def _rest(self, failure: str) -> None:
+        """Not again at once: what does not load now hardly loads a moment later."""
         self._pause = min(_LONGEST_PAUSE, max(1.0, 2 * self._pause))
         self._worker, self._not_before = None, time.monotonic() + self._pause
         self._failure = failure

@@ -4,6 +4,7 @@ A request may bring its id in X-Request-Id; the answer names it, and who answere
 """
 
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipelines.servable import refusal
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 _JSON = "application/json"
 
+Current = Callable[[], Service]
+"""The service of the moment: the release log may put another one in its place between two requests."""
+
 
 def listening_socket(host: str, port: int) -> socket.socket:
     """A socket that listens. Raises InputError where it cannot, before anything else is started."""
@@ -29,17 +33,17 @@ def listening_socket(host: str, port: int) -> socket.socket:
         raise InputError(f"--host {host} --port {port}: {error.strerror}; give another one") from None
 
 
-def serve(service: Service, listener: socket.socket) -> None:
+def serve(current: Current, listener: socket.socket) -> None:
     """Answer until SIGTERM or Ctrl-C."""
     import uvicorn
 
     config = uvicorn.Config(
-        make_app(service), log_level="warning", access_log=False, timeout_graceful_shutdown=5, lifespan="off"
+        make_app(current), log_level="warning", access_log=False, timeout_graceful_shutdown=5, lifespan="off"
     )
     uvicorn.Server(config).run(sockets=[listener])
 
 
-def make_app(service: Service) -> "FastAPI":
+def make_app(current: Current) -> "FastAPI":
     """The routes around a running service."""
     from importlib.metadata import version
 
@@ -60,7 +64,7 @@ def make_app(service: Service) -> "FastAPI":
 
     @app.get("/ladder")
     def ladder() -> list[dict]:
-        return [report.model_dump(mode="json") for report in step_reports(service)]
+        return [report.model_dump(mode="json") for report in step_reports(current())]
 
     @app.post("/invocations")
     async def invocations(request: Request) -> Response:
@@ -69,7 +73,7 @@ def make_app(service: Service) -> "FastAPI":
             body = await _body(request)
         except ValueError as error:
             return Response(refusal("BAD_REQUEST", str(error)), 400, media_type=_JSON)
-        status, content, by = await run_in_threadpool(_answer, service, identity, body)
+        status, content, by = await run_in_threadpool(_answer, current, identity, body)
         headers = {"X-Request-Id": identity, "X-Answered-By": by}
         return Response(content, status, headers, media_type=_JSON)
 
@@ -88,11 +92,14 @@ async def _body(request: "HttpRequest") -> bytes:
     return bytes(body)
 
 
-def _answer(service: Service, identity: str, body: bytes) -> tuple[int, bytes, str]:
+def _answer(current: Current, identity: str, body: bytes) -> tuple[int, bytes, str]:
     """Status, body and version that answered."""
+    service = current()
     try:
         reply: Reply = service.router.answer(Request(identity, body))
     except Unanswered as error:
+        if current() is not service:  # replaced meanwhile: its successor answers
+            return _answer(current, identity, body)
         return 503, refusal("TEMPORARILY_UNAVAILABLE", f"no model can answer ({error})").encode(), "nobody"
     version = service.incumbent if reply.by == "incumbent" else service.candidate
     assert version is not None

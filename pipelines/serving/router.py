@@ -15,6 +15,7 @@ from pipelines.serving.comparison import Comparison
 from pipelines.serving.ladder import Ladder, Move
 from pipelines.serving.requests import Request
 from pipelines.serving.store import Exchange, Exchanges
+from pipelines.serving.watch import Seen, Watch
 
 INCUMBENT_SECONDS = 60.0
 """As long as MLflow's scoring server waits."""
@@ -77,8 +78,10 @@ class Router:
     candidate: Candidate | None
     comparison: Comparison
     on_move: Callable[[Move], None] = lambda move: None
+    watch: Watch = field(default_factory=Watch)
+    """Of the incumbent, whoever answers the caller."""
     num_uncompared: int = 0
-    _waiting: "queue.Queue[Callable[[], None]]" = field(default_factory=lambda: queue.Queue(_WAITING))
+    _waiting: "queue.Queue[Callable[[], None] | None]" = field(default_factory=lambda: queue.Queue(_WAITING))
 
     def __post_init__(self) -> None:
         threading.Thread(target=self._compare_forever, daemon=True).start()
@@ -97,7 +100,7 @@ class Router:
         incumbent = self._ask_incumbent(request)
         if asked is not None:  # the candidate failed a caller: seen at once, before the next one asks
             if not (asked.is_refusal and incumbent.is_refusal):
-                self._compare(request, move, incumbent, asked, assigned=True)
+                self._safely(lambda: self._compare(request, move, incumbent, asked, assigned=True))
         elif incumbent.is_usable:
             self._later(lambda: self._compare(request, move, incumbent, None, assigned=False))
         return _reply(incumbent, "incumbent")
@@ -106,14 +109,24 @@ class Router:
         """Wait until everything that was answered is compared too."""
         self._waiting.join()
 
+    def stop(self) -> None:
+        """Compare what waits, then no more. Callers are answered all the same."""
+        self._waiting.put(None)
+        self.settle()
+
     def _ask_incumbent(self, request: Request) -> _Asked:
         """Twice, where its process died: the second time it is another one."""
         asked = _ask(self.incumbent, request, INCUMBENT_SECONDS)
         if asked.answer is None:
             asked = _ask(self.incumbent, request, INCUMBENT_SECONDS)
+        self._note(asked)
         if asked.answer is None:
             raise Unanswered(asked.fault)
         return asked
+
+    def _note(self, asked: _Asked) -> None:
+        if not asked.is_refusal:
+            self.watch.add(Seen(not asked.is_usable, asked.seconds))
 
     def _later(self, work: Callable[[], None]) -> None:
         try:
@@ -122,14 +135,16 @@ class Router:
             self.num_uncompared += 1
 
     def _compare_forever(self) -> None:
-        while True:
-            work = self._waiting.get()
-            try:
-                work()
-            except Exception:  # a full disk, say: the callers are served all the same
-                self.num_uncompared += 1
-            finally:
-                self._waiting.task_done()
+        while (work := self._waiting.get()) is not None:
+            self._safely(work)
+            self._waiting.task_done()
+        self._waiting.task_done()
+
+    def _safely(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:  # a full disk, say: the callers are served all the same
+            self.num_uncompared += 1
 
     def _compare(
         self, request: Request, move: Move, incumbent: _Asked | None, asked: _Asked | None, assigned: bool
@@ -137,7 +152,9 @@ class Router:
         """Ask whichever side was not asked, keep both answers, and let the ladder see them."""
         candidate = self.candidate
         assert candidate is not None
-        incumbent = incumbent or _ask(self.incumbent, request, INCUMBENT_SECONDS)
+        if incumbent is None:
+            incumbent = _ask(self.incumbent, request, INCUMBENT_SECONDS)
+            self._note(incumbent)
         asked = asked or _ask(candidate.backend, request, candidate.seconds)
         if asked.fault == STILL_LOADING and not assigned:
             self.num_uncompared += (

@@ -13,11 +13,18 @@ from pipelines.job import Job
 from pipelines.registry import ModelVersion, registered_name
 from pipelines.release_log import ReleaseEntry
 from pipelines.rollout import replay
+from pipelines.servable import verify_model
 from pipelines.serving.backend import LOAD_SECONDS, Backend, Nursery, Unanswered
-from pipelines.serving.comparison import Comparison, pair_folder, serving_folder
+from pipelines.serving.comparison import (
+    Comparison,
+    pair_folder,
+    refuse_lost_moves,
+    serving_folder,
+)
 from pipelines.serving.ladder import Ladder, Move
 from pipelines.serving.router import Candidate, Router
 from pipelines.serving.store import Exchanges
+from pipelines.serving.watch import Watch
 from pipelines.signing import load_key, trusted_keys
 from validation.errors import InputError
 
@@ -43,28 +50,66 @@ class Service:
     candidate: ModelVersion | None
 
 
+Versions = tuple[ModelVersion, ModelVersion | None]
+"""What is live, and what is on trial."""
+
+
 @contextmanager
 def open_service(job: Job, trial: Trial, on_move: Callable[[Move], None]) -> Iterator[Service]:
     """Start the processes of a dataset's models, ready to answer; all end with the block, however it ends.
 
     Raises InputError where nothing is live, files are not as signed, or the incumbent does not load.
     """
-    live, candidate = chosen_versions(job, trial)
+    versions = chosen_versions(job, trial)
+    with open_nursery(job) as nursery:
+        yield start_service(job, nursery, versions, trial, on_move)
+
+
+@contextmanager
+def open_nursery(job: Job) -> Iterator[Nursery]:
+    """What starts the models' processes; one at a time for a dataset. Raises InputError for a second one."""
     folder = serving_folder(job.settings, job.spec.name)
     with exclusive_lock(folder / ".lock", wait=False):
-        incumbent_files = _fetch(job, live, folder)
         nursery = Nursery(folder / "workers.log", job.settings.threads)
         try:
-            incumbent = Backend(nursery, incumbent_files)
-            tried = _on_trial(job, live, candidate, trial, nursery) if candidate else None
-            _wait(incumbent, live, folder)
-            router = Router(incumbent, tried, Comparison.of(job.spec), on_move)
-            yield Service(router, live, candidate)
+            yield nursery
         finally:
             nursery.close()
 
 
-def chosen_versions(job: Job, trial: Trial) -> tuple[ModelVersion, ModelVersion | None]:
+def start_service(
+    job: Job,
+    nursery: Nursery,
+    versions: Versions,
+    trial: Trial,
+    on_move: Callable[[Move], None],
+    before: Service | None = None,
+) -> Service:
+    """A service that is ready to answer, with the incumbent's process of `before` if that is the same.
+
+    Raises InputError where files are not as signed or the incumbent does not load; `before` goes on.
+    """
+    live, candidate = versions
+    is_same = before is not None and before.incumbent.checkpoint == live.checkpoint
+    incumbent = before.router.incumbent if before and is_same else _backend(job, live, nursery)
+    try:
+        tried = _on_trial(job, live, candidate, trial, nursery) if candidate else None
+        _wait(incumbent, live, serving_folder(job.settings, job.spec.name))
+    except InputError:
+        if not is_same:
+            incumbent.close()
+        raise
+    watch = before.router.watch if before and is_same else Watch()
+    return Service(Router(incumbent, tried, Comparison.of(job.spec), on_move, watch), live, candidate)
+
+
+def _backend(job: Job, version: ModelVersion, nursery: Nursery) -> Backend:
+    """Its files are verified before each process that loads them, not only when they were fetched."""
+    model, trusted = _fetch(job, version), trusted_keys(job.settings.keys)
+    return Backend(nursery, model, lambda: verify_model(model, trusted, version.checkpoint))
+
+
+def chosen_versions(job: Job, trial: Trial) -> Versions:
     """What is live, and what is on trial against it if anything is. The release log says which they are."""
     entries = [entry for entry in job.log.entries() if entry.decision.dataset == job.spec.name]
     state = replay(entries, job.spec.name)
@@ -93,10 +138,14 @@ def _version(job: Job, entries: list[ReleaseEntry], number: int) -> ModelVersion
     return version.model_copy(update={"checkpoint": logged[-1]}) if logged else version
 
 
-def _fetch(job: Job, version: ModelVersion, folder: Path) -> Path:
-    """The version's files, taken from the registry anew and verified."""
-    place = folder / "models" / f"version-{version.version}"
-    shutil.rmtree(place, ignore_errors=True)
+def _fetch(job: Job, version: ModelVersion) -> Path:
+    """The version's files, verified: the last time's if they are as signed, else the registry's."""
+    place = serving_folder(job.settings, job.spec.name) / "models" / f"version-{version.version}"
+    try:  # a rollback must not wait for the registry
+        verify_model(place / "model", trusted_keys(job.settings.keys), version.checkpoint)
+        return place / "model"
+    except InputError:
+        shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
     return job.tracker.download_version(version, place).parent
 
@@ -116,15 +165,12 @@ def _on_trial(
         getpass.getuser(),
     )
     exchanges = Exchanges(folder / "exchanges.sqlite3")
-    if exchanges.last_move > ladder.last.sequence:
-        lost = f"holds {ladder.last.sequence} moves of {exchanges.last_move}"
-        raise InputError(f"{folder / 'ladder.jsonl'}: {lost}; restore it from a backup")
+    refuse_lost_moves(folder, ladder.moves, exchanges.last_move)
     if trial.again:
         ladder.again(trial.again)
         exchanges.note_move(ladder.last.sequence)
     ladder.go_on_with(exchanges.pairs(ladder.last.sequence))
-    backend = Backend(nursery, _fetch(job, version, serving_folder(settings, name)))
-    return Candidate(backend, ladder, exchanges, trial.deadline_s)
+    return Candidate(_backend(job, version, nursery), ladder, exchanges, trial.deadline_s)
 
 
 def _wait(incumbent: Backend, live: ModelVersion, folder: Path) -> None:

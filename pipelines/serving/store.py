@@ -3,12 +3,14 @@
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from validation.canary import Pair
+from validation.errors import InputError
 
 MAX_BODY_BYTES = 64 << 20
 """Of compressed requests and answers; beyond, the oldest go, and only what was found of them stays."""
@@ -52,19 +54,25 @@ class Exchange:
 
 
 class Exchanges:
-    """The file at `path`. Safe to use from several threads; whole after a kill -9."""
+    """The file at `path`. Safe to use from several threads; whole after a kill -9.
 
-    def __init__(self, path: Path, max_body_bytes: int = MAX_BODY_BYTES, max_rows: int = MAX_ROWS) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    Nothing in it is signed: it is evidence only as far as the home folder is closed to others.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        max_rows: int = MAX_ROWS,
+        *,
+        is_to_read: bool = False,
+    ) -> None:
+        """Made where there is none, unless it is only to be read. Raises InputError for a damaged file."""
         self._turn = threading.Lock()
         self._max_body_bytes, self._max_rows = max_body_bytes, max_rows
-        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.execute(
-            "PRAGMA synchronous=NORMAL"
-        )  # whole after a power cut, if less the last moment
-        self._connection.executescript(_SCHEMA)
-        self._body_bytes = self._one(_BODY_BYTES)
+        with _damage_is_named(path):
+            self._connection = _open_to_read(path) if is_to_read else _open_to_write(path)
+            self._body_bytes = self._one(_BODY_BYTES)
 
     def add(self, exchange: Exchange) -> bool:
         """Keep an exchange; False where this id was answered under this move already."""
@@ -104,6 +112,12 @@ class Exchanges:
             ):
                 found.setdefault(share, []).append(_pair(row))
         return found
+
+    @property
+    def newest_at(self) -> str | None:
+        """When the last exchange was kept (ISO 8601, UTC); None where there is none."""
+        with self._turn:
+            return self._connection.execute("SELECT max(time) FROM exchange").fetchone()[0]
 
     def bodies(self, identity: str) -> tuple[bytes, ...] | None:
         """Request, incumbent's and candidate's answer of that id's newest exchange, while kept."""
@@ -145,6 +159,40 @@ class Exchanges:
 
     def _one(self, select: str) -> int:
         return self._connection.execute(f"{select} FROM exchange").fetchone()[0]
+
+
+def read_pairs(path: Path) -> tuple[dict[float, list[Pair]], int, str | None]:
+    """Pairs by share, the number of the last move, and the time of the newest pair, of a file left as it is.
+
+    Raises InputError for a damaged file.
+    """
+    exchanges = Exchanges(path, is_to_read=True)
+    try:
+        with _damage_is_named(path):
+            return exchanges.pairs_by_share(), exchanges.last_move, exchanges.newest_at
+    finally:
+        exchanges.close()
+
+
+def _open_to_write(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")  # whole after a power cut, if less the last moment
+    connection.executescript(_SCHEMA)
+    return connection
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+
+
+@contextmanager
+def _damage_is_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise InputError(f"{path}: not readable ({error}); restore it or move its folder away") from None
 
 
 def _pair(row: Iterable) -> Pair:

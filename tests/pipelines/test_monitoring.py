@@ -1,16 +1,26 @@
 """A live model that breaks its bound often enough is taken back, by the monitor, once."""
 
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from pipelines.monitoring import Observation, observations, observe, roll_back_if_breached
-from pipelines.release_log import ReleaseLog
-from pipelines.rollout import current_state
+from pipelines import monitoring
+from pipelines.decisions import apply_verdict
+from pipelines.monitoring import (
+    Alert,
+    Observation,
+    alert_file,
+    observations,
+    observe,
+    roll_back_if_breached,
+)
+from pipelines.release_log import ReleaseLog, Stage
+from pipelines.rollout import CLIMB, current_state
 from pipelines.settings import Settings, load_settings
-from tests.release_cases import DATASET, climbed, started
+from tests.release_cases import ADA, DATASET, climbed, started, verdict, version
 from validation.errors import InputError
 from validation.kpis import kpi
 from validation.policy import Policy, load_policy
@@ -81,13 +91,57 @@ def test_windows_of_another_model_or_with_too_few_requests_prove_nothing(
     assert roll_back_if_breached(log, settings, DATASET, policy, "auroc") is None
 
 
-def test_where_there_is_no_way_back_a_person_has_to_decide(settings: Settings, policy: Policy) -> None:
+def test_where_there_is_no_way_back_a_person_has_to_decide(
+    settings: Settings, policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
     log = ReleaseLog.open(settings)
     assert roll_back_if_breached(log, settings, DATASET, policy, "auroc") is None
     started(log)
     seen(settings, [0.5] * 3, "weights 1")
-    with pytest.raises(InputError, match="there is no earlier release to go back to"):
-        roll_back_if_breached(log, settings, DATASET, policy, "auroc")
+    before = log.entries()
+    assert roll_back_if_breached(log, settings, DATASET, policy, "auroc") is None  # the caller goes on
+    assert log.entries() == before
+    assert "version 1: error_rate broke its bound" in caplog.text
+    assert "no earlier release to go back to: a person has to decide" in caplog.text
+    alert = Alert.model_validate_json(alert_file(settings, DATASET).read_bytes())
+    assert (alert.version, alert.checkpoint) == (1, "weights 1")
+
+
+def test_a_model_that_is_let_in_again_is_judged_by_what_it_does_from_then_on(
+    settings: Settings, policy: Policy
+) -> None:
+    log = ReleaseLog.open(settings)
+    climbed(log)
+    check = partial(roll_back_if_breached, log, settings, DATASET, policy, "auroc")
+    seen(settings, [0.5] * 3)
+    after = check()
+    assert after is not None
+    time.sleep(0.002)  # times are told to the millisecond
+    for stage in ("training", "edge")[CLIMB.index(after.stage) - CLIMB.index(Stage.TRAINING) :]:
+        after = apply_verdict(log, after, version(3), verdict(stage, 3), ADA)
+    assert after.champion == 3
+    assert check() is None
+    seen(settings, [0.5] * 5)  # three of these are the windows from before, looked at again
+    assert check() is None
+    seen(settings, [0.5] * 6)
+    again = check()
+    assert again is not None
+    assert again.champion == 2
+
+
+def test_of_thousands_of_windows_the_newest_stay_and_every_month_does(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitoring, "_KEPT", 3)
+    seen(settings, [0.0])
+    for second in range(5):
+        observe(
+            settings,
+            DATASET,
+            Observation(window=f"2026-04-01T00:00:0{second}", checkpoint="weights 3", kpis=()),
+        )
+    kept = [each.window for each in observations(settings, DATASET)]
+    assert kept == ["2026-03-01", *(f"2026-04-01T00:00:0{second}" for second in (2, 3, 4))]
 
 
 def test_a_damaged_observation_is_named(settings: Settings) -> None:

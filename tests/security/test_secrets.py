@@ -1,18 +1,28 @@
 """The search for leaked keys finds them in every form; files that others can reach are refused."""
 
 import base64
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from flows.cli import ui
 from pipelines.signing import load_key, trusted_keys
 from tests.key_traces import traces_of
 from validation.errors import InputError
 
 KEY = Ed25519PrivateKey.generate()
 RAW = KEY.private_bytes_raw()
+
+
+class Started(Exception):
+    """In place of the process that would have been started."""
 
 
 @pytest.mark.parametrize(
@@ -65,6 +75,45 @@ def test_model_processes_are_started_without_the_key(monkeypatch: pytest.MonkeyP
         nursery.close()
     assert VARIABLE not in environ
     assert "PATH" in environ
+
+
+def test_whatever_else_is_started_gets_neither_key_nor_database_password(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import pipelines.cost
+    import pipelines.edge.measurement
+    from pipelines.serving_check import _in_fresh_process
+
+    secrets = {
+        "DANKAI_SIGNING_KEY": base64.b64encode(RAW).decode(),
+        "DANKAI_DATABASE_URL": "postgresql://u:p@h/d",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    tell = [sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)))"]
+    environs: list[Any] = [json.loads(_in_fresh_process(tell).stdout)]
+
+    def started(*arguments: Any, **options: Any) -> Any:
+        environs.append(options.get("env") or os.environ)
+        raise Started
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setattr(subprocess, "run", started)
+    monkeypatch.setattr(os, "execvpe", lambda path, command, environ: started(env=environ))
+    monkeypatch.setattr(os, "execvp", started)
+    monkeypatch.setenv("DANKAI_HOME", str(tmp_path))
+    subject = pipelines.cost.Subject(name="model", folder=str(tmp_path))
+    for start in (
+        lambda: pipelines.cost._Probe(subject, 1, 1, "cpu"),
+        lambda: pipelines.edge.measurement.measure(tmp_path, KEY.public_key(), 1),
+        lambda: ui.callback(1),  # type: ignore[misc]
+    ):
+        with pytest.raises(Started):
+            start()
+    assert len(environs) == 4
+    for environ in environs:
+        assert not secrets.keys() & environ.keys()
+        assert "PATH" in environ
 
 
 def test_a_step_record_that_leads_out_of_the_home_is_not_followed(tmp_path: Path) -> None:

@@ -218,6 +218,8 @@ def perfect(threshold: Threshold, evidence: Evidence) -> Kpi:
         versus=threshold.versus,
         reference_value=0.3,
         reference_checkpoint=evidence.references[threshold.versus] if threshold.versus else None,
+        measured_at=evidence.measured_at,
+        n=400,
     )
 
 
@@ -240,6 +242,50 @@ SPOILS: list[dict[str, Any] | None] = [
     {"checkpoint": "another"},
     {"snapshot": "another"},
 ]
+
+
+@pytest.mark.parametrize(
+    ("measured_at", "words"),
+    [(None, "does not say when it was measured"), (LAST_MONTH, "696 hours ago, 168 are allowed"), (NOW, "")],
+)
+def test_a_kpi_that_is_old_or_undated_holds(measured_at: str | None, words: str) -> None:
+    """The scores are fresh; the timings have a date of their own."""
+    asked = stage(NOT_SLOWER).model_copy(update={"max_age_hours": 168})
+    fast = measured("latency_p50_ratio", 0.5, 0.6, 0.7, measured_at=measured_at)
+    verdict = judge([fast], asked, FRESH)
+    assert verdict.outcome is (Outcome.HOLD if words else Outcome.PASS)
+    assert words in "".join(verdict.reasons)
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "needed"),
+    [("latency_p99_ms", 367, 368), ("latency_p90_ms", 35, 36), ("latency_p50_ratio", 19, 20)],
+)
+def test_a_quantile_of_too_few_timings_holds_and_says_how_many_it_takes(
+    name: str, n: int, needed: int
+) -> None:
+    threshold = Threshold(kpi=name, at_most=1000)
+    verdict = ask(threshold, measured(name, 1, 2, math.inf, n=n))
+    assert verdict.outcome is Outcome.HOLD
+    assert f"{n} timings are too few, {needed} are needed" in verdict.reasons[0]
+    assert ask(threshold, measured(name, 1, 2, 3, n=needed)).outcome is Outcome.PASS
+
+
+def test_a_small_min_group_does_not_undercut_min_windows() -> None:
+    """The stage asks for 30 windows, whatever less is said of its groups."""
+    lax = WORST_ORIGIN.model_copy(update={"min_group": 1})
+    assert ask(lax, group("JFK", -0.01, 0.0, 0.01, n=29)).outcome is Outcome.HOLD
+    assert ask(lax, group("JFK", -0.01, 0.0, 0.01, n=30)).outcome is Outcome.PASS
+    assert "none of 1 groups has 30 windows" in ask(lax, group("JFK", 0, 0, 0, n=29)).reasons[0]
+
+
+@pytest.mark.parametrize("name", ["canary_error_rate", "shadow_disagreement", "canary_latency_ratio"])
+def test_what_real_requests_said_has_to_state_its_confidence(name: str) -> None:
+    threshold = Threshold(kpi=name, at_most=0.9)
+    assert ask(threshold, measured(name, 0.1, 0.2, 0.3)).outcome is Outcome.PASS
+    for confidence in (None, 0.9):
+        doubtful = measured(name, 0.1, 0.2, 0.3, confidence=confidence)
+        assert ask(threshold, doubtful).outcome is Outcome.HOLD
 
 
 @pytest.mark.parametrize("name", STAGES)

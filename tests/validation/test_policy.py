@@ -125,6 +125,43 @@ def test_a_stage_with_an_empty_or_missing_section_is_refused(
     refused_at(path, f"stages.{stage}.{section}: missing", f"  {stage}:")
 
 
+NEVER_MEASURED = {
+    "pilot": [
+        ("task_metric, margin: 0, versus: champion", "compares with dense or baseline, never with champion"),
+        ("seed_spread, at_most: 1", "the pilot stage never measures seed_spread; it measures task_metric"),
+        ("latency_p50_ratio, at_most: 1, slice: 'worst:*'", "not measured by *: leave slice out"),
+        ("average_precision, at_least: 0.1, slice: worst:site", "not measured by site: leave slice out"),
+        ("latency_p99_ratio, margin: 1, versus: dense", "not compared with dense: give it a bound"),
+    ],
+    "training": [("latency_p99_ms, at_most: 1", "never measures latency_p99_ms")],
+    "edge": [("selection_recall, at_least: 0.5", "the edge stage never measures selection_recall")],
+    "steady": [
+        ("task_metric, margin: 0, versus: dense", "compares with champion or baseline, never with dense"),
+        ("peak_memory_bytes, at_most: 1", "never measures peak_memory_bytes"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "asked", "words"),
+    [(stage, asked, words) for stage, cases in NEVER_MEASURED.items() for asked, words in cases],
+)
+def test_a_threshold_that_its_stage_never_measures_is_refused(
+    stage: str, asked: str, words: str, tmp_path: Path
+) -> None:
+    """It could never pass, however good the candidate: the second threshold here is the mistaken one."""
+    quality = "\n      - {kpi: auroc, at_least: 0.5}\n      - {kpi: " + asked + "} # here"
+    path = write_stage(tmp_path, stage, {**SECTIONS, "quality": quality})
+    refused_at(path, words, "      - {kpi: " + asked)
+    with pytest.raises(InputError, match=rf"stages\.{stage}\.quality\.1: "):
+        load_policy(path)
+
+
+def test_the_groups_of_the_main_metric_and_of_the_ladder_may_be_asked_about(tmp_path: Path) -> None:
+    for asked in ("mse, at_most: 1, slice: 'worst:*'", "canary_error_rate, at_most: 1, slice: worst:share"):
+        load_policy(write_stage(tmp_path, "pilot", {**SECTIONS, "quality": "[{kpi: " + asked + "}]"}))
+
+
 @pytest.mark.parametrize("section", ["quality", "serving"])
 def test_a_stage_that_could_never_decide_is_refused(section: str, tmp_path: Path) -> None:
     watched = SECTIONS[section].replace("}", ", severity: dry_run}")

@@ -9,17 +9,21 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from pipelines.clock import now
 from pipelines.job import Job
-from pipelines.serving.comparison import canary_kpis
+from pipelines.rollout import current_state
+from pipelines.serving.comparison import canary_kpis, opponent
 from pipelines.serving.requests import Request
 from pipelines.settings import QUIET
 from tests.tiny_rollout import Preloaded, free_port, serving, wait_for_server
+from validation.evidence import too_old
 
 
 @dataclass
@@ -102,15 +106,19 @@ def test_replaying_stored_requests_tells_each_step_and_what_a_gate_may_ask(
     assert "week.jsonl:11: Expecting property name" in ended.err
     assert "week:12: Model is missing inputs" in ended.err
     entry = job.log.entries()[-1].decision
-    kpis = canary_kpis(
-        job.settings, "canary", candidate=entry.checkpoint, snapshot=entry.snapshot, confidence=0.95
-    )
+    live = opponent(current_state(job.log, "canary"), entry.checkpoint)
+    asked = partial(canary_kpis, job.settings, "canary", snapshot=entry.snapshot, confidence=0.95)
+    kpis = asked(candidate=entry.checkpoint, incumbent=live, min_requests=len(questions))
     names = {"shadow_disagreement", "canary_error_rate", "canary_latency_ratio"}
     assert {(kpi.name, kpi.slice) for kpi in kpis} == {
         (name, slice) for name in names for slice in ("", "share=0")
     }
     assert {kpi.n for kpi in kpis} == {step["verdict"]["num_requests"]}
-    assert canary_kpis(job.settings, "canary", candidate="f" * 64, snapshot="s", confidence=0.95) == []
+    assert {kpi.confidence for kpi in kpis} == {0.95}
+    assert all(not too_old(kpi.measured_at, 1.0, now()) for kpi in kpis)
+    assert asked(candidate=entry.checkpoint, incumbent=live, min_requests=10_000) == []
+    assert asked(candidate=entry.checkpoint, incumbent="f" * 64, min_requests=1) == []
+    assert asked(candidate="f" * 64, incumbent=live, min_requests=1) == []
 
 
 def test_what_cannot_be_served_is_one_line(
