@@ -293,10 +293,6 @@ class Tracker:
             token = page.token or None
         return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
-    def account_of(self, run_id: str) -> str:
-        """The operating system's account that made a run, "" where it is not known."""
-        return self._client.get_run(run_id).data.tags.get(ACCOUNT, "") if run_id else ""
-
     def _model(self, name: str) -> Any:
         from mlflow.exceptions import MlflowException
 

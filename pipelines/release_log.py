@@ -67,6 +67,11 @@ class ApprovalTerms(Record):
     """Account that trained the candidate, "" where unknown."""
     trainer_may_approve: bool = True
 
+    @property
+    def needs_accounts(self) -> bool:
+        """Whether who may answer depends on accounts, which a way in that knows names alone cannot show."""
+        return self.persons > 1 or not self.trainer_may_approve
+
 
 class Decision(Record):
     """What was decided about one model version, by whom, on what evidence. Hashes are SHA-256 hex."""
