@@ -67,7 +67,8 @@ class Job:
         is_current: Callable[[T], bool] = lambda _: True,
     ) -> T:
         """Run a step unless its result is already there (see pipelines.steps)."""
-        return once(self.settings.steps, f"{self.spec.name}-{name}", inputs, kind, compute, is_current)
+        step = f"{self.spec.name}-{name}"
+        return once(self.settings.steps, step, inputs, kind, compute, is_current, self.settings.keys)
 
     def windows(self, prepared: Prepared, spec: DatasetSpec | None = None) -> Windows:
         """Windows over the snapshot, built once per process and split."""

@@ -9,7 +9,7 @@ from pipelines.candidates import register
 from pipelines.checkpoint import Checkpoint
 from pipelines.decisions import apply_verdict, bootstrap, challenge, next_stage, terms_of
 from pipelines.job import Job, Report, open_job_of
-from pipelines.reconciliation import reconcile
+from pipelines.reconciliation import reconcile, refuse_lost_entries
 from pipelines.release_log import Action, ApprovalTerms, Decision, ReleaseLog, Stage
 from pipelines.rollout import CLIMB, RolloutState, current_state
 from pipelines.second_look import Lineup, keep_case, look_again, read_case
@@ -52,6 +52,7 @@ def start_pilot(job: Job, incumbent: Checkpoint, reason: str | None) -> RolloutS
     refuse_without_bootstrap(job.log, job.spec.name, reason)
     state = current_state(job.log, job.spec.name)
     if state.live is None:
+        refuse_lost_entries(job.log.entries(), job.spec.name, job.tracker)
         version = register(job, incumbent, "incumbent", None)
         state = bootstrap(job.log, state, version, job.actor, reason or "")
         reconcile(job.log, job.tracker)

@@ -165,6 +165,10 @@ class ReleaseLog:
         """Every whole entry, oldest first. Raises InputError naming the line where the chain breaks."""
         return self._verified(self.store.read())
 
+    def trusts(self, key: str) -> bool:
+        """Whether this installation knows the public key of this id."""
+        return key in trusted_keys(self._keys)
+
     def append(self, decision: Decision, expected_head: str) -> ReleaseEntry:
         """Add one signed entry; on disk for good when this returns.
 
