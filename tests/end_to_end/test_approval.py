@@ -43,6 +43,10 @@ def command(home: Path) -> tuple[object, ...]:
 
 @pytest.fixture(scope="module")
 def ended(command: tuple[object, ...], home: Path, preloaded: Preloaded) -> Ended:
+    """The second run: the first was killed with the case kept and nobody asked yet."""
+    killed = preloaded.dankai(*command, home=home, hook="first after pipelines.release:keep_case")
+    assert killed.code == -9, killed
+    assert [entry.decision.action for entry in log_of(home).entries()] == ["bootstrap"]
     return preloaded.dankai(*command, home=home)
 
 

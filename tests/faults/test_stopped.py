@@ -18,6 +18,7 @@ STOPS = (
     (CTRL_C, "second before pipelines.training:Fit.training_step"),
     (KILL, "second after pipelines.training:Fit.on_validation_epoch_end"),
     (KILL, "first after pipelines.checkpoint:replace_file"),  # config written, weights not
+    (KILL, "first after pipelines.registry:sign_model"),  # incumbent's files signed, no version yet
     (KILL, "first before pipelines.release_log:_append_whole"),  # incumbent registered, not live
     (KILL, "first after pipelines.release_log:_append_whole"),  # live in the log, not in the registry
     (KILL, "second before pipelines.scoring:replace_file"),
