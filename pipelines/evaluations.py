@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -15,9 +15,6 @@ from validation.errors import InputError
 from validation.evidence import Look
 from validation.gates import Stage
 from validation.kpis import Kpi
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 KIND = "evaluation"
 FILE = "evaluation.json"
@@ -76,7 +73,7 @@ def stored_evaluations(
     """Every evaluation that carries these tags, oldest first."""
     wanted = {"kind": KIND, **({"dataset": dataset} if dataset else {}), **(tags or {})}
     for run in tracker.find_runs(wanted):
-        yield _load(tracker, run)
+        yield _load(tracker, run.info.run_id, run.data.tags)
 
 
 def find_evaluation(tracker: Tracker, name: str) -> Stored:
@@ -99,15 +96,14 @@ def find_evaluation(tracker: Tracker, name: str) -> Stored:
         raise InputError(
             f"{name}: none of {len(runs)} evaluations has this run id or verdict digest{_last(runs)}"
         )
-    return _load(tracker, found[-1])
+    return _load(tracker, found[-1].info.run_id, found[-1].data.tags)
 
 
 def _last(runs: list) -> str:
     return f"; the last is {runs[-1].info.run_id}" if runs else "; run a rollout first"
 
 
-def _load(tracker: Tracker, run: "Run") -> Stored:
-    run_id, tags = run.info.run_id, run.data.tags
+def _load(tracker: Tracker, run_id: str, tags: Mapping[str, str]) -> Stored:
     content = tracker.load_dict(run_id, FILE)
     # What lies there is summed, not what is read of it: a newer dankai may know more fields.
     verdict, whole = _sha256(content.get("verdict")), _sha256(content)
