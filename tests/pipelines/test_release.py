@@ -21,7 +21,7 @@ from pipelines.rollout import current_state
 from pipelines.second_look import PURPOSE, Case, Lineup, SignedCase, keep_case, read_case
 from pipelines.settings import Settings
 from pipelines.signing import load_key, sign
-from tests.release_cases import ADA, BOB
+from tests.release_cases import ADA, BOB, log_in
 from tests.tiny_rollout import write_dataset, write_policy
 from validation.errors import InputError
 from validation.gates import Evidence, Outcome, StagePolicy, Verdict, judge
@@ -242,3 +242,11 @@ def test_an_approval_that_was_cut_off_before_the_second_look_counts_once(
         answer(actor=BOB)
     assert answer(actor=ADA).champion != state.champion
     assert actions(job)[4:] == ["request", "approve", "promote"]
+
+
+def test_a_log_that_was_emptied_is_not_begun_anew(job: Job, models: Models, tmp_path: Path) -> None:
+    start_pilot(job, models["dense"], "the incumbent")
+    emptied = replace(job, log=log_in(tmp_path))
+    with pytest.raises(InputError, match=r"the registry has seen release .*; restore the log from a backup"):
+        start_pilot(emptied, models["dense"], "once more")
+    assert emptied.log.entries() == []
