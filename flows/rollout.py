@@ -21,8 +21,9 @@ from pipelines.fingerprint import environment
 from pipelines.job import Job, Prepared, open_job
 from pipelines.judging import LENGTHS, edge_kpis, values_side_by_side
 from pipelines.release import refuse_without_bootstrap
+from pipelines.release_log import Stage
 from pipelines.replay import Month, replay_parts
-from pipelines.rollout import current_state
+from pipelines.rollout import CLIMB, RolloutState, current_state
 from pipelines.scoring import Scores
 from pipelines.second_look import Lineup
 from pipelines.settings import load_settings
@@ -70,6 +71,7 @@ def rollout(
             trained = full_training(climb) if passed else None
             if trained is not None and edge(climb, trained):
                 operate(climb, trained)
+            ask_in_prefect(job.settings)
             summary = summarize(climb, time.monotonic() - started)
             path = write_summary(summary, job.settings.home)
             job.tracker.log_artifact(run_id, path)
@@ -136,9 +138,6 @@ def edge(climb: Climb, trained: Checkpoint) -> bool:
 def operate(climb: Climb, champion: Checkpoint) -> None:
     """The months after the release, in order; drift that matters sends a challenger against the champion."""
     job, prepared = climb.job, climb.prepared
-    releases = current_state(job.log, job.spec.name).releases
-    if champion.sha256 not in {release.checkpoint for release in releases}:
-        return  # an earlier rollout's model is live, and stays so: the summary says it
     released = tasks.score(job, prepared, champion, "test", job.plan.target_density, "sparse-seed0")
     challenger, months = None, replay_parts(job.windows(prepared))
     for month in months:
@@ -176,9 +175,16 @@ def judge(
     bundle = climb.bundle if stage == "edge" else None
     lineup = Lineup(candidate=candidate, dense=climb.dense, seeds=tuple(seeds), bundle=bundle)
     state = tasks.decide(job, lineup, evaluation.verdict, job.plan.target_density)
-    if state.pending is not None:
-        ask_in_prefect(state.pending.id)
-    return evaluation.verdict.outcome is Outcome.PASS and state.pending is None
+    return evaluation.verdict.outcome is Outcome.PASS and has_left(state, stage, candidate)
+
+
+def has_left(state: RolloutState, stage: str, candidate: Checkpoint) -> bool:
+    """Whether this very model took the rollout beyond a stage, and nothing took it back since.
+
+    A PASS alone does not say so: it may wait for people, or date from before a demotion.
+    """
+    is_beyond = CLIMB.index(state.stage) > CLIMB.index(Stage(stage))
+    return is_beyond and candidate.sha256 in {release.checkpoint for release in state.releases}
 
 
 def how_good(climb: Climb) -> list[Values]:

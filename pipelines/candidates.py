@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.actors import account_name
 from pipelines.checkpoint import Checkpoint
 from pipelines.data.spec import DatasetSpec
 from pipelines.data.windows import Windows
@@ -72,7 +73,7 @@ def _train_tracked(
         for path in checkpoint.artifact_paths():
             job.tracker.log_artifact(run_id, Path(path), "checkpoint")
         job.tracker.log_figure(run_id, learning_curve(curve, f"{spec.name}: {mode}"), "learning_curve.png")
-    return checkpoint.model_copy(update={"run_id": run_id})
+    return checkpoint.model_copy(update={"run_id": run_id, "account": account_name()})
 
 
 def following(tracker: Tracker, run_id: str) -> "Follow":

@@ -33,6 +33,8 @@ class Checkpoint(Record):
     peak_memory_bytes: int
     """Largest resident memory (CPU) or allocated device memory (GPU) of the training process."""
     run_id: str = ""
+    account: str = ""
+    """Of the operating system, that trained it; "" where unknown."""
 
     @property
     def weights(self) -> Path:

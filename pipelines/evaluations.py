@@ -1,7 +1,9 @@
 """Evaluations as MLflow keeps them: a run each, with evaluation.json; found by candidate, run or verdict."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -17,6 +19,7 @@ from validation.kpis import Kpi
 KIND = "evaluation"
 FILE = "evaluation.json"
 _DIGEST_TAG = "verdict_digest"
+_CONTENT_TAG = "evaluation_digest"
 _FEWEST = 6  # characters of a digest that may stand for it
 
 
@@ -39,6 +42,7 @@ def track(job: Job, evaluation: Evaluation, is_confirmation: bool) -> str:
         "policy": verdict.policy_digest,
         "confirmation": str(is_confirmation).lower(),
         _DIGEST_TAG: verdict.digest(),
+        _CONTENT_TAG: evaluation.digest(),
     }
     name = f"{job.spec.name} {evaluation.stage} gate: {verdict.outcome}"
     with job.tracker.run(name, KIND, tags, job.parent_run) as run_id:
@@ -69,7 +73,7 @@ def stored_evaluations(
     """Every evaluation that carries these tags, oldest first."""
     wanted = {"kind": KIND, **({"dataset": dataset} if dataset else {}), **(tags or {})}
     for run in tracker.find_runs(wanted):
-        yield _load(tracker, run.info.run_id, run.data.tags.get("dataset", ""))
+        yield _load(tracker, run.info.run_id, run.data.tags)
 
 
 def find_evaluation(tracker: Tracker, name: str) -> Stored:
@@ -92,18 +96,30 @@ def find_evaluation(tracker: Tracker, name: str) -> Stored:
         raise InputError(
             f"{name}: none of {len(runs)} evaluations has this run id or verdict digest{_last(runs)}"
         )
-    return _load(tracker, found[-1].info.run_id, found[-1].data.tags.get("dataset", ""))
+    return _load(tracker, found[-1].info.run_id, found[-1].data.tags)
 
 
 def _last(runs: list) -> str:
     return f"; the last is {runs[-1].info.run_id}" if runs else "; run a rollout first"
 
 
-def _load(tracker: Tracker, run_id: str, dataset: str) -> Stored:
+def _load(tracker: Tracker, run_id: str, tags: Mapping[str, str]) -> Stored:
+    content = tracker.load_dict(run_id, FILE)
+    # What lies there is summed, not what is read of it: a newer dankai may know more fields.
+    verdict, whole = _sha256(content.get("verdict")), _sha256(content)
+    if verdict != tags.get(_DIGEST_TAG) or whole != tags.get(_CONTENT_TAG, whole):
+        raise InputError(
+            f"run {run_id}: {FILE} is not what was judged: it was edited; restore it or delete the run"
+        )
     try:
-        return Stored(run_id, dataset, Evaluation.model_validate(tracker.load_dict(run_id, FILE)))
+        return Stored(run_id, tags.get("dataset", ""), Evaluation.model_validate(content))
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise InputError(
             f"run {run_id}: {FILE} was written by another version of dankai or altered ({reason})"
         ) from None
+
+
+def _sha256(content: Any) -> str:
+    """As Record.digest sums what it holds."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -60,6 +60,15 @@ def let_in(entries: list[ReleaseEntry], dataset: str) -> ReleaseEntry | None:
     return next((entry for entry in own if entry.decision.action in moves), None)
 
 
+def decisions_on(entries: list[ReleaseEntry], verdict: str) -> list[str]:
+    """What the log says was decided on a verdict's digest, a sentence each."""
+    return [
+        f"entry {entry.sequence} ({entry.hash[:12]}): {entry.decision.action} by {entry.decision.actor}"
+        for entry in entries
+        if entry.decision.verdict == verdict
+    ]
+
+
 def refuse_unknown_dataset(entries: list[ReleaseEntry], dataset: str) -> None:
     known = datasets_of(entries)
     if not known:
@@ -89,16 +98,18 @@ def audit(log: ReleaseLog, tracker: Tracker | None, noted_head: str | None = Non
     states = {name: replay(entries, name) for name in datasets_of(entries)}
     if noted_head is not None:
         _refuse_without(entries, noted_head)
+    unknown: list[str] = []
     if tracker is not None:
         for name in states:
             refuse_lost_entries(entries, name, tracker)
+        unknown = _releases_elsewhere(log, entries, tracker)
     return Audit(
         place=log.store.place,
         num_entries=len(entries),
         head=entries[-1].hash if entries else GENESIS,
         datasets=states,
         keys=tuple(sorted({entry.key for entry in entries})),
-        notes=tuple(_notes(entries, tracker)),
+        notes=tuple(_notes(entries, unknown)),
         compared_with_registry=tracker is not None,
     )
 
@@ -114,13 +125,28 @@ def _refuse_without(entries: list[ReleaseEntry], noted_head: str) -> None:
         raise InputError(f"--head: {noted_head}: {why}")
 
 
-def _notes(entries: list[ReleaseEntry], tracker: Tracker | None) -> list[str]:
+def _releases_elsewhere(log: ReleaseLog, entries: list[ReleaseEntry], tracker: Tracker) -> list[str]:
+    """Datasets that MLflow knows releases of and this log does not.
+
+    A registry may serve several installations, each with keys of its own. Raises InputError where a key of
+    this one signed the releases, or where this log holds nothing at all: then they were in it.
+    """
+    released = tracker.released_datasets()
+    lacking = sorted(set(released) - set(datasets_of(entries)))
+    lost = [name for name in lacking if not entries or log.trusts(released[name])]
+    if lost:
+        raise InputError(
+            f"{log.store.place}: MLflow has seen releases of {', '.join(lost)}, and the release log holds "
+            "none: it was emptied; restore a backup"
+        )
+    return lacking
+
+
+def _notes(entries: list[ReleaseEntry], released_elsewhere: list[str]) -> list[str]:
     back = [
         f"entry {after.sequence} is dated before entry {before.sequence}: a clock was set back"
         for before, after in pairwise(entries)
         if after.time < before.time
     ]
-    # A registry may serve several installations, so this alone proves nothing.
-    released = tracker.released_datasets() if tracker else []
-    unknown = sorted(set(released) - set(datasets_of(entries)))
-    return [*back, *(f"MLflow knows releases of {name}, of which this log has none" for name in unknown)]
+    elsewhere = "of which this log has none: another installation's, by their key"
+    return [*back, *(f"MLflow knows releases of {name}, {elsewhere}" for name in released_elsewhere)]

@@ -71,7 +71,8 @@ class Job:
         is_current: Callable[[T], bool] = lambda _: True,
     ) -> T:
         """Run a step unless its result is already there (see pipelines.steps)."""
-        return once(self.settings.steps, f"{self.spec.name}-{name}", inputs, kind, compute, is_current)
+        step = f"{self.spec.name}-{name}"
+        return once(self.settings.steps, step, inputs, kind, compute, is_current, self.settings.keys)
 
     @contextmanager
     def reporting(self, what: str) -> Iterator[None]:

@@ -79,7 +79,8 @@ def _reconcile_one(entries: list[ReleaseEntry], dataset: str, tracker: Tracker) 
         else:
             tracker.set_alias(model, change.alias, change.now)
     if seen != state.head:
-        tracker.note_release_head(model, state.head)
+        key = next(entry.key for entry in entries if entry.hash == state.head)
+        tracker.note_release_head(model, state.head, key)
     return changes
 
 

@@ -276,7 +276,9 @@ class Tracker:
 
     # What the registry remembers of the release log, so that a log cut short is noticed
 
-    def note_release_head(self, name: str, head: str) -> None:
+    def note_release_head(self, name: str, head: str, key: str) -> None:
+        """`head`: hash of the log entry that the model agrees with; `key`: id of the key that signed it."""
+        self._client.set_registered_model_tag(name, "release_key", key)
         self._client.set_registered_model_tag(name, "release_head", head)
 
     def release_head(self, name: str) -> str | None:
@@ -284,18 +286,15 @@ class Tracker:
         model = self._model(name)
         return model.tags.get("release_head") if model else None
 
-    def released_datasets(self) -> list[str]:
-        """Datasets whose models were ever reconciled with a release log."""
-        prefix, names, token = registered_name(""), [], ""
+    def released_datasets(self) -> dict[str, str]:
+        """Datasets whose models were ever reconciled with a release log, and the key that signed it last."""
+        prefix, keys, token = registered_name(""), dict[str, str](), ""
         while token is not None:
             page = self._client.search_registered_models(max_results=BATCH, page_token=token or None)
-            names += [model.name for model in page if "release_head" in model.tags]
+            released = (model for model in page if "release_head" in model.tags)
+            keys |= {model.name: model.tags.get("release_key", "") for model in released}
             token = page.token or None
-        return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-
-    def account_of(self, run_id: str) -> str:
-        """The operating system's account that made a run, "" where it is not known."""
-        return self._client.get_run(run_id).data.tags.get(ACCOUNT, "") if run_id else ""
+        return {name.removeprefix(prefix): key for name, key in keys.items() if name.startswith(prefix)}
 
     def _model(self, name: str) -> Any:
         from mlflow.exceptions import MlflowException

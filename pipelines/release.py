@@ -4,12 +4,12 @@ from typing import Any
 
 from pipelines.actors import Actor
 from pipelines.approvals import approve as record_approval
-from pipelines.approvals import conclude, decline, find_request
+from pipelines.approvals import asked_in_vain, conclude, decline, find_request
 from pipelines.candidates import register
 from pipelines.checkpoint import Checkpoint
 from pipelines.decisions import apply_verdict, bootstrap, challenge, next_stage, terms_of
 from pipelines.job import Job, Report, open_job_of
-from pipelines.reconciliation import reconcile
+from pipelines.reconciliation import reconcile, refuse_lost_entries
 from pipelines.release_log import Action, ApprovalTerms, Decision, ReleaseLog, Stage
 from pipelines.rollout import CLIMB, RolloutState, current_state
 from pipelines.second_look import Lineup, keep_case, look_again, read_case
@@ -52,6 +52,7 @@ def start_pilot(job: Job, incumbent: Checkpoint, reason: str | None) -> RolloutS
     refuse_without_bootstrap(job.log, job.spec.name, reason)
     state = current_state(job.log, job.spec.name)
     if state.live is None:
+        refuse_lost_entries(job.log.entries(), job.spec.name, job.tracker)
         version = register(job, incumbent, "incumbent", None)
         state = bootstrap(job.log, state, version, job.actor, reason or "")
         reconcile(job.log, job.tracker)
@@ -62,6 +63,8 @@ def decide(job: Job, lineup: Lineup, verdict: Verdict, density: float) -> Rollou
     """Record the verdict and move what it moves. A decision that was made before is not made again."""
     state = current_state(job.log, job.spec.name)
     if _is_decided(job, state, verdict):
+        if state.pending is not None and state.pending.verdict == verdict.digest():
+            keep_case(job, lineup, verdict)  # it may be lost or damaged
         return state
     version = register(job, lineup.candidate, verdict.stage, density)
     terms = _terms(job, state, lineup.candidate, verdict)
@@ -88,7 +91,8 @@ def answer_request(
 ) -> RolloutState:
     """One person's answer to a request; after the last approval it needs, the second look and what follows.
 
-    An approval that was recorded before a crash is not recorded twice: the same call goes on from there.
+    An approval that was recorded before a crash is not recorded twice: the same call, of somebody who
+    approved, goes on from there.
     """
     log = ReleaseLog.open(settings)
     state, pending = find_request(log, request)
@@ -111,12 +115,17 @@ def _terms(job: Job, state: RolloutState, candidate: Checkpoint, verdict: Verdic
     approval = job.policy.approval(stage)
     if approval is None and job.actor.automatic:
         approval = UNATTENDED
-    return terms_of(approval, job.tracker.account_of(candidate.run_id)) if approval else None
+    return terms_of(approval, candidate.account) if approval else None
 
 
 def _is_decided(job: Job, state: RolloutState, verdict: Verdict) -> bool:
-    """Recorded already, about a stage left behind, or against a champion that is not live any more."""
-    recorded = {decision.verdict for decision in _own_decisions(job)}
+    """Recorded already, about a stage left behind, or against a champion that is not live any more.
+
+    A request that nobody answered in time, or that was void before, decided nothing: it is asked anew.
+    """
+    vain = asked_in_vain(job.log, state)
+    entries = [entry for entry in job.log.entries() if entry.hash not in vain]
+    recorded = {entry.decision.verdict for entry in entries if entry.decision.dataset == job.spec.name}
     champion = verdict.evidence.references.get("champion")
     is_past = champion is not None and (state.live is None or champion != state.live.checkpoint)
     is_left = CLIMB.index(Stage(verdict.stage)) < CLIMB.index(state.stage)

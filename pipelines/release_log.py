@@ -67,6 +67,11 @@ class ApprovalTerms(Record):
     """Account that trained the candidate, "" where unknown."""
     trainer_may_approve: bool = True
 
+    @property
+    def needs_accounts(self) -> bool:
+        """Whether who may answer depends on accounts, which a way in that knows names alone cannot show."""
+        return self.persons > 1 or not self.trainer_may_approve
+
 
 class Decision(Record):
     """What was decided about one model version, by whom, on what evidence. Hashes are SHA-256 hex."""
@@ -159,6 +164,10 @@ class ReleaseLog:
     def entries(self) -> list[ReleaseEntry]:
         """Every whole entry, oldest first. Raises InputError naming the line where the chain breaks."""
         return self._verified(self.store.read())
+
+    def trusts(self, key: str) -> bool:
+        """Whether this installation knows the public key of this id."""
+        return key in trusted_keys(self._keys)
 
     def append(self, decision: Decision, expected_head: str) -> ReleaseEntry:
         """Add one signed entry; on disk for good when this returns.

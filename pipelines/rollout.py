@@ -43,6 +43,8 @@ class Pending(Record):
     snapshot: str
     to_stage: Stage
     verdict: str
+    policy: str
+    """Digest of the policy that asked; the second look is judged by the same."""
     terms: ApprovalTerms
     approved_by: tuple[Actor, ...] = ()
     request: str = ""
@@ -210,12 +212,15 @@ def _request(state: RolloutState, decision: Decision) -> RolloutState:
     _require_upward(state, decision)
     _require(decision.terms is not None, decision, "it does not say what it needs")
     assert decision.terms is not None
+    is_known = decision.terms.trainer_may_approve or bool(decision.terms.trainer)
+    _require(is_known, decision, "whoever trained it may not approve it, and who did is unknown: train again")
     pending = Pending(
         version=decision.version,
         checkpoint=decision.checkpoint,
         snapshot=decision.snapshot,
         to_stage=decision.to_stage,
         verdict=decision.verdict or "",
+        policy=decision.policy or "",
         terms=decision.terms,
     )
     return state.model_copy(update={"pending": pending})
@@ -225,6 +230,7 @@ def _approve(state: RolloutState, decision: Decision) -> RolloutState:
     pending = _require_pending(state, decision)
     _require(decision.to_stage is pending.to_stage, decision, f"the request is for {pending.to_stage}")
     _require(not pending.is_approved, decision, "it has its approvals already")
+    _require_account(pending, decision)
     for before in pending.approved_by:
         _require(before.name != decision.actor, decision, f"{decision.actor} approved it already")
         is_same = bool(before.account) and before.account == decision.account
@@ -238,8 +244,14 @@ def _approve(state: RolloutState, decision: Decision) -> RolloutState:
 
 
 def _decline(state: RolloutState, decision: Decision) -> RolloutState:
-    _require_pending(state, decision)
+    _require_account(_require_pending(state, decision), decision)
     return _stay(state, decision).model_copy(update={"pending": None})
+
+
+def _require_account(pending: Pending, decision: Decision) -> None:
+    """A name alone cannot show that two persons are two, or that nobody is the trainer."""
+    is_proven = bool(decision.account) or not pending.terms.needs_accounts
+    _require(is_proven, decision, "its policy compares accounts: answer at the command line")
 
 
 def _require_pending(state: RolloutState, decision: Decision) -> Pending:

@@ -1,6 +1,7 @@
 """What a gate looked at, kept, so that an approved candidate can be judged again on the data as it is then.
 
-A case lies beside the models it names, as JSON named after the verdict that asked for the approval.
+A case lies beside the models it names, as signed JSON named after the verdict that asked for the approval. It
+holds that verdict, whose digest the release log has: the models have to be those that were judged.
 """
 
 from pathlib import Path
@@ -27,11 +28,14 @@ from pipelines.judging import (
 from pipelines.preparation import prepare, snapshot_data, validate_snapshot
 from pipelines.scoring import Scores
 from pipelines.settings import Settings
+from pipelines.signing import is_signed, load_key, sign, trusted_keys
 from validation.errors import InputError
-from validation.gates import Stage, Verdict
+from validation.gates import Verdict
 from validation.kpis import Kpi, Reference
 from validation.policy import Policy
 from validation.record import Record
+
+PURPOSE = "approval case"
 
 
 class Lineup(Record):
@@ -45,6 +49,11 @@ class Lineup(Record):
     bundle: Bundle | None = None
     """Set where the candidate answers in the edge runtime."""
 
+    def folders(self) -> list[Path]:
+        """Where the models lie."""
+        models = (self.candidate, self.dense, self.champion, *self.seeds, self.bundle)
+        return [Path(model.folder) for model in models if model is not None]
+
 
 class Case(Record):
     """A request for approval as its gate saw it."""
@@ -54,7 +63,7 @@ class Case(Record):
     preprocessing: str
     """Digest of the statistics fitted on the training part, which must not have changed since."""
     policy: Policy
-    stage: Stage
+    verdict: Verdict
     lineup: Lineup
 
     def spec(self) -> DatasetSpec:
@@ -67,6 +76,13 @@ class Case(Record):
         return spec
 
 
+class SignedCase(Record):
+    """A case as it lies on disk. The signature is over the case's digest."""
+
+    case: Case
+    signature: str
+
+
 def keep_case(job: Job, lineup: Lineup, verdict: Verdict) -> None:
     """Write down what a request is about, before it is made."""
     case = Case(
@@ -74,25 +90,52 @@ def keep_case(job: Job, lineup: Lineup, verdict: Verdict) -> None:
         dataset_digest=_digest(job.spec),
         preprocessing=_prepared(job).preprocessing.digest(),
         policy=job.policy,
-        stage=verdict.stage,
+        verdict=verdict,
         lineup=lineup,
     )
+    signature = sign(load_key(job.settings.keys), PURPOSE, case.digest().encode())
     path = _path(job.settings, job.spec.name, verdict.digest())
-    replace_file(path, case.model_dump_json(indent=1).encode() + b"\n")
+    signed = SignedCase(case=case, signature=signature)
+    replace_file(path, signed.model_dump_json(indent=1).encode() + b"\n")
 
 
 def read_case(settings: Settings, dataset: str, verdict: str) -> Case:
-    """The case of a verdict's digest. Raises InputError where it is not on this machine."""
+    """The case of a verdict's digest.
+
+    Raises InputError where it is not on this machine, is not the one that was signed for this verdict, or
+    leads outside the store.
+    """
     path = _path(settings, dataset, verdict)
     try:
-        return Case.model_validate_json(path.read_bytes())
+        signed = SignedCase.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         where = "the request was made from another DANKAI_HOME; approve it there"
         raise InputError(f"{path}: what was judged is not here: {where}") from None
     except ValidationError:
-        raise InputError(
-            f"{path}: damaged; run the rollout again to have the candidate judged and asked anew"
-        ) from None
+        raise InputError(f"{path}: damaged; run the rollout again, which writes it anew") from None
+    if fault := _fault(signed, settings, verdict):
+        raise InputError(f"{path}: {fault}; run the rollout again, which writes it anew")
+    return signed.case
+
+
+def _fault(signed: SignedCase, settings: Settings, verdict: str) -> str:
+    """Why a case cannot be believed, or ''."""
+    case = signed.case
+    if not is_signed(trusted_keys(settings.keys), PURPOSE, case.digest().encode(), signed.signature):
+        return "it was edited: its signature does not hold"
+    if case.verdict.digest() != verdict:
+        return "it belongs to another verdict"
+    judged = case.verdict.evidence.references
+    present: dict[Reference, Checkpoint | None] = {
+        "dense": case.lineup.dense,
+        "champion": case.lineup.champion,
+    }
+    for name, model in present.items():
+        if (model.sha256 if model else None) != judged.get(name):
+            return f"its {name} model is not the one that was judged"
+    home = settings.home.resolve()
+    outside = [each for each in case.lineup.folders() if not each.resolve().is_relative_to(home)]
+    return f"{outside[0]} lies outside {home}" if outside else ""
 
 
 def look_again(job: Job, case: Case) -> Verdict:
@@ -109,8 +152,8 @@ def look_again(job: Job, case: Case) -> Verdict:
     part = job.windows(prepared).part_names[-1]
     candidate, measured = _measured(job, prepared, case, part)
     references = _references(job, prepared, lineup, part)
-    looked = judge_stage(job, prepared, case.stage, candidate, references, measured, is_confirmation=True)
-    return looked.verdict
+    stage = case.verdict.stage
+    return judge_stage(job, prepared, stage, candidate, references, measured, is_confirmation=True).verdict
 
 
 def _measured(job: Job, prepared: Prepared, case: Case, part: str) -> tuple[Scores, list[Kpi]]:

@@ -66,6 +66,11 @@ def verify(key: Ed25519PublicKey, purpose: str, message: bytes, signature: str) 
     return True
 
 
+def is_signed(trusted: Mapping[str, Ed25519PublicKey], purpose: str, message: bytes, signature: str) -> bool:
+    """Whether one of the `trusted` keys signed `message` for this purpose."""
+    return any(verify(key, purpose, message, signature) for key in trusted.values())
+
+
 def key_id(key: Ed25519PublicKey) -> str:
     """Short name of a public key: the first 16 hex digits of its SHA-256."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]

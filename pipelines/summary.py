@@ -11,8 +11,9 @@ from pipelines.evaluation import Evaluation, Values
 from pipelines.files import replace_file
 from pipelines.fingerprint import Environment
 from pipelines.job import Prepared
+from pipelines.release_log import Stage
 from pipelines.replay import Month
-from pipelines.rollout import RolloutState
+from pipelines.rollout import CLIMB, RolloutState
 from validation.gates import Check, Outcome
 from validation.kpis import KINDS
 from validation.record import Record
@@ -118,12 +119,17 @@ def sentence_of(evaluations: tuple[Evaluation, ...], state: RolloutState) -> str
         return f"The climb stopped at the {last.stage} gate with {last.verdict.outcome}: {reasons}"
     if state.pending is not None:
         return waiting_sentence(state, state.pending)
-    judged = next((each.verdict.evidence.checkpoint for each in evaluations if each.stage == "edge"), None)
+    judged = next((each.verdict for each in reversed(evaluations) if each.stage != "steady"), None)
     releases = [release.checkpoint for release in state.releases]
-    if judged is not None and judged not in releases:
+    if judged is not None and judged.evidence.checkpoint not in releases:
         return (
             f"Every gate passed, but version {state.champion} is live: an earlier rollout's, or one that was "
             "rolled back to. See: dankai history; start this one in another DANKAI_HOME to release it."
+        )
+    if judged is not None and CLIMB.index(state.stage) <= CLIMB.index(Stage(judged.stage)):
+        return (
+            f"The {judged.stage} gate passed, which was acted on before; the rollout was taken back since "
+            f"to stage {state.stage}, with version {state.champion} live. See: dankai history."
         )
     return f"Stage {state.stage} is reached; version {state.champion} is live."
 

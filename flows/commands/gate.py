@@ -212,6 +212,7 @@ def _explained(stored: "Stored", current: "Policy") -> dict[str, Any]:
         "dataset": stored.dataset,
         "verdict_digest": verdict.digest(),
         "policy_is_current": verdict.policy_digest == current.digest(),
+        "release_log": _decided(stored),
         "blessings": {name: verdict.blessing(name) for name in _blessings(stored)},
         "evaluation": stored.evaluation.model_dump(mode="json"),
     }
@@ -223,6 +224,8 @@ def _explanation(stored: "Stored", current: "Policy", path: Path, paid_back: str
     same = "as in" if verdict.policy_digest == current.digest() else "another than in"
     yield f"{stored.dataset} {verdict.stage} gate: {verdict.outcome}"
     yield f"  run {stored.run_id}, verdict {verdict.digest()}"
+    decided = "; ".join(_decided(stored)) or "holds no decision on this verdict"
+    yield f"  release log: {decided}"
     yield f"  policy {verdict.policy_digest}, {same} {path} now"
     yield f"  judged {evidence.judged_at or 'at no stated time'}"
     yield f"  oldest scores {evidence.measured_at or 'of no stated time'}"
@@ -237,6 +240,16 @@ def _explanation(stored: "Stored", current: "Policy", path: Path, paid_back: str
         yield from (_check_line(check) for check in verdict.checks if check.blessing == name)
     if paid_back:
         yield f"\npayback: {paid_back}"
+
+
+def _decided(stored: "Stored") -> list[str]:
+    from pipelines.escaping import printable
+    from pipelines.history import decisions_on
+    from pipelines.release_log import ReleaseLog
+    from pipelines.settings import load_settings
+
+    entries = ReleaseLog.of(load_settings()).entries()
+    return [printable(said) for said in decisions_on(entries, stored.evaluation.verdict.digest())]
 
 
 def _blessings(stored: "Stored") -> "list[Blessing]":

@@ -18,11 +18,12 @@ STOPS = (
     (CTRL_C, "second before pipelines.training:Fit.training_step"),
     (KILL, "second after pipelines.training:Fit.on_validation_epoch_end"),
     (KILL, "first after pipelines.checkpoint:replace_file"),  # config written, weights not
-    (KILL, "first before pipelines.release_log:_append_whole"),  # incumbent registered, not live
-    (KILL, "first after pipelines.release_log:_append_whole"),  # live in the log, not in the registry
+    (KILL, "first after pipelines.registry:sign_model"),  # incumbent's files signed, no version yet
+    (KILL, "first before pipelines.release_store:_append_whole"),  # incumbent registered, not live
+    (KILL, "first after pipelines.release_store:_append_whole"),  # live in the log, not in the registry
     (KILL, "second before pipelines.scoring:replace_file"),
     (CTRL_C, "third before pipelines.cost:_Probe._read"),
-    (KILL, "first after pipelines.release_log:_append_whole"),  # the pilot's verdict
+    (KILL, "first after pipelines.release_store:_append_whole"),  # the pilot's verdict
     (KILL, "first before pipelines.edge.bundle:replace_file"),
     (KILL, "second before pipelines.registry:Tracker.set_alias"),  # between two aliases
     (KILL, "first before pipelines.summary:replace_file"),

@@ -99,6 +99,9 @@ def test_two_persons_means_two_names_and_two_accounts(file_log: ReleaseLog) -> N
         approve(file_log, state, Actor(name="ada", account="bob"), "once more")
     with pytest.raises(IllegalMove, match="the account ada approved it already"):
         approve(file_log, state, Actor(name="bob", account="ada"), "I am bob, really")
+    for answer in (approve, decline):
+        with pytest.raises(IllegalMove, match="its policy compares accounts: answer at the command line"):
+            answer(file_log, state, Actor(name="bob"), "seen in the UI")
     state = approve(file_log, state, BOB, "fine too")
     assert conclude(file_log, state, passes, BOB).champion == 2
     assert len(file_log.entries()) == 5
@@ -109,8 +112,34 @@ def test_the_trainer_cannot_approve_under_any_name_when_the_policy_says_so(file_
     for trainer in (CLEO, Actor(name="bob", account="cleo"), Actor(name="cleo", account="bob")):
         with pytest.raises(IllegalMove, match="cleo trained it and may not approve it"):
             approve(file_log, state, trainer, "I know it best")
+    with pytest.raises(IllegalMove, match="its policy compares accounts: answer at the command line"):
+        approve(file_log, state, Actor(name="bob"), "seen in the UI")
     assert approve(file_log, state, BOB, "fine").pending is not None
     assert [entry.decision.action for entry in file_log.entries()].count(Action.APPROVE) == 1
+
+
+def test_where_the_trainer_may_not_approve_nobody_is_asked_about_a_model_of_unknown_origin(
+    file_log: ReleaseLog,
+) -> None:
+    with pytest.raises(IllegalMove, match="who did is unknown: train again"):
+        asked(file_log, trainer="", may_approve=False)
+    assert len(file_log.entries()) == 1
+
+
+def test_only_who_approved_it_has_it_concluded(file_log: ReleaseLog) -> None:
+    state = approve(file_log, asked(file_log), BOB, "fine")
+    for bystander in (CLEO, Actor(name="bob", account="cleo"), Actor(name="cleo", account="bob")):
+        with pytest.raises(InputError, match="approved already by bob; only who approved it"):
+            conclude(file_log, state, never_asked, bystander)
+    assert conclude(file_log, state, passes, BOB).champion == 2
+
+
+def test_the_second_look_is_judged_by_the_policy_that_asked(file_log: ReleaseLog) -> None:
+    state = approve(file_log, asked(file_log), BOB, "fine")
+    lenient = verdict("pilot", 2).model_copy(update={"policy_digest": "another"})
+    with pytest.raises(InputError, match="judged again by policy another, asked for by policy policy"):
+        conclude(file_log, state, lambda _: lenient, BOB)
+    assert current_state(file_log, DATASET) == state
 
 
 def test_an_expired_request_can_neither_be_approved_nor_concluded(file_log: ReleaseLog) -> None:

@@ -15,14 +15,17 @@ from pipelines.backtest import Replay
 from pipelines.backtest import backtest as replay_all
 from pipelines.checkpoint import Checkpoint
 from pipelines.data.windows import Windows
+from pipelines.decisions import apply_verdict, bootstrap
 from pipelines.evaluation import Evaluation
-from pipelines.evaluations import earlier_looks, stored_evaluations
+from pipelines.evaluations import earlier_looks, stored_evaluations, track
 from pipelines.job import Job
 from pipelines.judging import judge_stage
-from pipelines.registry import Tracker
+from pipelines.registry import Tracker, registered_name
 from pipelines.release_log import ReleaseLog
+from pipelines.rollout import current_state
 from pipelines.scoring import Scores, score_model
 from pipelines.settings import Settings
+from tests.release_cases import ADA, version
 from tests.tiny_rollout import write_policy
 from validation.gates import Outcome
 from validation.policy import load_policy
@@ -114,13 +117,41 @@ def test_explain_says_every_check_with_its_evidence(
     assert f"as in {judged.policy} now" in said
     assert "time of asking: 1 (24 windows)" in said
     assert "serving: HOLD" in said
+    assert "release log: holds no decision on this verdict" in said
     for check in verdict.checks:
         assert check.reason in said
     (run,) = re.findall(r"run ([0-9a-f]{32})", said)
     as_json = json.loads(dankai_gate("explain", run, "--json")[1])
     assert as_json["verdict_digest"] == verdict.digest()
+    assert as_json["release_log"] == []
     assert as_json["policy_is_current"] is False  # the shipped policy is another
     assert Evaluation.model_validate(as_json["evaluation"]).verdict == verdict
+
+
+def test_what_the_release_log_says_of_a_verdict_is_shown_and_an_edited_evaluation_is_refused(
+    judged: Judged, dankai_gate: Callable[..., tuple[int, str, str]], store: Settings
+) -> None:
+    evaluation, log, name = judged.evaluation, judged.job.log, "gateedited"
+    job = replace(judged.job, spec=judged.job.spec.model_copy(update={"name": name}))
+    passed = evaluation.verdict.model_copy(update={"outcome": Outcome.PASS})
+    run = track(job, evaluation.model_copy(update={"verdict": passed}), is_confirmation=True)
+    state = bootstrap(log, current_state(log, name), version(1, name), ADA, "first")
+    weights = {"checkpoint": passed.evidence.checkpoint, "name": registered_name(name)}
+    challenger = version(2, name).model_copy(update=weights)
+    live = state.releases[0].model_copy(update={"checkpoint": judged.champion.scored})
+    apply_verdict(log, state.model_copy(update={"releases": (live,)}), challenger, passed, ADA)
+    entry = log.entries()[-1]
+    said = dankai_gate("explain", run)[1]
+    assert f"release log: entry {entry.sequence} ({entry.hash[:12]}): promote by ada" in said
+
+    [path] = [each for each in store.artifacts.rglob("evaluation.json") if run in each.parts]
+    kept = path.read_text()
+    for edit in ('"outcome": "PASS"', '"outcome": "FAIL"'), ('"subject": "', '"subject": "our '):
+        path.write_text(kept.replace(*edit, 1))
+        code, _, complaint = dankai_gate("explain", run)
+        assert (code, path.read_text() != kept) == (2, True)
+        assert f"run {run}: evaluation.json is not what was judged: it was edited" in complaint
+    path.write_text(kept)
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,23 @@ def test_a_cut_tail_is_found_by_what_mlflow_has_seen(tmp_path: Path, tracker: Tr
     cut(log, 2)
     with pytest.raises(InputError, match=r"the registry has seen release .*, which the release log has not"):
         audit(log, tracker)
-    cut(log, 0)  # nothing is left to compare: noted, as the registry may serve another installation
-    assert f"MLflow knows releases of {dataset}, of which this log has none" in audit(log, tracker).notes
+    cut(log, 0)
+    with pytest.raises(InputError, match=f"MLflow has seen releases of .*{dataset}.*; restore a backup"):
+        audit(log, tracker)
+
+
+def test_a_dataset_that_the_log_lost_is_told_from_another_installations(
+    tmp_path: Path, tracker: Tracker
+) -> None:
+    ours, theirs = log_in(tmp_path / "ours"), log_in(tmp_path / "theirs")
+    for log, dataset in ((ours, "audited_a"), (theirs, "audited_b")):
+        register_versions(tracker, dataset)
+        climbed(log, dataset)
+        reconcile(log, tracker)
+    assert any("MLflow knows releases of audited_b" in note for note in audit(ours, tracker).notes)
+    climbed(cut(ours, 0), "audited_c")  # begun anew with the same key
+    with pytest.raises(InputError, match="MLflow has seen releases of audited_a, and the release log holds"):
+        audit(ours, tracker)
 
 
 def test_an_illegal_move_is_found_even_where_its_signature_is_good(tmp_path: Path) -> None:

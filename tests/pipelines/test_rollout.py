@@ -192,6 +192,7 @@ class Asked(NamedTuple):
     persons: int
     trainer: str | None
     token: str
+    needs_accounts: bool
     approved_by: tuple[str, ...] = ()
 
 
@@ -234,6 +235,7 @@ class Rollouts(RuleBasedStateMachine):
         request: str | None = None,
         terms: ApprovalTerms | None = None,
         actor: str = "ada",
+        account: str | None = None,
     ) -> None:
         chosen = Decision(
             dataset=DATASET,
@@ -244,7 +246,7 @@ class Rollouts(RuleBasedStateMachine):
             checkpoint=f"weights {number}",
             snapshot="data",
             actor=actor,
-            account=actor,
+            account=actor if account is None else account,
             automatic=automatic,
             reason="why",
             outcome=outcome,
@@ -280,13 +282,16 @@ class Rollouts(RuleBasedStateMachine):
         action=st.sampled_from([Action.APPROVE, Action.APPROVE, Action.PROMOTE, Action.DECLINE, Action.FAIL]),
         actor=st.sampled_from(["ada", "bob", "cleo"]),
         automatic=st.sampled_from([False, False, False, True]),
+        account=st.sampled_from([None, None, ""]),
     )
-    def answer(self, action: Action, actor: str, automatic: bool) -> None:
+    def answer(self, action: Action, actor: str, automatic: bool, account: str | None) -> None:
         asked = self.asked
         assert asked is not None
         to_stage = asked.to_stage if action in (Action.APPROVE, Action.PROMOTE) else self.live[-1][0]
         outcome = PROPER.get(action)
-        self.try_anything(action, None, to_stage, asked.number, outcome, automatic, asked.token, None, actor)
+        self.try_anything(
+            action, None, to_stage, asked.number, outcome, automatic, asked.token, None, actor, account
+        )
 
     @rule(number=st.integers(1, 4))
     def retrain(self, number: int) -> None:
@@ -336,11 +341,12 @@ class Rollouts(RuleBasedStateMachine):
             case Action.PROMOTE:
                 return [*self.live[: -1 if chosen.version == champion else None], reached]
             case Action.REQUEST:
-                return self.live if chosen.terms else None
+                is_known = chosen.terms and (chosen.terms.trainer or chosen.terms.trainer_may_approve)
+                return self.live if is_known else None
             case Action.APPROVE:
                 return self.live if self.may_approve(chosen) else None
             case Action.DECLINE:
-                return self.live if self.is_about_asked(chosen) else None
+                return self.live if self.is_about_asked(chosen) and self.is_proven(chosen) else None
             case Action.HOLD | Action.FAIL:
                 return self.live if chosen.request is None or self.is_about_asked(chosen) else None
             case Action.RETRAIN:
@@ -356,6 +362,9 @@ class Rollouts(RuleBasedStateMachine):
             chosen.request,
         )
 
+    def is_proven(self, chosen: Decision) -> bool:
+        return bool(chosen.account) or not (self.asked and self.asked.needs_accounts)
+
     def may_promote(self, chosen: Decision) -> bool:
         asked = self.asked
         if asked and (asked.number, asked.to_stage) == (chosen.version, chosen.to_stage):
@@ -367,7 +376,7 @@ class Rollouts(RuleBasedStateMachine):
         if asked is None or not self.is_about_asked(chosen) or chosen.to_stage is not asked.to_stage:
             return False
         is_new = chosen.actor not in (*asked.approved_by, asked.trainer)
-        return is_new and len(asked.approved_by) < asked.persons
+        return is_new and len(asked.approved_by) < asked.persons and self.is_proven(chosen)
 
     def waits_after(self, chosen: Decision, token: str) -> Asked | None:
         asked = self.asked
@@ -376,7 +385,8 @@ class Rollouts(RuleBasedStateMachine):
                 terms = chosen.terms
                 assert terms is not None
                 trainer = None if terms.trainer_may_approve else terms.trainer
-                return Asked(chosen.version, chosen.to_stage, terms.persons, trainer, token)
+                needs_accounts = terms.persons == 2 or not terms.trainer_may_approve
+                return Asked(chosen.version, chosen.to_stage, terms.persons, trainer, token, needs_accounts)
             case Action.APPROVE if asked:
                 return asked._replace(approved_by=(*asked.approved_by, chosen.actor))
             case Action.RETRAIN:

@@ -102,6 +102,26 @@ def test_an_edited_number_is_not_believed(tmp_path: Path) -> None:
     assert once(tmp_path, "train", {}, Score, compute).value == 0.5
 
 
+def test_a_signed_step_is_done_again_where_somebody_else_wrote_it_or_it_was_written_for_another(
+    tmp_path: Path,
+) -> None:
+    keys, steps_of = tmp_path / "keys", tmp_path / "steps"
+    compute = Counter(value=0.5)
+    for _ in range(2):
+        once(steps_of, "judge", {}, Score, compute, keys=keys)
+    assert compute.calls == 1
+    [path] = steps_of.iterdir()
+    path.unlink()
+    once(steps_of, "judge", {}, Score, Counter(value=0.9), keys=tmp_path / "theirs")  # whole, and not ours
+    assert once(steps_of, "judge", {}, Score, compute, keys=keys).value == 0.5
+    once(steps_of, "judge", {"month": 2}, Score, Counter(value=0.9), keys=keys)
+    [other] = set(steps_of.iterdir()) - {path}
+    moved = json.loads(other.read_text()) | {"key": json.loads(path.read_text())["key"]}
+    path.write_text(json.dumps(moved))
+    assert once(steps_of, "judge", {}, Score, compute, keys=keys).value == 0.5
+    assert compute.calls == 3
+
+
 def test_a_step_whose_file_is_gone_is_done_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     weights = tmp_path / "weights.bin"
     weights.write_bytes(b"weights")

@@ -90,13 +90,18 @@ def test_the_sentence_says_where_a_climb_stopped_and_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("live", "said"), [("ours", "Stage steady is reached"), ("other", "an earlier rollout")]
+    ("stage", "live", "said"),
+    [
+        ("steady", "ours", "Stage steady is reached"),
+        ("steady", "other", "an earlier rollout"),
+        ("training", "ours", "The edge gate passed, which was acted on before; the rollout was taken back"),
+    ],
 )
-def test_the_sentence_says_what_is_live(live: str, said: str) -> None:
+def test_the_sentence_says_what_is_live(stage: str, live: str, said: str) -> None:
     size = kpi("bundle_bytes", 1.0)
     passed = evaluation(size, thresholds=[Threshold(kpi="bundle_bytes", at_most=2.0)], stage="edge")
     assert passed.verdict.outcome is Outcome.PASS
-    sentence = sentence_of((passed,), state("steady", live))
+    sentence = sentence_of((passed,), state(stage, live))
     assert said in sentence
     assert "version 3" in sentence
 
