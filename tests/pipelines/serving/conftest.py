@@ -1,6 +1,6 @@
 """Two real models of the tiny dataset, registered, signed, and served by real processes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +52,11 @@ def job(
     held = decision(tried, Action.HOLD, Stage.PILOT, Stage.PILOT)
     job.log.append(held.model_copy(update={"outcome": Outcome.HOLD, "verdict": "v", "policy": "p"}), head)
     return job
+
+
+@pytest.fixture(scope="session", name="register")
+def register_fixture() -> "Callable[[Job, Checkpoint, float], ModelVersion]":
+    return register
 
 
 def register(job: Job, checkpoint: "Checkpoint", density: float) -> ModelVersion:
