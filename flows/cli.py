@@ -1,5 +1,7 @@
 """The `dankai` command. Heavy packages are imported by the commands that use them."""
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 POLICY = ROOT / "infra" / "rollout.yaml"
 DEMO = ROOT / "infra" / "datasets" / "flights.yaml"
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # a write into an open file fails so, without the file's name
 
 policy_option = click.option(
     "--policy",
@@ -82,12 +85,19 @@ def run(dataset: Path, policy: Path, quiet: bool, bootstrap: str | None) -> None
 @dankai.command()
 @click.option("--port", default=5000, show_default=True, help="Port on this machine.")
 def ui(port: int) -> None:
-    """Open the MLflow UI on everything that was tracked here (http://127.0.0.1:5000)."""
-    import os
+    """Open the MLflow UI on everything that was tracked here, at http://127.0.0.1 and the port.
+
+    Where MLFLOW_TRACKING_URI names a server, that server has its own: its address is told.
+    """
+    from pipelines.addresses import require_answer, without_password
 
     from pipelines.signing import without_secrets
 
     settings = _settings()
+    if settings.tracking_uri.startswith("http"):
+        click.echo(f"MLflow UI: {without_password(settings.tracking_uri)}")
+        return
+    require_answer(settings.tracking_uri)
     command = ["mlflow", "server", "--backend-store-uri", settings.tracking_uri, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1", "--artifacts-destination", str(settings.artifacts)]
     click.echo(f"MLflow UI: http://127.0.0.1:{port}  (Ctrl-C stops it)", err=True)
@@ -95,8 +105,6 @@ def ui(port: int) -> None:
 
 
 def _run(dataset: Path, policy: Path, quiet: bool, bootstrap: str | None) -> None:
-    import os
-
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # what fails is said once, by this command
     settings = _settings()
     name = _check(dataset, policy, settings, bootstrap)
@@ -162,7 +170,19 @@ def _answer(command: Callable[..., object]) -> int:
     except click.ClickException as error:
         error.show()
         return 2
+    except OSError as error:
+        if error.filename is None and error.errno not in _FULL:
+            raise  # no file of the user's: a fault of ours, which is better seen whole
+        click.echo(printable(f"dankai: {_refused_by_system(error)}"), err=True)
+        return 2
     except (KeyboardInterrupt, click.Abort):
         click.echo("dankai: stopped; run the same command again to go on from here", err=True)
         return 130
     return 0
+
+
+def _refused_by_system(error: OSError) -> str:
+    """What the operating system would not do, where, and what to do about it."""
+    place = error.filename if error.filename is not None else os.environ.get("DANKAI_HOME") or ".dankai"
+    fix = "make room on the disk" if error.errno in _FULL else "let this account read and write there"
+    return f"{place}: {error.strerror}; {fix}, or set DANKAI_HOME to another folder"

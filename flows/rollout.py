@@ -16,10 +16,10 @@ from pipelines.checkpoint import Checkpoint
 from pipelines.clock import now
 from pipelines.cost import CostComparison
 from pipelines.edge.bundle import Bundle
-from pipelines.evaluation import Evaluation
+from pipelines.evaluation import Evaluation, Values
 from pipelines.fingerprint import environment
 from pipelines.job import Job, Prepared, open_job
-from pipelines.judging import LENGTHS, edge_kpis
+from pipelines.judging import LENGTHS, edge_kpis, values_side_by_side
 from pipelines.release import refuse_without_bootstrap
 from pipelines.replay import Month, replay_parts
 from pipelines.rollout import current_state
@@ -27,6 +27,7 @@ from pipelines.scoring import Scores
 from pipelines.second_look import Lineup
 from pipelines.settings import load_settings
 from pipelines.summary import RolloutSummary, sentence_of, write_summary
+from pipelines.tracking import link_docs
 from validation.gates import Outcome
 
 
@@ -86,6 +87,8 @@ def begin(job: Job, bootstrap_reason: str | None) -> Climb:
     """Data that may be trained on, the dense incumbent, and the simple baseline beside it."""
     snapshot = tasks.snapshot_data(job)
     report = tasks.validate_snapshot(job, snapshot)
+    if job.parent_run is not None:
+        link_docs(job, job.parent_run, report)
     prepared = tasks.prepare(job, snapshot, report)
     dense = tasks.train_candidate(job, prepared, "dense")
     baselines = {scores.part: scores for scores in tasks.score_baselines(job, prepared)}
@@ -178,6 +181,12 @@ def judge(
     return evaluation.verdict.outcome is Outcome.PASS and state.pending is None
 
 
+def how_good(climb: Climb) -> list[Values]:
+    """The candidate of the last stage of the climb, and what it is compared with, in absolute terms."""
+    climbed = [each.candidate for each in climb.evaluations if each.stage != "steady" and each.candidate]
+    return values_side_by_side(climb.job, {"candidate": climbed[-1], **climb.references})
+
+
 def summarize(climb: Climb, seconds: float) -> RolloutSummary:
     """Everything measured and decided, in one record."""
     job = climb.job
@@ -190,8 +199,10 @@ def summarize(climb: Climb, seconds: float) -> RolloutSummary:
         seconds=seconds,
         environment=environment(),
         policy=job.policy.digest(),
+        min_timings=job.policy.min_timings,
         prepared=climb.prepared,
         evaluations=evaluations,
+        how_good=tuple(how_good(climb)),
         costs=tuple(climb.costs),
         calibration=climb.calibration,
         bundle=climb.bundle,

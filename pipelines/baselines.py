@@ -6,6 +6,7 @@ detect: distance from the principal components of each entity. Nothing fitted is
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,12 @@ from validation.record import Record
 
 RECENT = 300
 _FIT_WINDOWS = 600
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "event": {"learning_rate": 0.06, "max_iter": 120, "l2_regularization": 1.0, "random_state": 0},
+    "forecast": {"alpha": 100.0},
+    "detect": {"n_components": 0.9},  # share of the variance
+}
+"""What each task's baseline is fitted with."""
 Scorer = Callable[[WindowBatch], Array]
 
 
@@ -30,13 +37,17 @@ class BaselineRecipe(Record):
 def score_baseline(windows: Windows, parts: list[str], folder: Path, report: Report) -> list[Scores]:
     """Fit the task's baseline on the training part and score the evaluation windows of `parts`."""
     fit = {"event": _fit_event, "forecast": _fit_forecast, "detect": _fit_detect}[windows.spec.task]
-    recipe = BaselineRecipe(snapshot=windows.snapshot.content_hash, spec=windows.spec.digest())
+    recipe = recipe_of(windows)
     report("fitting the simple baseline", 0, 1)
     scorer = fit(windows, np.random.default_rng(recipe.seed))
     report("fitting the simple baseline", 1, 1)
     return [
         collect_scores(windows, part, scorer, "baseline", recipe.digest(), folder, report) for part in parts
     ]
+
+
+def recipe_of(windows: Windows) -> BaselineRecipe:
+    return BaselineRecipe(snapshot=windows.snapshot.content_hash, spec=windows.spec.digest())
 
 
 def _sample(windows: Windows, random: np.random.Generator) -> WindowBatch:
@@ -54,11 +65,8 @@ def _fit_event(windows: Windows, random: np.random.Generator) -> Scorer:
     features, categorical = _event_features(windows, batch)
     asked = batch.target_mask[:, windows.lookback :, 0] > 0
     model = HistGradientBoostingClassifier(
-        learning_rate=0.06,
-        max_iter=120,
-        l2_regularization=1.0,
+        **PARAMETERS["event"],
         categorical_features=categorical,  # pyright: ignore[reportArgumentType] - its stub knows one form of three
-        random_state=0,
     )
     model.fit(features[asked], batch.target[:, windows.lookback :, 0][asked])
 
@@ -81,8 +89,8 @@ def _event_features(windows: Windows, batch: WindowBatch) -> tuple[np.ndarray, l
     for position in _known_categories(windows):
         codes = batch.categorical[..., position]
         columns.append(_rate_by_group(outcome, recent, codes, past, windows.cardinalities[position]))
-    known_ahead = [i for i, _ in enumerate(names) if batch.known[:, past:, i].all()]
-    columns += [batch.numeric[:, past:, i] for i in known_ahead]
+    ahead = (slice(None), slice(past, None), windows.known_ahead(names))
+    columns += [*np.moveaxis(np.where(batch.known[ahead] > 0, batch.numeric[ahead], np.nan), -1, 0)]
     categories = [batch.categorical[:, past:, position] for position in _known_categories(windows)]
     is_small = [windows.cardinalities[position] < 255 for position in _known_categories(windows)]
     return np.stack([*columns, *categories], axis=-1), [False] * len(columns) + is_small
@@ -126,7 +134,7 @@ def _fit_forecast(windows: Windows, random: np.random.Generator) -> Scorer:
     from sklearn.linear_model import Ridge
 
     past, future = _paths(windows, _sample(windows, random))
-    model = Ridge(alpha=100.0).fit(past, future)
+    model = Ridge(**PARAMETERS["forecast"]).fit(past, future)
 
     def score(batch: WindowBatch) -> Array:
         past, _ = _paths(windows, batch)
@@ -158,7 +166,8 @@ def _fit_detect(windows: Windows, random: np.random.Generator) -> Scorer:
     entity = windows.column("entity").astype(str)
     trained = np.isin(np.arange(len(entity)), np.nonzero(windows.parts == 0)[0])
     models = {
-        name: PCA(0.9).fit(windows.targets[trained & (entity == name)]) for name in np.unique(entity[trained])
+        name: PCA(**PARAMETERS["detect"]).fit(windows.targets[trained & (entity == name)])
+        for name in np.unique(entity[trained])
     }
 
     def score(batch: WindowBatch) -> Array:

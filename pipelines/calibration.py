@@ -96,10 +96,8 @@ def _timings(job: Job, checkpoint: Checkpoint, dense: Checkpoint) -> list[Timing
     ]
 
     def compute() -> list[Timings]:
-        job.report("timing every budget in turns", 0, 1)
-        timings = measure_turns(subjects, steps, _REPEATS, _PROCESSES, job.settings.threads, device)
-        job.report("timing every budget in turns", 1, 1)
-        return timings
+        tell = job.counting("timing every budget in turns", _PROCESSES)
+        return measure_turns(subjects, steps, _REPEATS, _PROCESSES, job.settings.threads, device, tell)
 
     inputs = {"model": checkpoint.config, "densities": _densities(job), "steps": steps, "device": device}
     inputs |= {"threads": job.settings.threads, "machine": environment().cpu + environment().gpu}

@@ -1,15 +1,18 @@
 """The models of a rollout: each trained once per content of its inputs, and tracked."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.checkpoint import Checkpoint
 from pipelines.data.spec import DatasetSpec
 from pipelines.data.windows import Windows
 from pipelines.escaping import markdown
 from pipelines.job import Job, Prepared
-from pipelines.registry import ModelVersion
+from pipelines.registry import ModelVersion, Tracker
 from pipelines.training_plan import Mode, TrainingPlan
+
+if TYPE_CHECKING:
+    from pipelines.training import Curve, Follow
 
 
 def train_candidate(
@@ -63,16 +66,32 @@ def _train_tracked(
         job.tracker.log_params(run_id, {"plan": plan.model_dump(mode="json"), "model": config.to_dict()})
         snapshot = prepared.snapshot
         job.tracker.log_dataset(run_id, spec.name, snapshot.content_hash, snapshot.uri, "training")
-        checkpoint, curve = train(windows, config, plan, mode, seed, folder, job.report, warm_start)
-        steps: dict[int, dict[str, float]] = {}
-        for metric, points in curve.items():
-            for step, value in points:
-                steps.setdefault(step, {})[metric] = value
-        job.tracker.log_series(run_id, sorted(steps.items()))
+        follow = following(job.tracker, run_id)
+        checkpoint, curve = train(windows, config, plan, mode, seed, folder, job.report, warm_start, follow)
+        follow(curve)
         for path in checkpoint.artifact_paths():
             job.tracker.log_artifact(run_id, Path(path), "checkpoint")
         job.tracker.log_figure(run_id, learning_curve(curve, f"{spec.name}: {mode}"), "learning_curve.png")
     return checkpoint.model_copy(update={"run_id": run_id})
+
+
+def following(tracker: Tracker, run_id: str) -> "Follow":
+    """Logs what a growing curve gained since it was last told.
+
+    A training that goes on after a kill does so in a run of its own, which gets the whole curve: every run
+    has one point per step, and the killed one keeps what it had.
+    """
+    told: dict[str, int] = {}
+
+    def follow(curve: "Curve") -> None:
+        steps: dict[int, dict[str, float]] = {}
+        for metric, points in curve.items():
+            for step, value in points[told.get(metric, 0) :]:
+                steps.setdefault(step, {})[metric] = value
+            told[metric] = len(points)
+        tracker.log_series(run_id, sorted(steps.items()))
+
+    return follow
 
 
 def model_config(windows: Windows, spec: DatasetSpec) -> Any:

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -75,9 +75,12 @@ def compare_cost(
     threads: int,
     policy: Policy,
     device: str = "cpu",
+    after_round: Callable[[], None] = lambda: None,
 ) -> CostComparison:
     """Measure both sides at `num_steps` steps: `repeats` inferences in each of `processes` pairs."""
-    ours, theirs = measure_turns([candidate, dense], num_steps, repeats, processes, threads, device)
+    ours, theirs = measure_turns(
+        [candidate, dense], num_steps, repeats, processes, threads, device, after_round
+    )
 
     def ratio(field: str, quantile: float) -> Interval:
         a, b = (np.array(getattr(timings, field), dtype=np.float64) for timings in (ours, theirs))
@@ -101,9 +104,16 @@ def measure_turns(
     processes: int,
     threads: int,
     device: str = "cpu",
+    after_round: Callable[[], None] = lambda: None,
 ) -> list[Timings]:
-    """Time the subjects in turns of a few inferences, each in its own fresh process, several times over."""
-    rounds = [_measure_round(subjects, num_steps, repeats, threads, device) for _ in range(processes)]
+    """Time the subjects in turns of a few inferences, each in its own fresh process, several times over.
+
+    `after_round` is called each time that all of them were timed in one process each.
+    """
+    rounds = []
+    for _ in range(processes):
+        rounds.append(_measure_round(subjects, num_steps, repeats, threads, device))
+        after_round()
     return [
         Timings(
             subject=subject.name,

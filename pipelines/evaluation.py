@@ -18,7 +18,7 @@ from pipelines.cost import CostComparison
 from pipelines.data.spec import DatasetSpec
 from pipelines.data.windows import Windows
 from pipelines.payback import Payback
-from pipelines.scoring import Scores, load_scored, load_slices
+from pipelines.scoring import Report, Scores, load_scored, load_slices
 from pipelines.training import to_tensors
 from validation.errors import InputError
 from validation.evidence import Evidence, Look
@@ -324,7 +324,12 @@ def cost_kpis(cost: CostComparison, repaid: Payback, checkpoint: str, snapshot: 
 
 
 def recall_kpi(
-    checkpoint: Checkpoint, windows: Windows, part: str, density: float, confidence: float = 0.95
+    checkpoint: Checkpoint,
+    windows: Windows,
+    part: str,
+    density: float,
+    confidence: float = 0.95,
+    report: Report = lambda what, done, total: None,
 ) -> Kpi:
     """Share of dense attention's mass on the blocks read, over some evaluation windows of `part`."""
     import torch
@@ -337,10 +342,12 @@ def recall_kpi(
     picked = cutoffs[np.linspace(0, len(cutoffs) - 1, min(_AUDITED_WINDOWS, len(cutoffs))).astype(int)]
     probes = torch.linspace(0, windows.lookback + windows.horizon - 1, _PROBES).long()
     shares = []
-    for cutoff in picked:
+    for done, cutoff in enumerate(picked):
+        report("measuring selection recall", done, len(picked))
         numeric, known, categorical, *_ = to_tensors(windows.batch(np.array([cutoff]), None))
         share = selection_recall(model, numeric, known, categorical, Budget(density), probes)
         shares.append(float(share.mean()))
+    report("measuring selection recall", len(picked), len(picked))
     share = _mean_interval(np.array(shares), confidence)
     snapshot = windows.snapshot.content_hash
     return kpi("selection_recall", share, checkpoint=checkpoint.sha256, snapshot=snapshot)
@@ -355,6 +362,25 @@ def _mean_interval(values: np.ndarray, confidence: float) -> Interval:
     half = float(stdtrit(num - 1, (1 + confidence) / 2)) * spread if num > 1 else math.nan
     low, high = max(0.0, mean - half), min(1.0, mean + half)
     return Interval(value=mean, low=low, high=high, n=num, confidence=confidence)
+
+
+class Values(Record):
+    """A subject's task metrics themselves, each with its interval, over the windows of one part."""
+
+    role: str
+    """candidate, dense or baseline."""
+    subject: str
+    part: str
+    num_windows: int
+    metrics: dict[str, Interval]
+
+
+def task_values(role: str, scores: Scores, spec: DatasetSpec, policy: Policy) -> Values:
+    """One subject alone, resampled as the gates do it, at the policy's confidence."""
+    scored, how = load_scored(scores), resampling(policy, spec, scores.num_windows)
+    metrics = {name: interval(METRICS[name], scored, **how) for name in TASK_METRICS[spec.task]}
+    about = {"subject": scores.subject, "part": scores.part, "num_windows": scores.num_windows}
+    return Values(role=role, metrics=metrics, **about)
 
 
 def seed_spread_kpi(scores: list[Scores], spec: DatasetSpec) -> Kpi:

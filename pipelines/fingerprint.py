@@ -13,10 +13,12 @@ from validation.record import Record
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("sparse_model", "validation", "pipelines", "flows")
+NAMED = ("mlflow", "prefect", "great_expectations", "lightning", "onnxruntime", "polars")
+"""Packages whose versions people ask for by name; `packages_digest` covers all."""
 
 
 class Environment(Record):
-    """Code, packages and machine of one run. `gpu` and `cuda` are empty on a machine without one."""
+    """Code, packages and machine of one run; what the machine does not have is empty."""
 
     code: str
     git_commit: str
@@ -29,6 +31,12 @@ class Environment(Record):
     cpu: str
     num_cpus: int
     gpu: str
+    mlflow: str = ""
+    prefect: str = ""
+    great_expectations: str = ""
+    lightning: str = ""
+    onnxruntime: str = ""
+    polars: str = ""
 
 
 @cache
@@ -48,6 +56,7 @@ def environment() -> Environment:
         cpu=_cpu_name(),
         num_cpus=os.cpu_count() or 1,
         gpu=torch.cuda.get_device_name(0) if torch.cuda.is_available() else "",
+        **{name: _version(name) for name in NAMED},
     )
 
 
@@ -106,6 +115,15 @@ def process_is_alive(tags: Mapping[str, str]) -> bool:
         return False
     # A process id is used again after a while; its starting time is not.
     return f"{started:.2f}" == tags["process.started"]
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _git(*arguments: str) -> str:

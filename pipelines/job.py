@@ -1,7 +1,9 @@
 """One dataset's rollout on this installation: what every step of it needs at hand."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,6 +70,19 @@ class Job:
     ) -> T:
         """Run a step unless its result is already there (see pipelines.steps)."""
         return once(self.settings.steps, f"{self.spec.name}-{name}", inputs, kind, compute, is_current)
+
+    @contextmanager
+    def reporting(self, what: str) -> Iterator[None]:
+        """Tell that a piece of work without countable parts begins, and that it is done."""
+        self.report(what, 0, 1)
+        yield
+        self.report(what, 1, 1)
+
+    def counting(self, what: str, total: int) -> Callable[[], None]:
+        """Tell that work of `total` parts begins; the answer is to be called after each part."""
+        done = count(1)
+        self.report(what, 0, total)
+        return lambda: self.report(what, next(done), total)
 
     def windows(self, prepared: Prepared, spec: DatasetSpec | None = None) -> Windows:
         """Windows over the snapshot, built once per process and split."""

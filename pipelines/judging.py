@@ -17,10 +17,12 @@ from pipelines.edge.measurement import EdgeTimings, measure
 from pipelines.edge.rows import Inputs
 from pipelines.evaluation import (
     Evaluation,
+    Values,
     cost_kpis,
     evaluate,
     recall_kpi,
     seed_spread_kpi,
+    task_values,
 )
 from pipelines.evaluations import earlier_looks, track
 from pipelines.job import Job, Prepared
@@ -30,6 +32,7 @@ from pipelines.scoring import Array, Scores, collect_scores, score_model
 from pipelines.serving.comparison import canary_kpis, opponent
 from pipelines.serving_check import serving_kpis
 from pipelines.signing import load_key
+from pipelines.tracking import baseline_run
 from validation.errors import InputError
 from validation.evidence import age_hours
 from validation.gates import Stage, staleness
@@ -82,7 +85,10 @@ def score_baselines(job: Job, prepared: Prepared) -> list[Scores]:
     parts = [part for part in windows.part_names if part not in ("train", "validation")]
 
     def compute() -> list[Scores]:
-        return score_baseline(windows, parts, job.folder / "scores", job.report)
+        with baseline_run(job, prepared) as note:
+            scores = score_baseline(windows, parts, job.folder / "scores", job.report)
+            note(scores)
+        return scores
 
     inputs = {"prepared": prepared, "spec": job.spec}
     return job.once(
@@ -105,22 +111,21 @@ def measure_costs(
     )
 
     def compute() -> list[CostComparison]:
-        measured = []
-        for done, multiple in enumerate(lengths):
-            job.report("timing sparse and dense in turns", done, len(lengths))
-            measured.append(
-                compare_cost(
-                    *sides,
-                    multiple * steps,
-                    repeats=_REPEATS[multiple],
-                    processes=enough if multiple == 1 else min(enough, _PROCESSES_UNGATED),
-                    threads=job.settings.threads,
-                    policy=job.policy,
-                    device=device,
-                )
+        processes = [enough if multiple == 1 else min(enough, _PROCESSES_UNGATED) for multiple in lengths]
+        tell = job.counting("timing sparse and dense in turns", sum(processes))
+        return [
+            compare_cost(
+                *sides,
+                multiple * steps,
+                repeats=_REPEATS[multiple],
+                processes=num_pairs,
+                threads=job.settings.threads,
+                policy=job.policy,
+                device=device,
+                after_round=tell,
             )
-        job.report("timing sparse and dense in turns", len(lengths), len(lengths))
-        return measured
+            for multiple, num_pairs in zip(lengths, processes, strict=True)
+        ]
 
     inputs = {"candidate": candidate.sha256, "dense": dense.sha256, "density": density, "lengths": lengths}
     inputs |= {"threads": job.settings.threads, "device": device, "steps": steps, "policy": job.policy}
@@ -160,6 +165,17 @@ def _is_fresh(job: Job, stored: Evaluation) -> bool:
     return not staleness(stored.verdict.evidence, job.policy.max_age_hours, now())
 
 
+def values_side_by_side(job: Job, subjects: Mapping[str, Scores]) -> list[Values]:
+    """Every subject's task metrics by themselves, by the role it plays."""
+
+    def compute() -> list[Values]:
+        with job.reporting("measuring how good each is by itself"):
+            return [task_values(role, each, job.spec, job.policy) for role, each in subjects.items()]
+
+    inputs = {"subjects": subjects, "spec": job.spec, "policy": job.policy}
+    return job.once("how-good", inputs, list[Values], compute)
+
+
 def pilot_kpis(
     job: Job, prepared: Prepared, candidate: Checkpoint, costs: Sequence[CostComparison]
 ) -> list[Kpi]:
@@ -169,7 +185,7 @@ def pilot_kpis(
     measured = cost_kpis(costs[0], repaid, weights, data)
     windows, density = job.windows(prepared), job.plan.target_density
     confidence = _confidence_of_last_look(job.policy)
-    recall = recall_kpi(candidate, windows, "test", density, confidence)
+    recall = recall_kpi(candidate, windows, "test", density, confidence, job.report)
     requests = canary_kpis(
         job.settings,
         job.spec.name,
@@ -275,10 +291,10 @@ def measure_edge(job: Job, bundle: Bundle) -> list[EdgeTimings]:
 
     def compute() -> list[EdgeTimings]:
         key = load_key(job.settings.keys).public_key()
-        job.report("timing the edge runtime", 0, 1)
-        rounds = range(job.policy.min_processes)
-        timings = [_measure_once(job, bundle, key) for _ in rounds]
-        job.report("timing the edge runtime", 1, 1)
+        timings, tell = [], job.counting("timing the edge runtime", job.policy.min_processes)
+        for _ in range(job.policy.min_processes):
+            timings.append(_measure_once(job, bundle, key))
+            tell()
         return timings
 
     inputs = {"bundle": bundle.manifest_sha256, "threads": job.settings.threads}

@@ -45,7 +45,8 @@ def windows_of(checkpoint: Checkpoint, spec: DatasetSpec, settings: Settings) ->
 
 def snapshot_data(job: Job) -> Snapshot:
     """Freeze the dataset's table, or find the snapshot of the same inputs."""
-    return take_snapshot(job.spec, _snapshots(job.spec, job.settings))
+    with job.reporting("taking the snapshot"):
+        return take_snapshot(job.spec, _snapshots(job.spec, job.settings))
 
 
 def _snapshots(spec: DatasetSpec, settings: Settings) -> Path:
@@ -58,13 +59,14 @@ def validate_snapshot(job: Job, snapshot: Snapshot) -> DataReport:
     share = job.policy.data.max_quarantined_share
 
     def compute() -> DataReport:
-        return validate(
-            read_snapshot(snapshot).to_pandas(),
-            contract,
-            job.folder / "data_docs" / snapshot.content_hash[:12],
-            job.folder / "quarantine" / snapshot.content_hash[:12],
-            max_quarantined_share=share,
-        )
+        with job.reporting("validating the data"):
+            return validate(
+                read_snapshot(snapshot).to_pandas(),
+                contract,
+                job.folder / "data_docs" / snapshot.content_hash[:12],
+                job.folder / "quarantine" / snapshot.content_hash[:12],
+                max_quarantined_share=share,
+            )
 
     inputs = {"snapshot": snapshot.content_hash, "contract": contract, "share": share}
     return job.once("validate", inputs, DataReport, compute)
@@ -74,7 +76,8 @@ def prepare(job: Job, snapshot: Snapshot, report: DataReport) -> Prepared:
     """Fit preprocessing on the training part. Raises InputError when the data may not be used."""
     if report.outcome is not Outcome.PASS:
         raise InputError(f"{job.spec.file}: the data is not fit for training: {report.reason}")
-    table = read_snapshot(snapshot)
-    preprocessing = fit_preprocessing(training_rows(table, job.spec), job.spec)
-    refuse_unusable_split(Windows(snapshot, job.spec, preprocessing))
+    with job.reporting("preparing the data"):
+        table = read_snapshot(snapshot)
+        preprocessing = fit_preprocessing(training_rows(table, job.spec), job.spec)
+        refuse_unusable_split(Windows(snapshot, job.spec, preprocessing))
     return Prepared(snapshot=snapshot, report=report, preprocessing=preprocessing)

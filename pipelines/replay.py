@@ -1,7 +1,8 @@
 """The months after the release, in order: each is validated, scored and checked for drift.
 
 Drift that matters starts a retraining; its challenger meets the champion on the next month, which
-neither has seen, and replaces it only if the steady gate passes.
+neither has seen, and replaces it only if the steady gate passes. On a month whose data do not pass, nobody is
+judged: it promotes nothing, takes nothing back and trains nothing.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from pipelines.reconciliation import reconcile
 from pipelines.release import decide, enter_challenger
 from pipelines.scoring import Scores, load_scored
 from pipelines.second_look import Lineup
+from pipelines.tracking import track_month
 from validation.data import DataReport, validate
 from validation.drift import DriftReport, PerformanceChange, detect_drift
 from validation.gates import Outcome
@@ -50,6 +52,10 @@ class Month(Record):
     """SHA-256 of the challenger trained at the end of the month."""
     rolled_back: str | None = None
     """Why the live model was taken back at the end of the month."""
+    not_judged: str | None = None
+    """Why this month decided nothing: its data did not pass."""
+    waiting: str | None = None
+    """SHA-256 of the challenger that such a month left waiting for the next one."""
 
 
 def replay_month(
@@ -67,31 +73,40 @@ def replay_month(
 
     Without a next month nothing is retrained: there would be no windows to judge the challenger on.
     """
-    density, live = job.plan.target_density, champion
     data = _validate_month(job, prepared, month)
-    scores = score(job, prepared, champion, month, density, "champion")
-    evaluation = None
+    scores = score(job, prepared, champion, month, job.plan.target_density, "champion")
+    seen = Month(
+        month=month,
+        champion=champion.sha256,
+        data=data,
+        metric=TASK_METRICS[job.spec.task][0],
+        value=_value(job, scores),
+        drift=_drift(job, prepared, month, scores, released),
+    )
+    if data.outcome is not Outcome.PASS:
+        return _tracked(job, prepared, _not_judged(seen, challenger)), champion, challenger
+    evaluation, following = None, None
     if challenger is not None:
         evaluation, is_live = _meet(job, prepared, month, challenger, champion, scores, baseline)
         if is_live:
             champion = challenger
     rolled_back = _watch(job, month, scores, baseline)
-    drift = _drift(job, prepared, month, scores, released)
-    following = None
-    if rolled_back is None and drift.decision == "retrain" and has_next and data.outcome is Outcome.PASS:
-        following = _retrain(job, prepared, month, champion, dense, drift)
-    report = Month(
-        month=month,
-        champion=live.sha256,
-        data=data,
-        metric=TASK_METRICS[job.spec.task][0],
-        value=_value(job, scores),
-        drift=drift,
-        evaluation=evaluation,
-        retrained=following.sha256 if following else None,
-        rolled_back=rolled_back,
-    )
-    return report, champion, following
+    if rolled_back is None and seen.drift.decision == "retrain" and has_next:
+        following = _retrain(job, prepared, month, champion, dense, seen.drift)
+    retrained = following.sha256 if following else None
+    happened = {"evaluation": evaluation, "retrained": retrained, "rolled_back": rolled_back}
+    return _tracked(job, prepared, seen.model_copy(update=happened)), champion, following
+
+
+def _tracked(job: Job, prepared: Prepared, report: Month) -> Month:
+    track_month(job, prepared, report)
+    return report
+
+
+def _not_judged(seen: Month, challenger: Checkpoint | None) -> Month:
+    """No evidence is no pass, and no fault of a model's either: a challenger waits for the next month."""
+    why = f"data {seen.data.outcome}: {seen.data.reason}"
+    return seen.model_copy(update={"not_judged": why, "waiting": challenger.sha256 if challenger else None})
 
 
 def _validate_month(job: Job, prepared: Prepared, month: str) -> DataReport:
@@ -103,7 +118,8 @@ def _validate_month(job: Job, prepared: Prepared, month: str) -> DataReport:
         rows = read_snapshot(prepared.snapshot).filter(windows.parts == windows.part_names.index(month))
         folder = prepared.snapshot.content_hash[:12]
         docs, aside = job.folder / "data_docs" / f"{folder}-{month}", job.folder / "quarantine" / folder
-        return validate(rows.to_pandas(), contract, docs, aside, max_quarantined_share=share)
+        with job.reporting(f"validating {month}"):
+            return validate(rows.to_pandas(), contract, docs, aside, max_quarantined_share=share)
 
     inputs = {"prepared": prepared, "month": month, "contract": contract, "share": share}
     return job.once(f"validate-{month}", inputs, DataReport, compute)

@@ -7,7 +7,7 @@ from pipelines.approvals import waiting_sentence
 from pipelines.budgets import Calibration
 from pipelines.cost import CostComparison
 from pipelines.edge.bundle import Bundle
-from pipelines.evaluation import Evaluation
+from pipelines.evaluation import Evaluation, Values
 from pipelines.files import replace_file
 from pipelines.fingerprint import Environment
 from pipelines.job import Prepared
@@ -38,8 +38,12 @@ class RolloutSummary(Record):
     environment: Environment
     policy: str
     """Digest of the policy."""
+    min_timings: int
+    """The policy's: fewer timings make no interval."""
     prepared: Prepared
     evaluations: tuple[Evaluation, ...]
+    how_good: tuple[Values, ...]
+    """Candidate, dense and baseline, each by itself, on the same windows."""
     costs: tuple[CostComparison, ...]
     calibration: Calibration | None
     bundle: Bundle | None

@@ -34,6 +34,8 @@ Report = Callable[[str, int, int], None]
 """Progress: what is being done, units done, units planned."""
 Curve = dict[str, list[tuple[int, float]]]
 """Metrics by step: name -> [(step, value)]."""
+Follow = Callable[[Curve], None]
+"""Told the curve so far after every validation."""
 TRAINED_PARTS: dict[Mode, frozenset[str]] = {
     "selector": frozenset({"selector"}),
     "adapt": frozenset({"selector", "head"}),
@@ -194,11 +196,15 @@ class _ValidationBatches(Dataset[list[Tensor]]):
 
 
 class _Progress(Callback):
-    def __init__(self, report: Report, label: str, total: int) -> None:
-        self.report, self.label, self.total = report, label, total
+    def __init__(self, report: Report, follow: Follow, fit: Fit) -> None:
+        self.report, self.follow, self.fit = report, follow, fit
+        self.label, self.total = f"training {fit.mode} (seed {fit.seed})", fit.plan.steps_of(fit.mode)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any, **__: Any) -> None:
         self.report(self.label, trainer.global_step, self.total)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.follow(self.fit.curve)
 
 
 def train(
@@ -210,12 +216,14 @@ def train(
     folder: Path,
     report: Report,
     warm_start: Checkpoint | None = None,
+    follow: Follow = lambda curve: None,
 ) -> tuple[Checkpoint, Curve]:
     """Train one model and keep the weights with the best validation loss.
 
     A checkpoint is kept in `folder` after every `plan.steps_per_epoch` steps; called again with the
     same arguments after a crash, the training goes on from there. `warm_start` gives the first
     weights ("selector" needs the dense model whose attention it learns, "adapt" the model of another site).
+    `follow` is told the curve as it grows; after a resume that begins with what was noted before the crash.
     """
     if mode in TRAINED_PARTS and warm_start is None:
         raise ValueError(f"warm_start: {mode} trains a part of a model and needs the model")
@@ -224,7 +232,7 @@ def train(
     fit = Fit(model, windows, plan, mode, seed)
     best, last = _keep(folder, "best", monitor="validation_loss"), _keep(folder, "last")
     started = time.monotonic()
-    _run(_trainer(fit, [best, last], report), fit, folder)
+    _run(_trainer(fit, [best, last], _Progress(report, follow, fit)), fit, folder)
     fit.load_state_dict(_state(folder / "best.ckpt"))
     if mode == "selector":
         model = _agreeing(fit)
@@ -268,14 +276,14 @@ def _run(trainer: lightning.Trainer, fit: Fit, folder: Path) -> None:
         raise KeyboardInterrupt from end
 
 
-def _trainer(fit: Fit, keepers: list[ModelCheckpoint], report: Report) -> lightning.Trainer:
-    plan, total = fit.plan, fit.plan.steps_of(fit.mode)
+def _trainer(fit: Fit, keepers: list[ModelCheckpoint], progress: _Progress) -> lightning.Trainer:
+    plan = fit.plan
     _quiet_lightning()
     return lightning.Trainer(
         accelerator="auto",
         devices=plan.devices,
         precision=plan.precision,
-        max_steps=total,
+        max_steps=progress.total,
         gradient_clip_val=1.0,
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
@@ -285,7 +293,7 @@ def _trainer(fit: Fit, keepers: list[ModelCheckpoint], report: Report) -> lightn
         callbacks=[
             EarlyStopping("validation_loss", patience=plan.patience, check_on_train_epoch_end=False),
             *keepers,  # last, so that what they keep knows what the others know
-            _Progress(report, f"training {fit.mode} (seed {fit.seed})", total),
+            progress,
         ],
     )
 

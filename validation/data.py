@@ -100,7 +100,8 @@ def validate(
     """Check a table against its contract; write Data Docs and, where rows failed, a file of those rows.
 
     `<quarantine_folder>/<name>.parquet` holds the failing rows with their position (ROW) and reason (REASON);
-    the table itself is left as it is. Raises InputError for a fault of the whole table, with nothing written.
+    the table itself is left as it is: its readers take values that were not allowed as unknown. Raises
+    InputError for a fault of the whole table, with nothing written.
     """
     refuse_broken(frame, contract)
     shown, escaped = _escaped(frame, contract)

@@ -24,7 +24,7 @@ class Scale(Record):
 
 
 class Vocabulary(Record):
-    """The values seen in training; value number i has code i + 1, anything else 0."""
+    """The values seen in training and allowed; value number i has code i + 1, anything else 0."""
 
     name: str
     values: tuple[str, ...]
@@ -61,8 +61,7 @@ def fit_preprocessing(training: "pl.DataFrame", spec: DatasetSpec) -> Preprocess
         lead=Scale(name=LEAD, mean=0.0, std=_span_hours(training, spec.lookback + spec.horizon)),
         past_target=spec.target[0] if spec.task == "event" else None,
         vocabularies=tuple(
-            Vocabulary(name=name, values=tuple(training[name].drop_nulls().unique().sort()))
-            for name in spec.categorical
+            Vocabulary(name=name, values=_allowed_values(training, spec, name)) for name in spec.categorical
         ),
     )
 
@@ -99,6 +98,13 @@ def _scale(training: "pl.DataFrame", spec: DatasetSpec, name: str) -> Scale:
     # Rounding leaves a constant column with a tiny spread; dividing by it would blow noise up.
     constant = std <= 1e-9 * max(1.0, abs(float(values.mean())))
     return unfitted.model_copy(update={"mean": float(values.mean()), "std": 1.0 if constant else std})
+
+
+def _allowed_values(training: "pl.DataFrame", spec: DatasetSpec, name: str) -> tuple[str, ...]:
+    """Sorted, without those that the dataset file does not allow: such rows were quarantined."""
+    seen = training[name].drop_nulls().unique().sort()
+    allowed = spec.allowed.get(name)
+    return tuple(value for value in seen if not allowed or value in allowed)
 
 
 def _span_hours(training: "pl.DataFrame", num_steps: int) -> float:

@@ -137,6 +137,7 @@ class DatasetSpec(Record):
     ranges: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """Lowest and highest plausible value; what lies outside is quarantined and counts as unknown."""
     allowed: dict[str, tuple[str | int, ...]] = Field(default_factory=dict)
+    """The only values a column may hold; others are quarantined, and a category counts as unknown."""
     model: ModelSection = ModelSection()
     training: TrainingPlan = TrainingPlan()
     """How its models are trained; what is not given keeps its default."""

@@ -140,25 +140,25 @@ class Windows:
         """The rows of one part: a month to be validated, a batch to be compared for drift."""
         return self.table.filter(self.parts == self._part_number(part))
 
+    def known_ahead(self, names: tuple[str, ...]) -> np.ndarray:
+        """bool [len(names)]: inputs that are known for the horizon too. What is made of `time` always is."""
+        observed = {*self.spec.columns()} - {*self.spec.known_future}
+        return np.array([name not in observed for name in names], bool)
+
     @property
     def _lead(self) -> int:
         return self.numeric_names.index(LEAD)
 
     def _known(self, rows: np.ndarray, is_past: np.ndarray, cutoff_us: np.ndarray) -> np.ndarray:
         """bool [B, T, F]"""
-        known = self.present[rows] & (is_past[:, None] | self._known_ahead(self.numeric_names))
+        known = self.present[rows] & (is_past[:, None] | self.known_ahead(self.numeric_names))
         for position, at_us in self.known_at_us.items():
             known[..., position] &= at_us[rows] <= cutoff_us[:, None]
         return known
 
-    def _known_ahead(self, names: tuple[str, ...]) -> np.ndarray:
-        """bool [len(names)]: inputs that are known for the horizon too. What is made of `time` always is."""
-        observed = {*self.spec.columns()} - {*self.spec.known_future}
-        return np.array([name not in observed for name in names], bool)
-
     def _categorical(self, rows: np.ndarray, is_past: np.ndarray) -> np.ndarray:
         """int64 [B, T, C]"""
-        return self.codes[rows] * (is_past[:, None] | self._known_ahead(self.spec.categorical)).astype(
+        return self.codes[rows] * (is_past[:, None] | self.known_ahead(self.spec.categorical)).astype(
             np.int64
         )
 
@@ -239,8 +239,15 @@ def _numeric(
     first = len(preprocessing.scales)
     values[:, first : first + waves.shape[1]] = waves
     if preprocessing.past_target:
-        values[:, -1] = table[preprocessing.past_target].to_numpy()
+        values[:, -1], present[:, -1] = _outcomes(table, preprocessing.past_target)
     return values, present
+
+
+def _outcomes(table: "pl.DataFrame", target: str) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [N] and bool [N]: whether the event came; what is neither 0 nor 1 is unknown (0, False)."""
+    raw = table[target].to_numpy()
+    present = np.isin(raw, (0, 1))
+    return np.where(present, raw, 0).astype(np.float32), present
 
 
 def _known_at(
@@ -273,8 +280,8 @@ def _targets(
 ) -> tuple[np.ndarray, np.ndarray]:
     """float32 [N, O] and bool [N, O]: the outcome, or the z-scored inputs that are to be predicted."""
     if spec.task == "event":
-        outcome = table[spec.target[0]].to_numpy().astype(np.float32)[:, None]
-        return outcome, np.isfinite(outcome)
+        outcomes, present = _outcomes(table, spec.target[0])
+        return outcomes[:, None], present[:, None]
     columns = [spec.numeric.index(name) for name in spec.target]
     return np.ascontiguousarray(values[:, columns]), np.ascontiguousarray(present[:, columns])
 

@@ -33,10 +33,10 @@ class Inputs(NamedTuple):
 def encode_rows(rows: Sequence[Row], preprocessing: Mapping[str, Any], contract: Mapping[str, Any]) -> Inputs:
     """The rows of one series in order: the past, then the `horizon` rows that are asked about.
 
-    `time` is a datetime or ISO text. A value that is missing, None, not finite or out of its range is
-    unknown; so is every value after the cutoff that is not known in advance, even when it is given. A past
-    value that is not known yet at the cutoff is for the caller to leave out. Raises ValueError naming the
-    row (from 0) and the field that cannot be read.
+    `time` is a datetime or ISO text. A value that is missing, None, not finite or out of its range (for an
+    outcome: not 0 or 1) is unknown; so is every value after the cutoff that is not known in advance, even
+    when it is given. A past value that is not known yet at the cutoff is for the caller to leave out. Raises
+    ValueError naming the row (from 0) and the field that cannot be read.
     """
     horizon = contract["horizon"]
     if len(rows) <= horizon:
@@ -51,7 +51,7 @@ def encode_rows(rows: Sequence[Row], preprocessing: Mapping[str, Any], contract:
     lead_hours = (minutes - minutes[past][-1]) / 60.0
     columns.append((lead_hours / preprocessing["lead"]["std"], np.ones(len(rows))))
     if preprocessing["past_target"]:
-        columns.append(_scaled(rows, {"name": preprocessing["past_target"], "mean": 0.0, "std": 1.0}, past))
+        columns.append(_outcomes(rows, preprocessing["past_target"], past))
     codes = [
         _codes(rows, vocabulary, past | (vocabulary["name"] in contract["known_ahead"]))
         for vocabulary in preprocessing["vocabularies"]
@@ -84,6 +84,13 @@ def _scaled(rows: Sequence[Row], scale: Mapping[str, Any], may_know: NDArray) ->
     )
     known = may_know & np.isfinite(raw) & (raw >= low) & (raw <= high)
     return np.where(known, (np.where(known, raw, 0.0) - scale["mean"]) / scale["std"], 0.0), known
+
+
+def _outcomes(rows: Sequence[Row], name: str, may_know: NDArray) -> tuple[NDArray, NDArray]:
+    """Past outcomes [N], 0 where unknown, and which are known [N]: anything but 0 and 1 is not."""
+    values, known = _scaled(rows, {"name": name, "mean": 0.0, "std": 1.0}, may_know)
+    known &= np.isin(values, (0.0, 1.0))
+    return np.where(known, values, 0.0), known
 
 
 def _number(row: Row, name: str, number: int) -> float:

@@ -120,6 +120,13 @@ FIRST = pl.Series([pump_spec()["split"]["test"]]).str.to_datetime()[0]
 TEST_PART = (FIRST, FIRST + timedelta(days=30))
 
 
+def test_a_home_that_cannot_be_made(tmp_path: Path, preloaded: Preloaded) -> None:
+    dataset, home = write_dataset(tmp_path), tmp_path / "pump.yaml" / "home"
+    line = refused(preloaded.dankai("rollout", "run", dataset, "--bootstrap", "first", home=home), home)
+    assert str(home) in line
+    assert line.endswith("let this account read and write there, or set DANKAI_HOME to another folder")
+
+
 def test_too_many_bad_rows_stop_the_flow_with_the_same_one_line(tmp_path: Path, preloaded: Preloaded) -> None:
     """Found by the expectations, when the stores are open already: the rows are set aside with the reason."""
     table = pump_table().with_columns(

@@ -83,7 +83,8 @@ def test_the_summary_names_versions_and_hashes(summary: dict[str, Any], folder: 
     sha256 = re.compile(r"^[0-9a-f]{64}$")
     for name in ("code", "lock", "packages"):
         assert sha256.match(summary["environment"][name])
-    assert summary["environment"]["torch"]
+    for name in ("torch", "mlflow", "prefect", "great_expectations", "lightning", "onnxruntime", "polars"):
+        assert summary["environment"][name], name
     assert summary["environment"]["python"]
     assert sha256.match(summary["policy"])
     assert sha256.match(summary["prepared"]["snapshot"]["content_hash"])
@@ -105,6 +106,57 @@ def test_a_month_that_drifted_was_trained_on_and_its_model_replaced_the_champion
     assert met["evidence"]["checkpoint"] == may["retrained"]
     assert met["evidence"]["references"]["champion"] == june["champion"]
     assert summary["state"]["releases"][-1]["checkpoint"] == may["retrained"]
+
+
+def test_how_good_each_is_by_itself_is_shown_beside_the_differences(
+    ended: Ended, summary: dict[str, Any]
+) -> None:
+    """What the gate compared is told again: the difference of two values of the table is the KPI."""
+    values = {each["role"]: each for each in summary["how_good"]}
+    assert list(values) == ["candidate", "dense", "baseline"]
+    assert {(each["part"], each["num_windows"]) for each in values.values()} == {("test", 24)}
+    for each in values.values():
+        assert list(each["metrics"]) == ["auroc", "average_precision", "log_loss"]
+        for of in each["metrics"].values():
+            assert of["low"] <= of["value"] <= of["high"]
+            assert f"{of['value']:.3f} [{of['low']:.3f}, {of['high']:.3f}]" in ended.out
+    edge = next(each for each in summary["evaluations"] if each["stage"] == "edge")
+    [beside] = [
+        each
+        for each in edge["kpis"]
+        if (each["name"], each["versus"], each["slice"]) == ("auroc", "baseline", "")
+    ]
+    auroc = {role: each["metrics"]["auroc"]["value"] for role, each in values.items()}
+    assert auroc["candidate"] - auroc["baseline"] == pytest.approx(beside["value"])
+    assert auroc["baseline"] == beside["reference_value"]
+
+
+def test_mlflow_has_the_data_docs_the_baseline_and_every_month_under_the_rollout(
+    summary: dict[str, Any], folder: Path
+) -> None:
+    from pipelines.registry import Tracker
+
+    tracker = Tracker.open(load_settings({"DANKAI_HOME": str(folder / "home")}))
+    rollout = tracker.find_runs({"kind": "rollout"})[0]
+    assert rollout.data.tags["data_docs"] == summary["prepared"]["report"]["docs_uri"]
+    assert rollout.info.artifact_uri
+    assert Path(rollout.info.artifact_uri.removeprefix("file://"), "data_docs", "index.html").is_file()
+    [baseline] = tracker.find_runs({"kind": "baseline"})
+    assert baseline.inputs
+    [used] = baseline.inputs.dataset_inputs
+    assert used.dataset.digest == summary["prepared"]["snapshot"]["content_hash"][:36]
+    assert baseline.data.params["model.max_iter"] == "120"
+    of_test = next(each for each in summary["how_good"] if each["role"] == "baseline")["metrics"]
+    assert baseline.data.metrics["auroc/test"] == pytest.approx(of_test["auroc"]["value"])
+    assert "average_precision/2024-06" in baseline.data.metrics
+    months = tracker.find_runs({"kind": "month"})
+    assert [run.data.tags["month"] for run in months] == ["2024-05", "2024-06"]
+    for run, month in zip(months, summary["months"], strict=True):
+        assert run.data.tags["drift"] == month["drift"]["decision"]
+        assert run.data.tags["drift_reasons"] == ("; ".join(month["drift"]["reasons"]) or "nothing moved")
+        assert run.data.metrics["auroc_low"] == month["value"]["low"]
+    parents = {run.data.tags["mlflow.parentRunId"] for run in (baseline, *months)}
+    assert parents == {rollout.info.run_id}
 
 
 def test_what_it_leaves_is_there(ended: Ended, summary: dict[str, Any], folder: Path) -> None:
@@ -134,6 +186,8 @@ def test_the_release_log_tells_the_way_and_one_champion_is_live(ended: Ended, fo
 def test_running_it_again_does_no_work_twice_and_decides_nothing_again(
     ended: Ended, folder: Path, preloaded: Preloaded
 ) -> None:
+    from pipelines.registry import Tracker
+
     home = folder / "home"
     log = (home / "release_log.jsonl").read_bytes()
     first = json.loads((home / "summary.json").read_text())
@@ -150,6 +204,7 @@ def test_running_it_again_does_no_work_twice_and_decides_nothing_again(
     for before, after in zip(first["evaluations"], second["evaluations"], strict=True):
         assert before == after
     assert set(steps) <= set((home / "steps").iterdir())
+    assert len(Tracker.open(load_settings({"DANKAI_HOME": str(home)})).find_runs({"kind": "month"})) == 2
 
 
 def test_the_signing_key_stays_in_its_file(ended: Ended, folder: Path) -> None:

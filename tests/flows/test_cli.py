@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.cli import _answer
 from tests.tiny_rollout import dankai
 
 HEAVY = (
@@ -60,3 +61,20 @@ def test_a_home_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     assert ended.code == 2
     assert ended.err.startswith("dankai: DANKAI_HOME: ")
     assert len(ended.err.splitlines()) == 1
+
+
+def test_a_full_disk_is_one_line_and_a_fault_of_ours_is_not_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill(**_: object) -> None:
+        Path("/dev/full").write_text("a log entry")
+
+    def mistake(**_: object) -> None:
+        raise OSError("no file is to blame")
+
+    monkeypatch.setenv("DANKAI_HOME", str(tmp_path))
+    assert _answer(fill) == 2
+    said = f"dankai: {tmp_path}: No space left on device; make room on the disk, "
+    assert capsys.readouterr().err == said + "or set DANKAI_HOME to another folder\n"
+    with pytest.raises(OSError, match="no file is to blame"):
+        _answer(mistake)

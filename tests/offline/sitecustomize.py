@@ -1,6 +1,8 @@
 """Refuses every socket beyond loopback, in the tests and, through PYTHONPATH, in the processes they start.
 
-An audit hook sees what a patched `socket` module would miss: lookups and connections made from C.
+An audit hook sees what a patched `socket.socket` would miss: every lookup and connection through Python's
+socket module, however it was imported. Libraries in C or Rust that open sockets themselves raise no such
+event and are not seen.
 """
 
 import ipaddress

@@ -55,6 +55,23 @@ def test_events_without_any_reason_are_not(make: Make, tmp_path: Path) -> None:
     assert metric(make(pump_table().with_columns(tripped=pl.Series(chance))), "auroc", tmp_path) < 0.6
 
 
+def test_rows_that_were_quarantined_are_left_out_and_change_no_other(make: Make, tmp_path: Path) -> None:
+    """An outcome of 2, a site that does not exist, a load out of range; in training and in the test part."""
+    bad = pl.int_range(pl.len()) % 97 == 0
+    table = pump_table().with_columns(
+        tripped=pl.when(bad).then(2).otherwise("tripped"),
+        site=pl.when(bad).then(pl.lit("nowhere")).otherwise("site"),
+        load=pl.when(bad).then(1e6).otherwise("load"),
+    )
+    windows = make(table, allowed={"site": ["north", "south"]})
+    [scores] = score_baseline(windows, ["test"], tmp_path, lambda *_: None)
+    scored = load_scored(scores)
+    is_bad = table.select(bad).to_series().to_numpy()[np.load(scores.path)["rows"]]
+    assert is_bad.any()
+    np.testing.assert_array_equal(scored.mask[..., 0] == 0, is_bad)
+    assert METRICS["auroc"](scored) > 0.9
+
+
 def test_a_wave_is_continued_and_noise_is_answered_with_its_spread(make: Make, tmp_path: Path) -> None:
     hours = np.arange(len(pump_table()))
     wave = pump_table().with_columns(load=pl.Series(np.sin(2 * np.pi * hours / 24)))

@@ -22,10 +22,11 @@ from pipelines.evaluation import (
 from pipelines.scoring import Scores, load_scored, load_slices, score_model
 from tests.tiny_rollout import train_tiny, windows_of, write_dataset, write_policy
 from validation.errors import InputError
-from validation.evidence import Look
-from validation.gates import Outcome
+from validation.evidence import Evidence, Look
+from validation.gates import Outcome, judge
+from validation.kpis import kpi
 from validation.policy import Policy, load_policy
-from validation.statistics import METRICS, Scored, num_telling_windows
+from validation.statistics import METRICS, Interval, Scored, num_telling_windows
 
 PART = "test"
 
@@ -260,6 +261,26 @@ def test_groups_that_count_share_a_band(pump: Windows, policy: Policy, sparse: S
         assert each.joint_high - each.joint_low > 0.95 * (each.high - each.low)
     counted = groups_asked(policy.stage("steady").thresholds)
     assert counted == {"champion": 1}
+
+
+def test_a_dozen_windows_a_machine_are_no_evidence_and_hold_the_shipped_gate() -> None:
+    infra = Path(__file__).parents[2] / "infra"
+    spec = load_spec(infra / "datasets" / "server_machines.yaml")
+    evidence = Evidence(
+        checkpoint="ours",
+        snapshot="data",
+        task_metric="auroc",
+        references={"dense": "dense", "baseline": "components"},
+        slices=spec.slices,
+    )
+    equal = Interval(value=0.0, low=-0.01, high=0.01, n=12, confidence=0.95)
+    about: dict[str, Any] = {"checkpoint": "ours", "snapshot": "data", "versus": "dense"}
+    about |= {"reference_value": 0.8, "reference_checkpoint": "dense"}
+    machines = [kpi("auroc", equal, slice=f"entity=machine-{name}", **about) for name in ("1-6", "2-1")]
+    verdict = judge(machines, load_policy(infra / "rollout.yaml").stage("pilot"), evidence)
+    [by_machine] = [check for check in verdict.checks if check.slice == "worst:entity"]
+    assert (by_machine.severity, by_machine.outcome) == ("required", Outcome.HOLD)
+    assert "by entity: HOLD because none of 2 groups has 60 windows" in by_machine.reason
 
 
 def test_a_group_counts_by_the_windows_that_tell() -> None:

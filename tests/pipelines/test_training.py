@@ -26,6 +26,7 @@ import os, signal, sys
 from pathlib import Path
 from pipelines import training
 from pipelines.data.spec import load_spec
+from sitecustomize import guard  # or it would not stay offline
 from tests.tiny_rollout import train_tiny, windows_of
 
 folder, step = Path(sys.argv[1]), int(sys.argv[2])
@@ -76,7 +77,8 @@ def test_a_training_killed_with_kill_9_goes_on_to_the_very_same_weights(
     """Before the first checkpoint (step 1), and between two."""
     write_dataset(tmp_path)
     command = [sys.executable, "-c", DIE_IN_TRAINING, str(tmp_path), str(step)]
-    died = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    died = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True)
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     assert (tmp_path / "model" / "last.ckpt").exists() == (step == 7)
     resumed, curve = train_tiny(pump, "sparse", tmp_path / "model")

@@ -1,6 +1,7 @@
 """Names, reasons and values that people or files gave are shown, never obeyed: HTML, Markdown, terminals."""
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -144,7 +145,8 @@ with progress() as report:
 
 
 def test_a_progress_bar_obeys_no_markup() -> None:
-    environ = {"TERM": "xterm", "COLUMNS": "120", "PYTHONPATH": ":".join(filter(None, sys.path))}
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), *sys.path]))
+    environ = {"TERM": "xterm", "COLUMNS": "120", "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, "-c", PROGRESS], capture_output=True, text=True, env=environ, timeout=30
     )

@@ -66,7 +66,7 @@ def test_the_job_that_is_broken_below_is_sound_as_it_stands(write_job: Write, pr
         ({"lookback": 0}, r"lookback: .*greater than or equal to 1, not 0"),
         ({"lookback": None}, r"lookback: missing"),
         ({"horizon": 0}, r"horizon: a event task needs at least 1"),
-        ({"target": []}, r"target: .*at least 1 item"),
+        ({"target": []}, r"target: empty, name at least one"),
         ({"target": ["load"]}, r"target: an event has one 0/1 column"),
         ({"known_future": ["plann"]}, r"known_future: unknown column 'plann': did you mean 'plan'"),
         ({"known_future": ["plan", "repair"]}, r"late: 'repair' cannot be known late and in advance"),

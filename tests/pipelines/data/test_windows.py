@@ -137,6 +137,34 @@ def test_a_category_not_seen_in_training_is_unknown(
     assert windows.batch(windows.cutoffs("train")[:1]).categorical[0, :24, 0].min() == 1
 
 
+def test_a_category_that_is_not_allowed_is_unknown_in_training_too(
+    table: pl.DataFrame, write_job: Write, prepare: Prepare
+) -> None:
+    typo = table.with_columns(state=pl.when(pl.col("load") == 37).then(pl.lit("buzy")).otherwise("state"))
+    windows = prepare(write_job(typo, allowed={"state": ["busy", "idle"]}))
+    assert [each.values for each in windows.preprocessing.vocabularies] == [("busy", "idle")]
+    np.testing.assert_array_equal(windows.codes[:, 0] == 0, typo["state"].to_numpy() == "buzy")
+    assert windows.codes.min() == 0
+
+
+def test_an_outcome_that_is_neither_0_nor_1_is_not_asked_and_not_known(
+    table: pl.DataFrame, write_job: Write, prepare: Prepare
+) -> None:
+    """Of every other row: nothing is the same as if the outcome had never been known."""
+    odd = pl.col("load") == 37
+    windows = prepare(write_job(table.with_columns(tripped=pl.when(odd).then(2).otherwise("tripped"))))
+    clean = prepare(write_job(table))
+    batch, plain = (each.batch(each.cutoffs("train")) for each in (windows, clean))
+    is_odd = windows.table.select(odd).to_series().to_numpy()[batch.rows]
+    assert is_odd[:, :24].any()
+    assert is_odd[:, 24:].any()
+    np.testing.assert_array_equal(batch.target_mask[..., 0], plain.target_mask[..., 0] * ~is_odd)
+    np.testing.assert_array_equal(batch.target[..., 0], plain.target[..., 0] * ~is_odd)
+    np.testing.assert_array_equal(batch.known[..., -1], plain.known[..., -1] * ~is_odd)
+    np.testing.assert_array_equal(batch.numeric[..., -1], plain.numeric[..., -1] * ~is_odd)
+    np.testing.assert_array_equal(batch.numeric[..., :-1], plain.numeric[..., :-1])
+
+
 def test_a_part_keeps_its_horizons_to_itself(flight_windows: Windows) -> None:
     assert flight_windows.part_names == ("train", "validation", "test", "2013-10", "2013-11", "2013-12")
     for number, part in enumerate(flight_windows.part_names):

@@ -95,6 +95,7 @@ def test_rows_are_encoded_as_windows_are(edge_model: EdgeModel) -> None:
     from pipelines.data.windows import Windows
 
     rows = _rows(120)
+    rows[60]["late"] = 2  # no outcome, and unknown to both
     table = pl.DataFrame(rows).with_columns(
         entity=pl.lit("plant"), time=pl.col("time").cast(pl.Datetime("us"))
     )
