@@ -90,7 +90,6 @@ def ui(port: int) -> None:
     Where MLFLOW_TRACKING_URI names a server, that server has its own: its address is told.
     """
     from pipelines.addresses import require_answer, without_password
-
     from pipelines.signing import without_secrets
 
     settings = _settings()
