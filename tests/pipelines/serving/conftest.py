@@ -1,11 +1,12 @@
 """Two real models of the tiny dataset, registered, signed, and served by real processes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from pipelines.job import Job, open_job
 from pipelines.registry import ModelVersion, Tracker
@@ -30,9 +31,13 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 
 @pytest.fixture(scope="session")
 def canary_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Dataset file and policy."""
+    """Dataset file and policy. How fast two tiny models are on a busy machine decides nothing here."""
     folder = tmp_path_factory.mktemp("canary")
-    return write_dataset(folder, "canary"), write_policy(folder)
+    policy = write_policy(folder)
+    content = yaml.safe_load(policy.read_text())
+    content["canary"]["max_latency_ratio"] = 1e6
+    policy.write_text(yaml.safe_dump(content, sort_keys=False))
+    return write_dataset(folder, "canary"), policy
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +57,11 @@ def job(
     held = decision(tried, Action.HOLD, Stage.PILOT, Stage.PILOT)
     job.log.append(held.model_copy(update={"outcome": Outcome.HOLD, "verdict": "v", "policy": "p"}), head)
     return job
+
+
+@pytest.fixture(scope="session", name="register")
+def register_fixture() -> "Callable[[Job, Checkpoint, float], ModelVersion]":
+    return register
 
 
 def register(job: Job, checkpoint: "Checkpoint", density: float) -> ModelVersion:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -66,20 +67,25 @@ def mlflow_server(
         yield port
 
 
+def serve_command(dataset: Path, policy: Path, port: int) -> list[str]:
+    command = [str(Path(sys.executable).with_name("dankai")), "serve", str(dataset), "--policy", str(policy)]
+    return [*command, "--port", str(port), "--deadline", "30"]
+
+
+def serve_environ(job: Job) -> dict[str, str]:
+    own = {"DANKAI_HOME": str(job.settings.home), "MLFLOW_TRACKING_URI": "", "DANKAI_THREADS": "1"}
+    return {**os.environ, **own}
+
+
 @pytest.fixture(scope="module")
 def server(
     mlflow_server: int, job: Job, canary_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     port, log = free_port(), tmp_path_factory.mktemp("serve") / "log"
     dataset, policy = canary_files
-    command = [str(Path(sys.executable).with_name("dankai")), "serve", str(dataset), "--policy", str(policy)]
-    environ = {"DANKAI_HOME": str(job.settings.home), "MLFLOW_TRACKING_URI": "", "DANKAI_THREADS": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, "--port", str(port), "--deadline", "30"],
-            env={**os.environ, **environ},
-            stdout=output,
-            stderr=output,
+            serve_command(dataset, policy, port), env=serve_environ(job), stdout=output, stderr=output
         )
     try:
         wait_for_server(f"http://127.0.0.1:{port}")
@@ -214,12 +220,41 @@ def family(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM])
-def test_stopping_it_leaves_no_process_behind(server: Server, number: signal.Signals) -> None:
+def test_stopping_it_leaves_no_process_behind(server: Server) -> None:
     started = family(server.process)
     assert len(started) >= 3  # the nursery and two models
-    server.process.send_signal(number)
+    server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(20) == 0, server.log.read_text()
     _, alive = psutil.wait_procs(started, timeout=10)
     assert alive == []
     assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_ctrl_c_or_kill_9_of_the_front_door_leaves_no_process_behind(
+    number: signal.Signals, job: Job, canary_files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            serve_command(*canary_files, free_port()), env=serve_environ(job), stdout=log, stderr=log
+        )
+    try:
+        wait_until_it_serves(process, tmp_path / "log")
+        started = family(process)
+        assert len(started) >= 2  # the nursery and a model
+        process.send_signal(number)
+        process.wait(30)
+        _, alive = psutil.wait_procs(started, timeout=20)
+        assert alive == []
+        assert "Traceback" not in (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+        process.wait(20)
+
+
+def wait_until_it_serves(process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while "/invocations" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
