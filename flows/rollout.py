@@ -16,7 +16,7 @@ from pipelines.checkpoint import Checkpoint
 from pipelines.clock import now
 from pipelines.cost import CostComparison
 from pipelines.edge.bundle import Bundle
-from pipelines.evaluation import Evaluation, Values
+from pipelines.evaluation import Evaluation
 from pipelines.fingerprint import environment
 from pipelines.job import Job, Prepared, open_job
 from pipelines.judging import LENGTHS, edge_kpis, values_side_by_side
@@ -29,6 +29,7 @@ from pipelines.second_look import Lineup
 from pipelines.settings import load_settings
 from pipelines.summary import RolloutSummary, sentence_of, write_summary
 from pipelines.tracking import link_docs
+from pipelines.values import Values
 from validation.gates import Outcome
 
 

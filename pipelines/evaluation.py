@@ -377,25 +377,6 @@ def _mean_interval(values: np.ndarray, confidence: float) -> Interval:
     return Interval(value=mean, low=low, high=high, n=num, confidence=confidence)
 
 
-class Values(Record):
-    """A subject's task metrics themselves, each with its interval, over the windows of one part."""
-
-    role: str
-    """candidate, dense or baseline."""
-    subject: str
-    part: str
-    num_windows: int
-    metrics: dict[str, Interval]
-
-
-def task_values(role: str, scores: Scores, spec: DatasetSpec, policy: Policy) -> Values:
-    """One subject alone, resampled as the gates do it, at the policy's confidence."""
-    scored, how = load_scored(scores), resampling(policy, spec, scores.num_windows)
-    metrics = {name: interval(METRICS[name], scored, **how) for name in TASK_METRICS[spec.task]}
-    about = {"subject": scores.subject, "part": scores.part, "num_windows": scores.num_windows}
-    return Values(role=role, metrics=metrics, **about)
-
-
 def seed_spread_kpi(scores: list[Scores], spec: DatasetSpec) -> Kpi:
     """(largest - smallest) / |mean| of the task metric over trainings that differ in their seed alone."""
     metric = METRICS[TASK_METRICS[spec.task][0]]

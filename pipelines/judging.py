@@ -18,12 +18,10 @@ from pipelines.edge.measurement import EdgeTimings, measure
 from pipelines.edge.rows import Inputs
 from pipelines.evaluation import (
     Evaluation,
-    Values,
     cost_kpis,
     evaluate,
     recall_kpi,
     seed_spread_kpi,
-    task_values,
 )
 from pipelines.evaluations import earlier_looks, track
 from pipelines.fingerprint import machine
@@ -35,6 +33,7 @@ from pipelines.serving.comparison import canary_kpis, opponent
 from pipelines.serving_check import serving_kpis
 from pipelines.signing import load_key
 from pipelines.tracking import baseline_run
+from pipelines.values import Values, task_values
 from validation.errors import InputError
 from validation.gates import Stage, staleness
 from validation.kpis import Kpi, Reference, kpi

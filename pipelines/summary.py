@@ -7,13 +7,14 @@ from pipelines.approvals import waiting_sentence
 from pipelines.budgets import Calibration
 from pipelines.cost import CostComparison
 from pipelines.edge.bundle import Bundle
-from pipelines.evaluation import Evaluation, Values
+from pipelines.evaluation import Evaluation
 from pipelines.files import replace_file
 from pipelines.fingerprint import Environment
 from pipelines.job import Prepared
 from pipelines.release_log import Stage
 from pipelines.replay import Month
 from pipelines.rollout import CLIMB, RolloutState
+from pipelines.values import Values
 from validation.gates import Check, Outcome
 from validation.kpis import KINDS
 from validation.record import Record
