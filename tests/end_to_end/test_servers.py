@@ -94,7 +94,7 @@ def test_a_gate_that_does_not_pass_stops_the_climb_and_the_job_is_still_done(
 def test_prefect_knows_the_flow_and_its_tasks(ended: Ended, prefect_server: str) -> None:
     newest = {"sort": "START_TIME_DESC", "limit": 50}
     runs = ask(f"{prefect_server}/flow_runs/filter", newest)
-    [run] = [run for run in runs if run["parameters"]["dataset"].endswith("served.yaml")]
+    [run] = [run for run in runs if run["parameters"].get("dataset", "").endswith("served.yaml")]
     assert run["state_type"] == "COMPLETED"
     of_run = {"flow_runs": {"id": {"any_": [run["id"]]}}}
     tasks = _until_recorded(lambda: ask(f"{prefect_server}/task_runs/filter", of_run))

@@ -128,11 +128,19 @@ def test_explain_says_every_check_with_its_evidence(
     assert Evaluation.model_validate(as_json["evaluation"]).verdict == verdict
 
 
+def register(tracker: Tracker, name: str) -> None:
+    """Two versions without files: aliases need no more."""
+    tracker._client.create_registered_model(registered_name(name))
+    for _ in range(2):
+        tracker._client.create_model_version(registered_name(name), "runs:/none/model")
+
+
 def test_what_the_release_log_says_of_a_verdict_is_shown_and_an_edited_evaluation_is_refused(
     judged: Judged, dankai_gate: Callable[..., tuple[int, str, str]], store: Settings
 ) -> None:
     evaluation, log, name = judged.evaluation, judged.job.log, "gateedited"
     job = replace(judged.job, spec=judged.job.spec.model_copy(update={"name": name}))
+    register(job.tracker, name)  # what the log names has to exist for whoever reconciles this store next
     passed = evaluation.verdict.model_copy(update={"outcome": Outcome.PASS})
     run = track(job, evaluation.model_copy(update={"verdict": passed}), is_confirmation=True)
     state = bootstrap(log, current_state(log, name), version(1, name), ADA, "first")

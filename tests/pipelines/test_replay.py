@@ -65,6 +65,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, challenger: Checkpoint) -> list[str]
     monkeypatch.setattr(replay, "_meet", noted("meet", (None, True)))
     monkeypatch.setattr(replay, "_watch", noted("watch", None))
     monkeypatch.setattr(replay, "_retrain", noted("retrain", challenger))
+    monkeypatch.setattr(replay, "track_month", lambda *_: None)
     return called
 
 

@@ -236,7 +236,12 @@ def test_ctrl_c_or_kill_9_of_the_front_door_leaves_no_process_behind(
 ) -> None:
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
-            serve_command(*canary_files, free_port()), env=serve_environ(job), stdout=log, stderr=log
+            serve_command(*canary_files, free_port()),
+            env=serve_environ(job),
+            stdout=log,
+            stderr=log,
+            # tests that run in the background of a shell are started with Ctrl-C ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         wait_until_it_serves(process, tmp_path / "log")
