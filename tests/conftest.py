@@ -47,10 +47,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """In a parallel run a file stays on one worker, and so does all that shares a server: it starts once."""
+    groups: dict[Path, str] = {}
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
-        group = "servers" if fixtures & _SERVER_FIXTURES else str(item.path)
-        item.add_marker(pytest.mark.xdist_group("databases" if fixtures & _DATABASE_FIXTURES else group))
+        if fixtures & _DATABASE_FIXTURES:
+            groups[item.path] = "databases"
+        elif fixtures & _SERVER_FIXTURES:
+            groups.setdefault(item.path, "servers")
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(groups.get(item.path, str(item.path))))
 
 
 @pytest.fixture(scope="session")
