@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 	.venv/bin/dankai demo
 
 test: $(INSTALLED) postgres
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 # The tests start a PostgreSQL of their own. Continuous integration installs it where it may; a laptop is left
 # alone, and a failure here only means that those tests are skipped, with a word.

@@ -22,8 +22,6 @@ _ATTEMPTS = Path(
         "DANKAI_TEST_NETWORK_ATTEMPTS", f"{tempfile.mkdtemp(prefix='dankai-tests-')}/network-attempts"
     )
 )
-_SERVER_FIXTURES = {"prefect_server", "preloaded", "server"}
-_DATABASE_FIXTURES = {"postgres", "back_end"}
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_GUARD.parent), os.environ.get("PYTHONPATH")]))
 
 
@@ -42,20 +40,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if _ATTEMPTS.exists():
         print(f"\nSomething tried to reach the network:\n{_ATTEMPTS.read_text()}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In a parallel run a file stays on one worker, and so does all that shares a server: it starts once."""
-    groups: dict[Path, str] = {}
-    for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        if fixtures & _DATABASE_FIXTURES:
-            groups[item.path] = "databases"
-        elif fixtures & _SERVER_FIXTURES:
-            groups.setdefault(item.path, "servers")
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(groups.get(item.path, str(item.path))))
 
 
 @pytest.fixture(scope="session")
