@@ -13,6 +13,7 @@ from flows.commands.bench import bench
 from flows.commands.budget import budget
 from flows.commands.explain import explain
 from flows.commands.gate import gate
+from flows.commands.options import ROOT, policy_option
 from flows.commands.release import COMMANDS
 from flows.commands.serve import serve, shadow
 
@@ -20,18 +21,10 @@ if TYPE_CHECKING:
     from pipelines.settings import Settings
     from pipelines.summary import RolloutSummary
 
-ROOT = Path(__file__).resolve().parents[1]
-POLICY = ROOT / "infra" / "rollout.yaml"
 DEMO = ROOT / "infra" / "datasets" / "flights.yaml"
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # a write into an open file fails so, without the file's name
 
-policy_option = click.option(
-    "--policy",
-    type=click.Path(path_type=Path),
-    default=POLICY,
-    show_default="infra/rollout.yaml",
-    help="What each stage asks.",
-)
+_policy = policy_option("What each stage asks.")
 bootstrap_option = click.option(
     "--bootstrap",
     metavar="REASON",
@@ -55,7 +48,7 @@ def dankai() -> None:
 
 
 @dankai.command()
-@policy_option
+@_policy
 @quiet_option
 def demo(policy: Path, quiet: bool) -> None:
     """Run the whole rollout on the flights of 2013 that come with the package."""
@@ -69,7 +62,7 @@ def rollout() -> None:
 
 @rollout.command("run")
 @click.argument("dataset", type=click.Path(path_type=Path))
-@policy_option
+@_policy
 @quiet_option
 @bootstrap_option
 def run(dataset: Path, policy: Path, quiet: bool, bootstrap: str | None) -> None:

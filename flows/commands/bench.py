@@ -1,20 +1,14 @@
 """`dankai bench`: measure on this machine what the documentation claims."""
 
-import os
 from pathlib import Path
 
 import click
 
 from flows.commands.bench_adaptation import adaptation
 from flows.commands.bench_quality import quality
+from flows.commands.options import out_option, writable_folder
 
-out_option = click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path(".dankai/bench"),
-    show_default=True,
-    help="Folder for the results file; one that is there is replaced.",
-)
+_out = out_option("Folder for the results file; one that is there is replaced.")
 
 
 @click.group()
@@ -35,7 +29,7 @@ bench.add_command(quality)
 
 
 @bench.command()
-@out_option
+@_out
 def attention(out: Path) -> None:
     """Attention against dense and FlexAttention; one CUDA GPU, minutes."""
     _require_gpu("attention")
@@ -47,7 +41,7 @@ def attention(out: Path) -> None:
 
 
 @bench.command()
-@out_option
+@_out
 def model(out: Path) -> None:
     """The encoder's speed and peak memory; one CUDA GPU, minutes."""
     _require_gpu("model")
@@ -68,16 +62,3 @@ def _require_gpu(command: str) -> None:
             f"bench {command}: needs one CUDA GPU, and PyTorch {torch.__version__} sees none here; "
             "run it on a machine that has one, with a CUDA build of PyTorch"
         )
-
-
-def writable_folder(out: Path) -> Path:
-    """The folder, made and known to be writable before minutes are spent."""
-    from validation.errors import InputError
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out: cannot make folder {out}: {error.strerror}; name another") from error
-    if not os.access(out, os.W_OK):
-        raise InputError(f"--out: folder {out} cannot be written to; name another")
-    return out

@@ -4,15 +4,11 @@ from pathlib import Path
 
 import click
 
+from flows.commands.options import out_option, writable_folder
+
 
 @click.command()
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path(".dankai/bench"),
-    show_default=True,
-    help="Folder for adaptation.json; one that is there is replaced.",
-)
+@out_option("Folder for adaptation.json; one that is there is replaced.")
 @click.option(
     "--windows",
     "num_windows",
@@ -31,8 +27,8 @@ def adaptation(out: Path, num_windows: tuple[int, ...]) -> None:
       dankai bench adaptation
       dankai bench adaptation --windows 200 --out results
     """
-    out.mkdir(parents=True, exist_ok=True)
+    folder = writable_folder(out)
     from pipelines.benchmarks.adaptation import NUM_WINDOWS, main
 
-    main(out, num_windows or NUM_WINDOWS)
-    click.echo(f"wrote {out / 'adaptation.json'}", err=True)
+    main(folder, num_windows or NUM_WINDOWS)
+    click.echo(f"wrote {folder / 'adaptation.json'}", err=True)

@@ -4,17 +4,13 @@ from pathlib import Path
 
 import click
 
+from flows.commands.options import out_option, writable_folder
+
 TASKS = ("planted", "pilot", "mqar", "listops")
 
 
 @click.command()
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path(".dankai/bench"),
-    show_default=True,
-    help="Folder for quality.json, weights and generated data; cells measured there before are kept.",
-)
+@out_option("Folder for quality.json, weights and generated data; cells measured there before are kept.")
 @click.option(
     "--task", "tasks", type=click.Choice(TASKS), multiple=True, help="Only this task; may be repeated."
 )
@@ -31,7 +27,6 @@ def quality(out: Path, tasks: tuple[str, ...], workers: int, quick: bool) -> Non
       dankai bench quality --quick
       dankai bench quality --task planted --task pilot --workers 14
     """
-    from flows.commands.bench import writable_folder
     from pipelines.benchmarks.quality.report import run
     from pipelines.benchmarks.quality.results import Results
 

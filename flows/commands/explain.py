@@ -92,15 +92,15 @@ def _explained(
 
 
 def _audited(checkpoint: "Checkpoint", windows: "Windows", part: str, share: float) -> "list[Kpi]":
+    from flows.commands.options import POLICY
     from flows.progress import progress
     from pipelines.explaining import missed_mass_kpis
-    from pipelines.fingerprint import ROOT
     from validation.errors import InputError, unknown_name
     from validation.policy import load_policy
 
     if part not in windows.part_names:
         raise InputError(unknown_name("part", part, windows.part_names))
-    policy = load_policy(ROOT / "infra" / "rollout.yaml")
+    policy = load_policy(POLICY)
     with progress() as report:
         return missed_mass_kpis(checkpoint, windows, part, share, policy, report)
 

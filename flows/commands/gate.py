@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows.commands.options import policy_option
+
 if TYPE_CHECKING:
     from pipelines.backtest import Replay
     from pipelines.benchmarks.gates import Calibration
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from validation.gates import Blessing, Check
     from validation.policy import Policy
 
-POLICY = Path(__file__).resolve().parents[2] / "infra" / "rollout.yaml"
 json_option = click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
 
 
@@ -27,7 +28,7 @@ def gate() -> None:
 
 @gate.command()
 @click.argument("run")
-@click.option("--policy", type=click.Path(path_type=Path), default=POLICY, show_default="infra/rollout.yaml")
+@policy_option()
 @json_option
 def explain(run: str, policy: Path, as_json: bool) -> None:
     """Say every check of RUN in words and numbers: its threshold, its evidence, and the policy's hash.
@@ -101,7 +102,7 @@ def backtest(policy: Path, dataset: str | None, as_json: bool) -> None:
     "--overlap", type=int, default=1, show_default=True, help="Consecutive windows that share a step."
 )
 @click.option("--look", type=int, default=1, show_default=True, help="Which time of asking.")
-@click.option("--policy", type=click.Path(path_type=Path), default=POLICY, show_default="infra/rollout.yaml")
+@policy_option()
 @click.option(
     "--calibration", is_flag=True, help="Instead, measure how often the gate errs, on simulated windows."
 )

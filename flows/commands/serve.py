@@ -7,22 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows.commands.options import policy_option
+
 if TYPE_CHECKING:
     from pipelines.job import Job
     from pipelines.serving.ladder import Move
     from pipelines.serving.report import StepReport
     from pipelines.serving.service import Service, Trial
 
-_POLICY = Path(__file__).resolve().parents[2] / "infra" / "rollout.yaml"
-
 _dataset = click.argument("dataset", type=click.Path(path_type=Path))
-_policy = click.option(
-    "--policy",
-    type=click.Path(path_type=Path),
-    default=_POLICY,
-    show_default="infra/rollout.yaml",
-    help="What each step of the ladder asks (`canary`).",
-)
+_policy = policy_option("What each step of the ladder asks (`canary`).")
 _candidate = click.option(
     "--candidate",
     type=click.IntRange(1),

@@ -1,0 +1,46 @@
+"""Options that several commands share."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).resolve().parents[2]
+POLICY = ROOT / "infra" / "rollout.yaml"
+
+
+def policy_option(meaning: str | None = None) -> Callable[..., Any]:
+    """`--policy FILE`, by default the shipped one."""
+    return click.option(
+        "--policy",
+        type=click.Path(path_type=Path),
+        default=POLICY,
+        show_default="infra/rollout.yaml",
+        help=meaning,
+    )
+
+
+def out_option(meaning: str) -> Callable[..., Any]:
+    """`--out FOLDER` of a benchmark."""
+    return click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        default=Path(".dankai/bench"),
+        show_default=True,
+        help=meaning,
+    )
+
+
+def writable_folder(out: Path) -> Path:
+    """The folder, made and known to be writable before minutes are spent."""
+    from validation.errors import InputError
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out: cannot make folder {out}: {error.strerror}; name another") from error
+    if not os.access(out, os.W_OK):
+        raise InputError(f"--out: folder {out} cannot be written to; name another")
+    return out
