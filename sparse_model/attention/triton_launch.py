@@ -19,7 +19,6 @@ from sparse_model.attention.triton_problem import Lists, Problem, Rows, Transpos
 
 _LOG2_E = 1.4426950408889634
 _SCRATCH_ELEMENTS = 1 << 26  # float16 block maxima held at once while scoring: 128 MiB
-_SCORE_PROGRAMS = 1056  # two rounds of four programs on each of 132 processors
 
 
 class Tile(NamedTuple):
@@ -32,11 +31,13 @@ class Tile(NamedTuple):
 
 
 class ScoreTile(NamedTuple):
-    """Key blocks that the ranking multiplies at once, its warps and loads ahead; the same for its sweeps."""
+    """What the ranking multiplies at once, in blocks, its warps, loads ahead and programs; and its sweeps."""
 
-    blocks: int = 4
+    row_blocks: int = 1
+    key_blocks: int = 4
     warps: int = 4
     stages: int = 3
+    programs: int = 1056
     sweep: int = 32
     sweep_warps: int = 4
 
@@ -323,14 +324,16 @@ def launch_scores(
     scores = sq.new_empty((batch, rankings, num_blocks, num_blocks), dtype=torch.float32)
     row_blocks = max(1, min(num_blocks, _SCRATCH_ELEMENTS // (lists * num_blocks * block_size)))
     scratch = sq.new_empty(lists * row_blocks * num_blocks * block_size)
-    chunks = max(1, min(triton.cdiv(num_blocks, 16), _SCORE_PROGRAMS // (row_blocks * lists)))
+    together = min(tile.row_blocks, triton.next_power_of_2(row_blocks))
+    programs = triton.cdiv(row_blocks, together) * lists
+    chunks = max(1, min(triton.cdiv(num_blocks, 16), tile.programs // programs))
     flags = {"BLOCK": block_size, "CAUSAL": causal, "HAS_LIMIT": lengths_B is not None}
     for first in range(0, num_blocks, row_blocks):
         rows = min(row_blocks, num_blocks - first)
         launch(
-            triton_selection.maxima, (rows, chunks, lists), (first, key),
+            triton_selection.maxima, (triton.cdiv(rows, together), chunks, lists), (first, key),
             sq, sk, scratch, lengths_B, rankings, num_steps, num_blocks, first, row_blocks,
-            triton.cdiv(num_blocks, chunks), E=channels, AT_ONCE=tile.blocks,
+            triton.cdiv(num_blocks, chunks), E=channels, TOGETHER=together, AT_ONCE=tile.key_blocks,
             PACKED=sq.is_cuda and block_size >= 64, **flags, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         launch(
