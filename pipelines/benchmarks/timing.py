@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 
-def median_ms(work: Callable[[], Any], repeats: int = 10, warm_up: int = 3) -> float:
+def median_ms(work: Callable[[], Any], repeats: int = 20, warm_up: int = 3) -> float:
     """Median device time of `work` in milliseconds; the time the host needs to launch it is not in it."""
     for _ in range(warm_up):
         work()

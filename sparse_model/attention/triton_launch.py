@@ -18,7 +18,8 @@ from sparse_model.attention.selection import num_blocks_of
 from sparse_model.attention.triton_problem import Lists, Problem, Rows, Transposed, key_of, launch, rows_of
 
 _LOG2_E = 1.4426950408889634
-_SCRATCH_ELEMENTS = 1 << 26  # float16 block maxima held at once while scoring: 128 MiB
+_SCRATCH_ELEMENTS = 1 << 26  # float16 block maxima held at once while scoring: 128 MiB at most
+_RANKED_AT_ONCE = 256  # query blocks; more would gain 1% of the forward at most, and hold more maxima
 
 
 class Tile(NamedTuple):
@@ -33,13 +34,13 @@ class Tile(NamedTuple):
 class ScoreTile(NamedTuple):
     """What the ranking multiplies at once, in blocks, its warps, loads ahead and programs; and its sweeps."""
 
-    row_blocks: int = 1
-    key_blocks: int = 4
-    warps: int = 4
+    row_blocks: int = 4
+    key_blocks: int = 2
+    warps: int = 8
     stages: int = 3
     programs: int = 1056
-    sweep: int = 32
-    sweep_warps: int = 4
+    sweep: int = 64
+    sweep_warps: int = 8
 
 
 def forward_tile(block_size: int) -> Tile:
@@ -322,7 +323,8 @@ def launch_scores(
     key = key_of(block_size, causal, sq_BSNE, sk_BSNE, lengths_B)
     sq, sk = _as_half(sq_BSNE, sk_BSNE, key)
     scores = sq.new_empty((batch, rankings, num_blocks, num_blocks), dtype=torch.float32)
-    row_blocks = max(1, min(num_blocks, _SCRATCH_ELEMENTS // (lists * num_blocks * block_size)))
+    fitting = max(1, _SCRATCH_ELEMENTS // (lists * num_blocks * block_size))
+    row_blocks = min(num_blocks, fitting, _RANKED_AT_ONCE)
     scratch = sq.new_empty(lists * row_blocks * num_blocks * block_size)
     together = min(tile.row_blocks, triton.next_power_of_2(row_blocks))
     programs = triton.cdiv(row_blocks, together) * lists
