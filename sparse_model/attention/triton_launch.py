@@ -317,7 +317,7 @@ def launch_scores(
     tile: ScoreTile | None = None,
 ) -> Tensor:
     """Block scores [B, S, Q, J] from float16 products."""
-    batch, rankings, num_steps, channels = sq_BSNE.shape
+    batch, rankings, num_steps, _ = sq_BSNE.shape
     num_blocks, lists = num_blocks_of(num_steps, block_size), batch * rankings
     tile = tile or ScoreTile()
     key = key_of(block_size, causal, sq_BSNE, sk_BSNE, lengths_B)
@@ -335,7 +335,7 @@ def launch_scores(
         launch(
             triton_selection.maxima, (triton.cdiv(rows, together), chunks, lists), (first, key),
             sq, sk, scratch, lengths_B, rankings, num_steps, num_blocks, first, row_blocks,
-            triton.cdiv(num_blocks, chunks), E=channels, TOGETHER=together, AT_ONCE=tile.key_blocks,
+            triton.cdiv(num_blocks, chunks), E=sq.shape[-1], TOGETHER=together, AT_ONCE=tile.key_blocks,
             PACKED=sq.is_cuda and block_size >= 64, **flags, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         launch(
@@ -347,13 +347,15 @@ def launch_scores(
 
 
 def _as_half(sq_BSNE: Tensor, sk_BSNE: Tensor, key: int) -> tuple[Tensor, Tensor]:
-    """Scaled selector queries and selector keys as float16, packed."""
+    """Scaled selector queries and selector keys as float16, packed, filled up with channels of zeros to the
+    16, 32, ... that a product takes."""
     batch, rankings, num_steps, channels = sq_BSNE.shape
-    sq, sk = (torch.empty(sq_BSNE.shape, dtype=torch.float16, device=sq_BSNE.device) for _ in range(2))
+    shape = batch, rankings, num_steps, max(16, triton.next_power_of_2(channels))
+    sq, sk = (torch.empty(shape, dtype=torch.float16, device=sq_BSNE.device) for _ in range(2))
     launch(
         triton_selection.halve, (triton.cdiv(num_steps, 256), batch * rankings), key,
-        sq_BSNE, sk_BSNE, sq, sk, *sq_BSNE.stride(), *sk_BSNE.stride(), rankings, num_steps,
-        channels**-0.5, ROWS=256, E=channels, num_warps=4,
+        sq_BSNE, sk_BSNE, sq, sk, *sq_BSNE.stride(), *sk_BSNE.stride(), rankings, num_steps, channels,
+        channels**-0.5, ROWS=256, E=shape[-1], num_warps=4,
     )  # fmt: skip
     return sq, sk
 

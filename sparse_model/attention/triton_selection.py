@@ -63,16 +63,17 @@ def _block_maxima(x, ROWS: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constex
 @triton.jit(do_not_specialize=SIZES)
 def halve(
     sq_ptr, sk_ptr, sq_out_ptr, sk_out_ptr, sq_b, sq_s, sq_n, sq_e, sk_b, sk_s, sk_n, sk_e,
-    rankings, num_steps, scale, ROWS: tl.constexpr, E: tl.constexpr,
+    rankings, num_steps, channels, scale, ROWS: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
-    """Selector queries (times `scale`) and selector keys as packed float16 [B * S, N, E]."""
+    """Selector queries (times `scale`) and keys as packed float16 [B * S, N, E]; zeros from `channels` on."""
     rows, list_head = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
     batch, ranking = (list_head // rankings).to(tl.int64), list_head % rankings
-    at, channels = rows.to(tl.int64)[:, None], tl.arange(0, E)[None, :]
+    at, channel = rows.to(tl.int64)[:, None], tl.arange(0, E)[None, :]
     mask = (rows < num_steps)[:, None]
-    sq = tl.load(sq_ptr + batch * sq_b + ranking * sq_s + at * sq_n + channels * sq_e, mask=mask, other=0.0)
-    sk = tl.load(sk_ptr + batch * sk_b + ranking * sk_s + at * sk_n + channels * sk_e, mask=mask, other=0.0)
-    out = (list_head.to(tl.int64) * num_steps + at) * E + channels
+    real = mask & (channel < channels)
+    sq = tl.load(sq_ptr + batch * sq_b + ranking * sq_s + at * sq_n + channel * sq_e, mask=real, other=0.0)
+    sk = tl.load(sk_ptr + batch * sk_b + ranking * sk_s + at * sk_n + channel * sk_e, mask=real, other=0.0)
+    out = (list_head.to(tl.int64) * num_steps + at) * E + channel
     tl.store(sq_out_ptr + out, (sq.to(tl.float32) * scale).to(tl.float16), mask=mask)
     tl.store(sk_out_ptr + out, sk.to(tl.float16), mask=mask)
 
