@@ -5,6 +5,7 @@ those of infra/datasets, with models and trainings as they are there. For every 
 
   dense    trained with dense attention, and answering with it
   sparse   trained sparse end to end
+  tuned    the dense model, trained on sparsely as in a retraining: a few gentle steps
   pilot    the dense model, frozen, with a selector fitted to it on windows without their targets
 
 Metrics of the test part are means over the seeds. What sparse reading loses is a share of dense attention's
@@ -35,7 +36,7 @@ from validation.statistics import METRICS, Metric, Scored, interval, paired_inte
 DATASETS = ("flights", "server_machines", "etth1")
 DENSITY = 0.125
 SEEDS = (0, 1, 2)
-WAYS = ("dense", "sparse", "pilot")
+WAYS = ("dense", "sparse", "tuned", "pilot")
 Row = dict[str, Any]
 
 
@@ -64,8 +65,9 @@ def score_ways(dataset: str, seed: int, folder: Path) -> dict[str, Scores]:
     work = folder / f"{dataset}-{seed}"
     dense, _ = train(windows, config, plan, "dense", seed, work / "dense", _silent)
     sparse, _ = train(windows, config, plan, "sparse", seed, work / "sparse", _silent)
+    tuned, _ = train(windows, config, plan.for_tuning(), "sparse", seed, work / "tuned", _silent, dense)
     pilot, _ = train(windows, config, plan, "selector", seed, work / "pilot", _silent, dense)
-    made = ((dense, None), (sparse, DENSITY), (pilot, DENSITY))
+    made = ((dense, None), (sparse, DENSITY), (tuned, DENSITY), (pilot, DENSITY))
     return {
         way: score_model(checkpoint, windows, "test", density, way, work, _silent)
         for way, (checkpoint, density) in zip(WAYS, made, strict=True)
