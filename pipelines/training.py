@@ -100,12 +100,14 @@ class Fit(lightning.LightningModule):
         return loss
 
     def validation_step(self, batch: list[Tensor], index: int) -> Tensor:
-        """The loss that the training is selected by, on fixed windows at the target budget."""
+        """The loss that the training is selected by, on fixed windows at the target budget: the task's alone,
+        or a selector that still improves would excuse weights that no longer do."""
         torch.manual_seed(index)  # peaked rows are drawn too: the same ones at every validation
         random = torch.Generator().manual_seed(index)
-        loss, _ = self._loss(batch, random, Budget(self.plan.target_density))
-        self.log("validation_loss", loss, batch_size=batch[0].shape[0])
-        return loss
+        loss, terms = self._loss(batch, random, Budget(self.plan.target_density))
+        selected_by = loss if self.mode == "selector" else terms["task_loss"]
+        self.log("validation_loss", selected_by, batch_size=batch[0].shape[0])
+        return selected_by
 
     def on_validation_epoch_end(self) -> None:
         if not self.trainer.sanity_checking:
