@@ -20,6 +20,7 @@ Weights = NDArray[np.int64] | NDArray[np.float64]  # [R, W] whole numbers
 Statistic = Callable[[Weights], Floats]  # [R, W] -> [R]; NaN where a resample leaves the metric undefined
 
 MIN_BLOCKS = 5  # with fewer independent blocks an interval is far too narrow: better none than a false one
+_MOST_PAIRED = 1000  # windows up to which a table of all their pairs stays small: 8 MB
 MAX_SKIPPED_SHARE = 0.1  # more undefined resamples than this, and the rest are a biased sample
 
 
@@ -142,28 +143,70 @@ def _cross_entropy(scores: Floats, targets: Floats) -> Floats:
     return -(targets * np.log(clipped) + (1 - targets) * np.log(1 - clipped))
 
 
+def _is_rankable(elements: _Elements) -> bool:
+    is_binary = np.isin(elements.targets, (0.0, 1.0)).all()
+    return bool(len(elements.scores) and is_binary and np.isfinite(elements.scores).all())
+
+
 def _ranked(summary: Callable[[Floats, Floats], float]) -> Callable[[Scored], Statistic]:
     """Statistic of a rank metric: `summary(positives [G], negatives [G])`, tied scores in one group."""
 
     def prepare(scored: Scored) -> Statistic:
         elements = _elements(scored)
-        is_binary = np.isin(elements.targets, (0.0, 1.0)).all()
-        if not len(elements.scores) or not is_binary or not np.isfinite(elements.scores).all():
+        if not _is_rankable(elements):
             return _undefined
         order = np.argsort(-elements.scores, kind="stable")
         ranked = elements.scores[order]
         starts = np.concatenate([[0], np.nonzero(np.diff(ranked))[0] + 1])
         window, is_positive = elements.window[order], elements.targets[order]
+        has_ties = len(starts) < len(ranked)
 
         def one(weights: NDArray[np.int64]) -> float:
             drawn = weights.astype(np.float64)[window]
-            everything = np.add.reduceat(drawn, starts)
-            positives = np.add.reduceat(drawn * is_positive, starts)
-            return summary(positives, everything - positives)
+            positives = drawn * is_positive
+            if has_ties:
+                drawn, positives = np.add.reduceat(drawn, starts), np.add.reduceat(positives, starts)
+            return summary(positives, drawn - positives)
 
         return lambda weights: np.array([one(row) for row in weights])
 
     return prepare
+
+
+def _counted_pairs(scored: Scored) -> Statistic:
+    """AUROC from the pairs that every two windows rank rightly: a resample costs one small product.
+
+    Where there are so many windows that a table of all their pairs is large, each resample is ranked instead.
+    """
+    elements, num = _elements(scored), scored.num_windows
+    if not _is_rankable(elements):
+        return _undefined
+    if num > _MOST_PAIRED:
+        return _ranked(_area_under_roc)(scored)
+    is_positive = elements.targets > 0
+    num_positives = np.bincount(elements.window[is_positive], minlength=num)
+    num_negatives = np.bincount(elements.window[~is_positive], minlength=num)
+    right_WW = _right_pairs(elements, is_positive, num)
+
+    def statistic(weights: Weights) -> Floats:
+        drawn = weights.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            right = np.einsum("rw,rw->r", drawn @ right_WW, drawn)
+            return right / ((drawn @ num_positives) * (drawn @ num_negatives))
+
+    return statistic
+
+
+def _right_pairs(elements: _Elements, is_positive: NDArray[np.bool_], num_windows: int) -> Floats:
+    """[W, W]: pairs of one window's positive and another's negative ranked rightly; ties count half."""
+    scores, window = elements.scores[is_positive], elements.window[is_positive]
+    starts = np.searchsorted(elements.window[~is_positive], np.arange(1, num_windows))
+    columns = []
+    for negatives in np.split(elements.scores[~is_positive], starts):
+        ordered = np.sort(negatives)
+        above = np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")
+        columns.append(np.bincount(window, above / 2, minlength=num_windows))
+    return np.stack(columns, axis=1)
 
 
 def _area_under_roc(positives: Floats, negatives: Floats) -> float:
@@ -189,7 +232,7 @@ def _mean_precision(positives: Floats, negatives: Floats) -> float:
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("auroc", True, _ranked(_area_under_roc), is_ranking=True),
+        Metric("auroc", True, _counted_pairs, is_ranking=True),
         Metric("average_precision", True, _ranked(_mean_precision), is_ranking=True),
         Metric("log_loss", False, _mean_of(_cross_entropy)),
         Metric("mse", False, _mean_of(_squared_error)),
@@ -219,8 +262,9 @@ def block_length_for(num_windows: int, overlap: int = 1) -> int:
     return max(1, overlap, math.ceil(num_windows ** (1 / 3)))
 
 
+@lru_cache(maxsize=4)
 def resample_weights(num_windows: int, block_length: int, num_resamples: int, seed: int) -> Weights:
-    """Draw circular blocks of neighbouring windows: [R, W] counts, each row summing to W."""
+    """Draw circular blocks of neighbouring windows: [R, W] counts, each row summing to W. Read-only."""
     generator = np.random.default_rng(seed)
     num_blocks = math.ceil(num_windows / block_length)
     starts = generator.integers(num_windows, size=(num_resamples, num_blocks, 1))
@@ -228,6 +272,7 @@ def resample_weights(num_windows: int, block_length: int, num_resamples: int, se
     drawn = drawn.reshape(num_resamples, -1)[:, :num_windows]
     cells = drawn + num_windows * np.arange(num_resamples)[:, None]
     counts = np.bincount(cells.ravel(), minlength=num_resamples * num_windows)
+    counts.flags.writeable = False
     return counts.reshape(num_resamples, num_windows)
 
 
@@ -336,45 +381,69 @@ def interval_of(
     num_blocks = math.ceil(n / block_length)
     if not math.isfinite(value) or num_blocks < MIN_BLOCKS:
         return Interval(value=value, low=math.nan, high=math.nan, n=n, confidence=confidence)
-    widened = value + widening(block_length, overlap) * (draws - value)
-    return percentile_interval(value, widened, confidence, num_blocks, n)
+    widened = value + widening(n, block_length, overlap) * (draws - value)
+    return percentile_interval(value, widened, confidence, freedom(n, block_length, overlap), n)
 
 
 @lru_cache(maxsize=1024)
-def widening(block_length: int, overlap: int) -> float:
+def widening(num_windows: int, block_length: int, overlap: int) -> float:
     """By how much blocks of `block_length` windows, `overlap` of which share a step, spread too little.
 
     Resampled blocks lose the dependence across their seams: of the covariance at lag k they keep the share
     1 - k / block_length (Kuensch, Annals of Statistics 17, 1989). Windows that share steps are dependent in a
-    way that is known: 1 - k / overlap, as of means over `overlap` pieces. So what is lost is known, too.
+    way that is known: 1 - k / overlap, as of means over `overlap` pieces. And blocks spread about the mean of
+    the sample, not about the truth: that takes block_length / num_windows of the whole. So the loss is known.
     """
     lags = np.arange(1, overlap)
-    covariance = 1 - lags / overlap
+    covariance = (1 - lags / overlap) * (1 - lags / num_windows)
+    whole = 1 + 2 * float(covariance.sum())
     kept = 1 + 2 * float(covariance @ np.maximum(0.0, 1 - lags / block_length))
-    return math.sqrt((1 + 2 * float(covariance.sum())) / kept)
+    return math.sqrt(whole / (kept - whole * block_length / num_windows))
 
 
 @lru_cache(maxsize=1024)
-def expanded_tail(confidence: float, num_independent: int) -> float:
+def freedom(num_windows: int, block_length: int, overlap: int) -> float:
+    """Degrees of freedom of the spread of resampled blocks: by their number, or fewer where windows overlap.
+
+    Satterthwaite's (Biometrics Bulletin 2, 1946), for the dependence that `widening` supposes.
+    """
+    if num_windows <= block_length:
+        return 0.0
+    seams, shared = _triangle(block_length), _triangle(overlap)
+    both, whole = np.convolve(seams, shared), block_length * overlap
+    mean = num_windows * float(both.max()) - whole
+    variance = num_windows * float(both @ both) - whole**2
+    return min(math.ceil(num_windows / block_length) - 1, mean**2 / variance)
+
+
+def _triangle(width: int) -> Floats:
+    """1 - |k| / width for every lag k where it is not 0."""
+    return 1 - np.abs(np.arange(1 - width, width)) / width
+
+
+@lru_cache(maxsize=1024)
+def expanded_tail(confidence: float, freedom: float) -> float:
     """Share of draws to cut off at each end: a little less than (1 - confidence) / 2.
 
     A plain percentile interval of few independent pieces is too narrow; this is Hesterberg's expanded one
-    (What Teachers Should Know About the Bootstrap, 2015).
+    (What Teachers Should Know About the Bootstrap, 2015), but for the factor that `widening` holds.
     """
     from scipy.special import ndtr, stdtrit
 
-    student = stdtrit(num_independent - 1, (1 - confidence) / 2)
-    return float(ndtr(math.sqrt(num_independent / (num_independent - 1)) * student))
+    return float(ndtr(stdtrit(freedom, (1 - confidence) / 2)))
 
 
-def percentile_interval(
-    value: float, draws: Floats, confidence: float, num_independent: int, n: int
-) -> Interval:
-    """Interval of draws [R] that rest on `num_independent` pieces; NaN if too many are undefined."""
+def percentile_interval(value: float, draws: Floats, confidence: float, freedom: float, n: int) -> Interval:
+    """Interval of draws [R] whose spread has so many degrees of freedom; NaN if too many are undefined."""
     defined = draws[np.isfinite(draws)]
     num_skipped = len(draws) - len(defined)
     low, high = math.nan, math.nan
     if len(defined) and num_skipped <= MAX_SKIPPED_SHARE * len(draws):
-        tail = expanded_tail(confidence, num_independent)
-        low, high = map(float, np.quantile(defined, [tail, 1 - tail]))
+        tail = expanded_tail(confidence, freedom)
+        low, high = map(float, quantiles(defined, [tail, 1 - tail]))
     return Interval(value=value, low=low, high=high, n=n, num_skipped=num_skipped, confidence=confidence)
+
+
+def quantiles(draws: Floats, shares: list[float]) -> Floats:
+    """Ends beyond which a new draw lies with just these chances; numpy's own choice lies too far inside."""
+    return np.quantile(draws, shares, method="weibull")

@@ -11,11 +11,11 @@ import pytest
 
 from flows.cli import _answer
 from flows.cli import dankai as command_line
-from pipelines.decisions import challenge
+from pipelines.decisions import apply_verdict, challenge
 from pipelines.release_log import ReleaseLog
 from pipelines.rollout import current_state
 from pipelines.settings import load_settings
-from tests.release_cases import ADA, DATASET, MONITOR, climbed, started, version
+from tests.release_cases import ADA, DATASET, MONITOR, climbed, started, verdict, version
 from tests.tiny_rollout import dankai
 
 Run = Callable[..., tuple[int, str, str]]
@@ -192,9 +192,25 @@ def _processor_time() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def test_an_alert_stands_in_the_history_until_something_else_is_live(home: Path, run: Run) -> None:
+    from pipelines.monitoring import _alert
+
+    settings = load_settings({"DANKAI_HOME": str(home)})
+    log = ReleaseLog.open(settings)
+    _alert(settings, started(log), "error_rate broke its \x1b[31mbound")
+    code, out, _ = run("history")
+    assert code == 0
+    [alert] = [line for line in out.splitlines() if "ALERT" in line]
+    assert "version 1: error_rate broke its \\x1b[31mbound; there is no earlier release" in alert
+    assert json.loads(run("history", "--json")[1])["alerts"]["flights"]["version"] == 1
+    assert "ALERT" not in run("history", "--at", "2001-01-01")[1]
+    apply_verdict(log, current_state(log, DATASET), version(2), verdict("pilot", 2), ADA)
+    assert "ALERT" not in run("history")[1]
+
+
 def test_the_monitor_is_shown_as_what_it_is(home: Path, run: Run) -> None:
     from pipelines.decisions import rollback
 
     log = ReleaseLog.open(load_settings({"DANKAI_HOME": str(home)}))
-    rollback(log, climbed(log), MONITOR, "error_rate broke its bound in 3 windows in a row")
+    rollback(log, climbed(log), MONITOR, "error_rate broke its bound in 3 windows")
     assert "by rollback of monitor (automatic): error_rate broke its bound" in run("history")[1]
