@@ -54,7 +54,7 @@ def champion_to_beat(job: Job, candidate: Checkpoint) -> Checkpoint | None:
 
 
 def _trained_here(settings: Settings, dataset: str, weights: str) -> Checkpoint:
-    for checkpoint in stored(settings.steps, f"{dataset}-train", Checkpoint):
+    for checkpoint in stored(settings.steps, f"{dataset}-train", Checkpoint, settings.keys):
         if checkpoint.sha256 == weights:
             return checkpoint
     raise InputError(f"{dataset}: {settings.steps} has no training of the live model {weights[:12]}")
