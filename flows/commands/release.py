@@ -33,7 +33,7 @@ def history(dataset: str | None, at: str | None, as_json: bool) -> None:
     from pipelines.history import datasets_of, entries_until, parse_instant, refuse_unknown_dataset
     from pipelines.monitoring import open_alert
 
-    instant = parse_instant(at) if at else None
+    instant = parse_instant(at) if at is not None else None
     settings, entries = _settings(), _log().entries()
     if dataset is not None:
         refuse_unknown_dataset(entries, dataset)

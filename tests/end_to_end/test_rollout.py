@@ -36,7 +36,7 @@ def ended(folder: Path) -> Ended:
     }
     command = ("rollout", "run", folder / "pump.yaml", "--policy", folder / "policy-0.yaml")
     command += ("--bootstrap", "the dense model in use")
-    alone = Preloaded(environ)
+    alone = Preloaded({**environ, "DANKAI_HOME": str(folder / "home")})  # where Prefect keeps its things
     try:
         return alone.dankai(*command, home=folder / "home", lengths=(1, 4, 16))
     finally:

@@ -25,7 +25,7 @@ from pipelines.release_log import ReleaseLog
 from pipelines.rollout import current_state
 from pipelines.scoring import Scores, score_model
 from pipelines.settings import Settings
-from tests.release_cases import ADA, version
+from tests.release_cases import ADA, log_in, version
 from tests.tiny_rollout import write_policy
 from validation.gates import Outcome
 from validation.policy import load_policy
@@ -274,12 +274,13 @@ def test_a_calibration_is_written_with_what_made_it(
     assert {"rates", "confidence", "looks", "date", "environment"} <= written.keys()
 
 
-def test_asked_again_it_is_remembered_and_a_confirmation_is_no_look(judged: Judged, pump: Windows) -> None:
+def test_asked_again_it_is_remembered_and_a_confirmation_is_no_look(judged: Judged, tmp_path: Path) -> None:
     """New evidence takes the second look; what confirms a PASS takes none; the same evidence takes none.
 
     They are counted in the release log: whoever deletes them in MLflow gets none for nothing.
     """
-    job = replace(judged.job, spec=judged.job.spec.model_copy(update={"name": f"{NAME}_again"}))
+    spec = judged.job.spec.model_copy(update={"name": f"{NAME}_again"})
+    job = replace(judged.job, spec=spec, log=log_in(tmp_path))
     candidate, live = (
         ModelVersion(
             name=registered_name(job.spec.name),
