@@ -1,18 +1,19 @@
 """Weighted metrics and block-bootstrap intervals over windows.
 
 Shapes: W windows in time order, S scored steps per window, O outputs, R resamples, N scored elements.
-A bootstrap resample is a vector of W integer weights (how often each window was drawn), so rank metrics sort
-once and every resample costs a few cumulative sums.
+A bootstrap resample is a vector of W integer weights (how often each window was drawn), so whatever does not
+depend on them is computed once for all resamples (rank metrics: validation/ranking.py).
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from validation.ranking import Ranking, Summary, area_under_roc, mean_precision
 from validation.record import Record
 
 Floats = NDArray[np.float64]
@@ -20,7 +21,6 @@ Weights = NDArray[np.int64] | NDArray[np.float64]  # [R, W] whole numbers
 Statistic = Callable[[Weights], Floats]  # [R, W] -> [R]; NaN where a resample leaves the metric undefined
 
 MIN_BLOCKS = 5  # with fewer independent blocks an interval is far too narrow: better none than a false one
-_MOST_PAIRED = 1000  # windows up to which a table of all their pairs stays small: 8 MB
 MAX_SKIPPED_SHARE = 0.1  # more undefined resamples than this, and the rest are a biased sample
 
 
@@ -143,97 +143,25 @@ def _cross_entropy(scores: Floats, targets: Floats) -> Floats:
     return -(targets * np.log(clipped) + (1 - targets) * np.log(1 - clipped))
 
 
-def _is_rankable(elements: _Elements) -> bool:
-    is_binary = np.isin(elements.targets, (0.0, 1.0)).all()
-    return bool(len(elements.scores) and is_binary and np.isfinite(elements.scores).all())
-
-
-def _ranked(summary: Callable[[Floats, Floats], float]) -> Callable[[Scored], Statistic]:
-    """Statistic of a rank metric: `summary(positives [G], negatives [G])`, tied scores in one group."""
+def _ranked(summary: Summary) -> Callable[[Scored], Statistic]:
+    """Statistic of a rank metric."""
 
     def prepare(scored: Scored) -> Statistic:
         elements = _elements(scored)
-        if not _is_rankable(elements):
+        is_binary = np.isin(elements.targets, (0.0, 1.0)).all()
+        if not elements.targets.any() or not is_binary or not np.isfinite(elements.scores).all():
             return _undefined
-        order = np.argsort(-elements.scores, kind="stable")
-        ranked = elements.scores[order]
-        starts = np.concatenate([[0], np.nonzero(np.diff(ranked))[0] + 1])
-        window, is_positive = elements.window[order], elements.targets[order]
-        has_ties = len(starts) < len(ranked)
-
-        def one(weights: NDArray[np.int64]) -> float:
-            drawn = weights.astype(np.float64)[window]
-            positives = drawn * is_positive
-            if has_ties:
-                drawn, positives = np.add.reduceat(drawn, starts), np.add.reduceat(positives, starts)
-            return summary(positives, drawn - positives)
-
-        return lambda weights: np.array([one(row) for row in weights])
+        ranking = Ranking.of(elements.scores, elements.targets > 0, elements.window, scored.num_windows)
+        return partial(ranking.summarise, summary)
 
     return prepare
-
-
-def _counted_pairs(scored: Scored) -> Statistic:
-    """AUROC from the pairs that every two windows rank rightly: a resample costs one small product.
-
-    Where there are so many windows that a table of all their pairs is large, each resample is ranked instead.
-    """
-    elements, num = _elements(scored), scored.num_windows
-    if not _is_rankable(elements):
-        return _undefined
-    if num > _MOST_PAIRED:
-        return _ranked(_area_under_roc)(scored)
-    is_positive = elements.targets > 0
-    num_positives = np.bincount(elements.window[is_positive], minlength=num)
-    num_negatives = np.bincount(elements.window[~is_positive], minlength=num)
-    right_WW = _right_pairs(elements, is_positive, num)
-
-    def statistic(weights: Weights) -> Floats:
-        drawn = weights.astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            right = np.einsum("rw,rw->r", drawn @ right_WW, drawn)
-            return right / ((drawn @ num_positives) * (drawn @ num_negatives))
-
-    return statistic
-
-
-def _right_pairs(elements: _Elements, is_positive: NDArray[np.bool_], num_windows: int) -> Floats:
-    """[W, W]: pairs of one window's positive and another's negative ranked rightly; ties count half."""
-    scores, window = elements.scores[is_positive], elements.window[is_positive]
-    starts = np.searchsorted(elements.window[~is_positive], np.arange(1, num_windows))
-    columns = []
-    for negatives in np.split(elements.scores[~is_positive], starts):
-        ordered = np.sort(negatives)
-        above = np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")
-        columns.append(np.bincount(window, above / 2, minlength=num_windows))
-    return np.stack(columns, axis=1)
-
-
-def _area_under_roc(positives: Floats, negatives: Floats) -> float:
-    """Share of (positive, negative) pairs ranked rightly, ties counting half."""
-    num_positives, num_negatives = positives.sum(), negatives.sum()
-    if not num_positives or not num_negatives:
-        return math.nan
-    ranked_above = np.cumsum(negatives) - 0.5 * negatives
-    return float(1 - (positives @ ranked_above) / (num_positives * num_negatives))
-
-
-def _mean_precision(positives: Floats, negatives: Floats) -> float:
-    """Sum over thresholds of precision times the recall gained there (scikit-learn's definition)."""
-    num_positives = positives.sum()
-    if not num_positives:
-        return math.nan
-    found = np.cumsum(positives)
-    read = found + np.cumsum(negatives)
-    precision = np.divide(found, read, out=np.zeros_like(found), where=read > 0)
-    return float(positives @ precision / num_positives)
 
 
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("auroc", True, _counted_pairs, is_ranking=True),
-        Metric("average_precision", True, _ranked(_mean_precision), is_ranking=True),
+        Metric("auroc", True, _ranked(area_under_roc), is_ranking=True),
+        Metric("average_precision", True, _ranked(mean_precision), is_ranking=True),
         Metric("log_loss", False, _mean_of(_cross_entropy)),
         Metric("mse", False, _mean_of(_squared_error)),
         Metric("mae", False, _mean_of(_absolute_error)),

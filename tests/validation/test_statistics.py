@@ -62,16 +62,6 @@ def test_metrics_agree_with_sklearn_for_any_integer_weights(name: str, seed: int
         )
 
 
-def test_the_many_windows_of_a_long_part_are_ranked_to_the_same_auroc(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A table of all pairs of windows would be too large there."""
-    scored, weights = windows(30, 15, 0), resample_weights(30, 3, 20, seed=1)
-    few = METRICS["auroc"].prepare(scored)(weights)
-    monkeypatch.setattr("validation.statistics._MOST_PAIRED", 29)
-    np.testing.assert_allclose(METRICS["auroc"].prepare(scored)(weights), few, rtol=1e-12)
-
-
 @pytest.mark.parametrize("name", ["mse", "mae"])
 def test_forecast_metrics_take_several_outputs(name: str) -> None:
     generator = np.random.default_rng(0)
