@@ -132,6 +132,9 @@ def approvals() -> None:
 
     if settings.prefect_api_url is None:
         raise InputError("PREFECT_API_URL: not set; name a running Prefect server, or use: dankai approve")
+    from pipelines.addresses import require_answer
+
+    require_answer(settings.prefect_api_url, "PREFECT_API_URL")
     from flows.approval import serve
 
     serve()

@@ -16,7 +16,7 @@ from pipelines.release_log import ReleaseLog
 from pipelines.rollout import current_state
 from pipelines.settings import load_settings
 from tests.release_cases import ADA, DATASET, MONITOR, climbed, started, verdict, version
-from tests.tiny_rollout import dankai
+from tests.tiny_rollout import dankai, write_dataset
 
 Run = Callable[..., tuple[int, str, str]]
 NOWHERE = "http://127.0.0.1:9"
@@ -105,6 +105,20 @@ def test_a_corrupt_log_stops_every_command_at_its_line(words: tuple[str, ...], h
     assert "release_log.jsonl: line 2: its content does not fit its hash" in line
     assert "restore a backup" in line
     assert content(home) == before
+
+
+def test_a_prefect_server_that_does_not_answer_is_one_line(
+    home: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", f"{NOWHERE}/api")
+    dataset = write_dataset(tmp_path)
+    for words in (("approvals",), ("rollout", "run", str(dataset), "--bootstrap", "first")):
+        code, out, err = run(*words)
+        assert (code, out) == (2, "")
+        [line] = err.splitlines()
+        assert f"PREFECT_API_URL: {NOWHERE}/api does not answer" in line
+        assert "start the server or correct the address" in line
+    assert not home.exists()
 
 
 def test_where_nothing_was_ever_released_nothing_is_made(home: Path, run: Run) -> None:
