@@ -13,6 +13,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 _LONGEST = 1 << 20  # of a command with its environment
@@ -109,7 +110,8 @@ def _watch(command: list[str], env: dict[str, str], *streams: int) -> None:
         os.close(stream)
     os.write(status, f"{child}\n".encode())
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    os.write(status, f"{code}\n".encode())
+    with suppress(BrokenPipeError):  # nobody waits for the end of what was killed
+        os.write(status, f"{code}\n".encode())
     os._exit(0)
 
 
