@@ -3,6 +3,7 @@
 Nothing but imports happens before the fork, so a child differs from a fresh process in its start alone.
 """
 
+import atexit
 import functools
 import importlib
 import itertools
@@ -89,6 +90,8 @@ def run(request: dict[str, Any]) -> None:
     except SystemExit as ended:
         code = ended.code
     finally:
+        if not os.environ.get("PREFECT_API_URL"):
+            atexit._run_exitfuncs()  # which end the server that Prefect started for this process
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code or 0)
