@@ -30,6 +30,7 @@ from validation.simultaneous import intervals_at_once
 from validation.statistics import (
     METRICS,
     Interval,
+    Metric,
     Scored,
     block_length_for,
     interval,
@@ -257,15 +258,7 @@ def _family_kpis(
     ours = [panel.ours.restrict(masks[label]) for label in labels]
     theirs = [panel.theirs[versus].restrict(masks[label]) if versus else None for label in labels]
     pairs = list(zip(ours, theirs, strict=True))
-    weights = resample_weights(panel.ours.num_windows, how["block_length"], how["num_resamples"], how["seed"])
-    found = intervals_at_once(
-        metric,
-        pairs,
-        weights,
-        confidence=how["confidence"],
-        block_length=how["block_length"],
-        overlap=how["overlap"],
-    )
+    found = groups_at_once(metric, pairs, how)
     return [
         kpi(
             name,
@@ -321,6 +314,24 @@ def resampling_of(policy: Policy, overlap: int, num_windows: int, confidence: fl
         "seed": 0,
         "overlap": overlap,
     }
+
+
+def groups_at_once(
+    metric: Metric, groups: Sequence[tuple[Scored, Scored | None]], how: Resampling
+) -> list[tuple[Interval, Interval]]:
+    """For each group (subject, reference) its own interval, and its part of the band over all of them."""
+    if not groups:
+        return []
+    num_windows = groups[0][0].num_windows
+    weights = resample_weights(num_windows, how["block_length"], how["num_resamples"], how["seed"])
+    return intervals_at_once(
+        metric,
+        groups,
+        weights,
+        confidence=how["confidence"],
+        block_length=how["block_length"],
+        overlap=how["overlap"],
+    )
 
 
 def cost_kpis(cost: CostComparison, repaid: Payback, checkpoint: str, snapshot: str) -> list[Kpi]:

@@ -22,8 +22,8 @@ _CANARY = frozenset({"canary_error_rate", "shadow_disagreement", "canary_latency
 _PILOT = _COST | _CANARY | _SERVED | {"selection_recall"}
 
 MEASURED: dict[Stage, Measured] = {
-    "pilot": Measured(_PILOT, ("dense", "baseline")),
-    "training": Measured(_PILOT | {"seed_spread"}, ("dense", "baseline")),
+    "pilot": Measured(_PILOT, ("dense", "baseline", "champion")),
+    "training": Measured(_PILOT | {"seed_spread"}, ("dense", "baseline", "champion")),
     "edge": Measured(_ON_DEVICE | {"error_rate", "parity_max_abs_error"}, ("dense", "baseline")),
     "steady": Measured(_SERVED, ("champion", "baseline")),
 }
