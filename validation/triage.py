@@ -191,6 +191,8 @@ def _other_unit(name: str, known_old: Array, known_new: Array) -> Fault | None:
         return None
     new = evenly(known_new, MOST_ROWS)
     distance = wasserstein(known_old, new)
+    if distance < min(FAR):
+        return None
     undone = {unit: wasserstein(known_old, (new - unit.offset) / unit.scale) for unit in UNITS}
     likely = {
         unit: left
