@@ -41,7 +41,7 @@ def live_checkpoint(settings: Settings, dataset: str) -> Checkpoint:
         raise InputError(
             f"{dataset}: nothing is live in {settings.home}; run its rollout, or set DANKAI_HOME"
         )
-    return _trained_here(settings, dataset, live.checkpoint)
+    return trained_checkpoint(settings, dataset, live.checkpoint)
 
 
 def champion_to_beat(job: Job, candidate: Checkpoint) -> Checkpoint | None:
@@ -50,14 +50,15 @@ def champion_to_beat(job: Job, candidate: Checkpoint) -> Checkpoint | None:
     Of a candidate that went live already it is what it replaced, so that its gate is not asked anew.
     """
     weights = opponent(current_state(job.log, job.spec.name), candidate.sha256)
-    return _trained_here(job.settings, job.spec.name, weights) if weights else None
+    return trained_checkpoint(job.settings, job.spec.name, weights) if weights else None
 
 
-def _trained_here(settings: Settings, dataset: str, weights: str) -> Checkpoint:
+def trained_checkpoint(settings: Settings, dataset: str, sha256: str) -> Checkpoint:
+    """The model with these weights, as it was trained here. Raises InputError where it was not."""
     for checkpoint in stored(settings.steps, f"{dataset}-train", Checkpoint, settings.keys):
-        if checkpoint.sha256 == weights:
+        if checkpoint.sha256 == sha256:
             return checkpoint
-    raise InputError(f"{dataset}: {settings.steps} has no training of the live model {weights[:12]}")
+    raise InputError(f"{dataset}: {settings.steps} has no training of the live model {sha256[:12]}")
 
 
 def start_pilot(job: Job, incumbent: Checkpoint, reason: str | None) -> RolloutState:
