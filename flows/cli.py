@@ -16,6 +16,7 @@ from flows.commands.gate import gate
 from flows.commands.options import ROOT, policy_option
 from flows.commands.release import COMMANDS
 from flows.commands.serve import serve, shadow
+from flows.commands.up import up
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings
@@ -44,6 +45,7 @@ def dankai() -> None:
                                                     the same on another dataset
       dankai history                                what was live when, and who let it in
       dankai ui                                     look at every run in MLflow
+      dankai up                                     servers, worker and schedules, for months of operation
     """
 
 
@@ -141,6 +143,7 @@ dankai.add_command(budget)
 dankai.add_command(explain)
 dankai.add_command(serve)
 dankai.add_command(shadow)
+dankai.add_command(up)
 for command in COMMANDS:
     dankai.add_command(command)
 
