@@ -2,7 +2,7 @@
 
 It ends the service when it is told to (SIGTERM), or when whoever started it is gone, killed or not: then
 their end of the pipe on standard input closes. However it comes to an end, every process that the service
-started, in whatever session, ends first. The standard library alone, so that it is up at once and stays small.
+started, in whatever session, ends first. The standard library alone: it is up at once and stays small.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What `dankai up` runs: Prefect's server, MLflow's server, the deployments and a worker, and how each is run."""
+"""What `dankai up` runs, and how: Prefect's server, MLflow's server, the deployments, a worker."""
 
 import os
 import socket

@@ -1,7 +1,7 @@
 """The worker: first settles the runs that its predecessor had when it died, then takes up work.
 
 `python -m flows.worker NAME [QUEUE...]`, with PREFECT_API_URL. A name belongs to one worker at a time, and
-`dankai up` ends the runs of a worker together with it: whatever still counts as running under the name is lost.
+`dankai up` ends a worker's runs together with it: whatever still counts as running under the name is lost.
 """
 
 import os
@@ -42,8 +42,13 @@ def _is_lost(run: "FlowRun", worker: str) -> bool:
 
 
 def _unfinished(client: "SyncPrefectClient") -> "list[FlowRun]":
-    from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter, WorkPoolFilterName
-    from prefect.client.schemas.filters import FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.filters import (
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+        WorkPoolFilter,
+        WorkPoolFilterName,
+    )
     from prefect.client.schemas.objects import StateType
 
     types = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
