@@ -1,18 +1,16 @@
 """Each server's own database: SQLite in the home folder, or beside the release log's on PostgreSQL.
 
-`python -m flows.databases` makes what is missing and brings MLflow's up to date; Prefect's server does that
-for its own as it starts.
+`python -m flows.databases SERVER` makes what is missing and brings MLflow's up to date; Prefect's server does
+that for its own as it starts.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pipelines.settings import DATABASE, Settings
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Engine
-
-SERVERS: tuple[Literal["prefect", "mlflow"], ...] = ("prefect", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -33,12 +31,12 @@ def databases_of(settings: Settings) -> Databases:
     if settings.database_url is None:
         prefect = f"sqlite+aiosqlite:///{settings.home}/prefect/prefect.db"
         return Databases(prefect, settings.tracking_uri if has_own else local)
-    prefect, mlflow = (_beside(settings.database_url, server) for server in SERVERS)
+    prefect, mlflow = (_beside(settings.database_url, server) for server in ("prefect", "mlflow"))
     return Databases(_for_asyncpg(prefect), settings.tracking_uri if has_own else _text(mlflow))
 
 
-def create_databases(settings: Settings) -> None:
-    """Make the servers' databases on PostgreSQL where they are missing; SQLite's make themselves.
+def create_database(settings: Settings, server: str) -> None:
+    """Make the server's database on PostgreSQL where it is missing; SQLite's make themselves.
 
     Raises InputError where the server does not answer or the account may not make one.
     """
@@ -56,8 +54,7 @@ def create_databases(settings: Settings) -> None:
         connect_args={"connect_timeout": 5},
     )
     try:
-        for server in SERVERS:
-            _create(engine, str(_beside(settings.database_url, server).database))
+        _create(engine, str(_beside(settings.database_url, server).database))
     except SQLAlchemyError as error:
         raise unreachable(settings.database_url, getattr(error, "orig", None) or error, DATABASE) from error
 
@@ -106,15 +103,17 @@ def main() -> None:
     """Exits with 1 and one line where it cannot be done."""
     import sys
 
-    from pipelines.registry import migrate
     from pipelines.settings import load_settings, quiet_environment
     from validation.errors import InputError
 
     settings = load_settings()
     quiet_environment(settings)
     try:
-        create_databases(settings)
-        migrate(databases_of(settings).mlflow)
+        create_database(settings, sys.argv[1])
+        if sys.argv[1] == "mlflow":
+            from pipelines.registry import migrate
+
+            migrate(databases_of(settings).mlflow)
     except InputError as error:
         sys.exit(str(error))
 

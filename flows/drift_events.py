@@ -1,12 +1,11 @@
 """What a drift decision tells Prefect: one event per batch, from which the automation starts a retraining."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from pipelines.monitor import MonitorReport
 from prefect.events import emit_event
 
-if TYPE_CHECKING:
-    from pipelines.monitor import MonitorReport
+from pipelines.due import why
 
 DRIFT = "dankai.drift"
 FAULT = "dankai.data-fault"
@@ -14,7 +13,7 @@ FAULT = "dankai.data-fault"
 _EVENTS = {"retrain": DRIFT, "fault": FAULT}
 
 
-def announce(report: "MonitorReport", dataset: Path, policy: Path) -> None:
+def announce(report: MonitorReport, dataset: Path, policy: Path) -> None:
     """Emit the event that a decision calls for; nothing for `none` and `watch`.
 
     Its resource is the dataset, so that an automation can count the events of each by itself.
@@ -33,6 +32,8 @@ def announce(report: "MonitorReport", dataset: Path, policy: Path) -> None:
             "dataset": str(dataset),
             "policy": str(policy),
             "batch": report.batch,
-            "reason": "; ".join(report.reasons),
+            "start": str(report.arrival.start),
+            "end": str(report.arrival.end),
+            "reason": why(report),
         },
     )

@@ -10,6 +10,7 @@ from prefect.states import Completed
 
 from flows.monitor import open_flow_job
 from pipelines import retraining
+from pipelines.due import open_reason, why
 from pipelines.files import exclusive_lock
 from pipelines.job import Job
 
@@ -30,11 +31,11 @@ def retrain(dataset: str, policy: str, reason: str, batch: str | None = None) ->
 def retraining_check(dataset: str, policy: str) -> State[str]:
     """Train where a reason to stands open: a batch called for it and nothing was trained since."""
     job = open_flow_job(dataset, policy)
-    reason = retraining.open_reason(job)
-    if reason is None:
+    asked = open_reason(job.settings, job.spec.name)
+    if asked is None:
         return Completed(message="nothing calls for a training")
     with training_turn(job):
-        report = retraining.retrain(job, reason.text, reason.batch)
+        report = retraining.retrain(job, why(asked), asked.batch)
     return Completed(message=said(report))
 
 

@@ -32,10 +32,9 @@ class Plan:
         """Start them, each once the one before answers. Raises InputError where one does not."""
         for log in self.logs.glob("*.log"):
             keep_last(log)
-        if self.prefect or self.mlflow:
-            self._run(supervisor, "databases", ["flows.databases"], os.environ)
-        for server in (self.prefect, self.mlflow):
+        for name, server in (("prefect", self.prefect), ("mlflow", self.mlflow)):
             if server is not None:
+                self._run(supervisor, f"{name}-database", ["flows.databases", name], os.environ)
                 supervisor.start(server)
         if self.worker is not None:
             command = ["flows.deployments", str(self.deployments)]
@@ -58,18 +57,17 @@ def plan_of(
     queues: Sequence[str],
 ) -> Plan:
     """Raises InputError where a port is taken, a file is missing, or a worker would not find its servers."""
+    if "worker" in parts and not deployments.is_file():
+        raise InputError(f"{deployments}: no such file; name one with --deployments")
     logs, databases = settings.home / "logs", databases_of(settings)
-    reach = "127.0.0.1" if host == "0.0.0.0" else host
     prefect = mlflow = worker = None
     if "prefect" in parts:
         prefect = prefect_server(settings, databases.prefect, host, prefect_port, logs)
     if "mlflow" in parts:
         mlflow = mlflow_server(settings, databases.mlflow, host, mlflow_port, logs)
     if "worker" in parts:
-        if not deployments.is_file():
-            raise InputError(f"{deployments}: no such file; name one with --deployments")
-        api = f"http://{reach}:{prefect_port}/api" if prefect else settings.prefect_api_url
-        tracking = f"http://{reach}:{mlflow_port}" if mlflow else os.environ.get("MLFLOW_TRACKING_URI")
+        api = f"{prefect.address}/api" if prefect else settings.prefect_api_url
+        tracking = mlflow.address if mlflow else os.environ.get("MLFLOW_TRACKING_URI")
         worker = worker_of(settings, api, tracking, queues, logs)
     return Plan(prefect, mlflow, worker, deployments.absolute(), logs)
 
