@@ -13,6 +13,7 @@ from flows.commands.bench import bench
 from flows.commands.budget import budget
 from flows.commands.explain import explain
 from flows.commands.gate import gate
+from flows.commands.monitor import monitor, retrain
 from flows.commands.options import ROOT, policy_option
 from flows.commands.release import COMMANDS
 from flows.commands.serve import serve, shadow
@@ -141,6 +142,8 @@ dankai.add_command(bench)
 dankai.add_command(gate)
 dankai.add_command(budget)
 dankai.add_command(explain)
+dankai.add_command(monitor)
+dankai.add_command(retrain)
 dankai.add_command(serve)
 dankai.add_command(shadow)
 dankai.add_command(up)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,14 +40,31 @@ def take_snapshot(spec: DatasetSpec, folder: Path) -> Snapshot:
     Raises InputError, with nothing written, for a source that is absent, empty or lacks a column.
     """
     path = snapshot_path(spec, folder)
+    return _taken(path) or _recorded(spec, path, _write_table(spec, read_source(spec), path))
+
+
+def freeze(spec: DatasetSpec, table: "Callable[[], pl.DataFrame]", path: Path) -> Snapshot:
+    """A canonical table that did not come from the source alone, kept at `path`: its name says what of."""
+    return _taken(path) or _recorded(spec, path, _write_table(spec, table().lazy(), path))
+
+
+def _taken(path: Path) -> Snapshot | None:
+    """The snapshot at `path`, if it is whole."""
     record = path.with_suffix(".json")
-    if path.exists() and record.exists():
-        snapshot = Snapshot.model_validate_json(record.read_bytes())
-        if snapshot.content_hash == _sha256(path):
-            return snapshot.model_copy(update={"uri": str(path)})
-    facts = _write_table(spec, path)
+    if not (path.exists() and record.exists()):
+        return None
+    snapshot = Snapshot.model_validate_json(record.read_bytes())
+    return snapshot.model_copy(update={"uri": str(path)}) if snapshot.content_hash == _sha256(path) else None
+
+
+def kept_snapshots(folder: Path) -> list[Snapshot]:
+    """Every snapshot below `folder`, whole or not."""
+    return [Snapshot.model_validate_json(record.read_bytes()) for record in sorted(folder.glob("*.json"))]
+
+
+def _recorded(spec: DatasetSpec, path: Path, facts: dict[str, Any]) -> Snapshot:
     snapshot = Snapshot(name=spec.name, uri=str(path), content_hash=_sha256(path), **facts)
-    replace_file(record, snapshot.model_dump_json(indent=1).encode() + b"\n")
+    replace_file(path.with_suffix(".json"), snapshot.model_dump_json(indent=1).encode() + b"\n")
     return snapshot
 
 
@@ -75,11 +93,10 @@ def input_hash(spec: DatasetSpec) -> str:
     return digest.hexdigest()
 
 
-def _write_table(spec: DatasetSpec, path: Path) -> dict[str, Any]:
+def _write_table(spec: DatasetSpec, table: "pl.LazyFrame", path: Path) -> dict[str, Any]:
     """Stream the table into a temporary file, rename it when it is whole and sound, and say what it holds."""
     import polars as pl
 
-    table = read_source(spec)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
     try:
