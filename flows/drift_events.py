@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from pipelines.monitor import MonitorReport
 from prefect.events import emit_event
 
 from pipelines.due import why
+from pipelines.monitor import MonitorReport
 
 DRIFT = "dankai.drift"
 FAULT = "dankai.data-fault"

@@ -121,8 +121,6 @@ def worker_of(
         "MLFLOW_TRACKING_URI": tracking,
         "PREFECT_WORKER_WEBSERVER_PORT": str(port),
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
-        # A run that is told to end because everything is being stopped goes on after the next start.
-        "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule",
     }
     name = "-".join([socket.gethostname(), *queues])
     command = [sys.executable, "-m", "flows.worker", name, *queues]

@@ -18,20 +18,41 @@ POOL = "dankai"
 MAX_STARTS = 3
 """A run that outlived no worker so often is likelier their murderer than their victim."""
 UNSIGNED = timedelta(minutes=1)
+STOPPED_WITHIN = timedelta(days=7)
+_STOPPED = "Execution was aborted by a termination signal"  # Prefect's words
 _NAME = "prefect.worker.name"  # label that Prefect's worker gives its runs
 
 
 def settle_lost_runs(worker: str) -> None:
-    """Mark the lost runs as crashed, which frees their slots, and start each anew a few times at most.
+    """Mark what was lost with the worker of this name as crashed, which frees its slots, and let it go on.
 
-    Finished steps are kept (pipelines.steps), so that a run goes on rather than begins again.
+    What was told to end, because everything was being stopped, goes on too. Finished steps are kept
+    (pipelines.steps): a run goes on rather than begins again. MAX_STARTS times at most.
     """
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        for run in _unfinished(client):
+        for run in _runs(client, "PENDING", "RUNNING", "CANCELLING"):
             if _is_lost(run, worker):
-                _settle(client, run)
+                _bury(client, run)
+                _go_on(client, run, "its worker died")
+        for run in _runs(client, "CRASHED", since=datetime.now(UTC) - STOPPED_WITHIN):
+            assert run.state is not None
+            if run.labels.get(_NAME) == worker and (run.state.message or "").startswith(_STOPPED):
+                _go_on(client, run, "everything was stopped")
+
+
+def _runs(client: "SyncPrefectClient", *types: str, since: datetime | None = None) -> "list[FlowRun]":
+    """Runs of the pool in these states; with `since`, those that ended after it."""
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.objects import StateType
+
+    states = filters.FlowRunFilterStateType(any_=[StateType(each) for each in types])
+    ended = filters.FlowRunFilterEndTime(after_=since) if since else None
+    return client.read_flow_runs(
+        flow_run_filter=filters.FlowRunFilter(state=filters.FlowRunFilterState(type=states), end_time=ended),
+        work_pool_filter=filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[POOL])),
+    )
 
 
 def _is_lost(run: "FlowRun", worker: str) -> bool:
@@ -41,34 +62,22 @@ def _is_lost(run: "FlowRun", worker: str) -> bool:
     return run.labels[_NAME] == worker if _NAME in run.labels else age > UNSIGNED
 
 
-def _unfinished(client: "SyncPrefectClient") -> "list[FlowRun]":
-    from prefect.client.schemas.filters import (
-        FlowRunFilter,
-        FlowRunFilterState,
-        FlowRunFilterStateType,
-        WorkPoolFilter,
-        WorkPoolFilterName,
-    )
-    from prefect.client.schemas.objects import StateType
-
-    types = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
-    return client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=types))),
-        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])),
-    )
-
-
-def _settle(client: "SyncPrefectClient", run: "FlowRun") -> None:
-    from prefect.states import AwaitingRetry, Cancelled, Crashed
+def _bury(client: "SyncPrefectClient", run: "FlowRun") -> None:
+    from prefect.states import Cancelled, Crashed
 
     assert run.state is not None
-    if run.state.is_cancelling():
-        client.set_flow_run_state(run.id, Cancelled(message="Its worker died while it was being cancelled"))
-        return
-    client.set_flow_run_state(run.id, Crashed(message="Its worker died"))
-    if run.run_count < MAX_STARTS:
-        again = AwaitingRetry(message=f"Goes on after its worker died (start {run.run_count + 1})")
-        client.set_flow_run_state(run.id, again)
+    end = Cancelled if run.state.is_cancelling() else Crashed
+    client.set_flow_run_state(run.id, end(message="Its worker died"))
+
+
+def _go_on(client: "SyncPrefectClient", run: "FlowRun", why: str) -> None:
+    from prefect.states import AwaitingRetry
+
+    assert run.state is not None
+    if run.run_count < MAX_STARTS and not run.state.is_cancelling():
+        client.set_flow_run_state(
+            run.id, AwaitingRetry(message=f"Goes on: {why} (start {run.run_count + 1})")
+        )
 
 
 def main() -> None:

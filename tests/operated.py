@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -135,6 +136,16 @@ def operation(folder: Path, **environ: str) -> Iterator[Operation]:
     finally:
         process.kill()
         process.communicate()
+
+
+def drift_event(folder: Path, dataset: str, reason: str) -> dict[str, Any]:
+    """What a drift decision emits, about the dataset file of this name in the folder."""
+    payload = {"dataset": str(folder / f"{dataset}.yaml"), "policy": str(folder / "policy-0.yaml")}
+    payload |= {"batch": "0" * 64, "reason": reason, "start": "2024-05-01", "end": "2024-06-30"}
+    resource = {"prefect.resource.id": f"dankai.dataset.{dataset}", "prefect.resource.name": dataset}
+    occurred, number = datetime.now(UTC).isoformat(), str(uuid.uuid4())
+    event = {"event": "dankai.drift", "resource": resource, "payload": payload}
+    return {**event, "id": number, "occurred": occurred}
 
 
 def ask(address: str, question: Any = None, method: str = "POST") -> Any:

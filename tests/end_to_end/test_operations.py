@@ -2,9 +2,7 @@
 
 import json
 import time
-import uuid
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 
 from pipelines.release_log import ReleaseEntry, ReleaseLog
 from pipelines.settings import load_settings
-from tests.operated import Operation, ask, operation, until, write_operated
+from tests.operated import Operation, ask, drift_event, operation, until, write_operated
 from tests.tiny_rollout import TURNS, pump_table
 
 pytestmark = [pytest.mark.operations, pytest.mark.timeout(400)]
@@ -103,7 +101,7 @@ def test_ten_events_within_a_minute_start_one_run(
 ) -> None:
     """Of another dataset, so that the minute of the first event is not theirs."""
     for _ in range(10):
-        operated.ask("/events", [_event("nowhere")])
+        operated.ask("/events", [drift_event(operated.folder, "nowhere", "ten of them")])
     named = until(lambda: _runs_for(operated, "nowhere"), 60)
     time.sleep(10)
     assert len(_runs_for(operated, "nowhere")) == len(named) == 1
@@ -112,25 +110,9 @@ def test_ten_events_within_a_minute_start_one_run(
     assert "nowhere.yaml" in failed["state"]["message"]
 
 
-def _event(dataset: str) -> dict[str, Any]:
-    payload = {
-        "dataset": f"{dataset}.yaml",
-        "policy": "infra/rollout.yaml",
-        "batch": "0",
-        "reason": "ten of them",
-    }
-    return {
-        "occurred": datetime.now(UTC).isoformat(),
-        "id": str(uuid.uuid4()),
-        "event": "dankai.drift",
-        "resource": {"prefect.resource.id": f"dankai.dataset.{dataset}", "prefect.resource.name": dataset},
-        "payload": payload,
-    }
-
-
 def _runs_for(operated: Operation, dataset: str) -> list[dict[str, Any]]:
     runs = operated.runs_of(CHAIN["retrain"])
-    return [run for run in runs if run["parameters"].get("dataset") == f"{dataset}.yaml"]
+    return [run for run in runs if run["parameters"]["dataset"].endswith(f"{dataset}.yaml")]
 
 
 def test_everything_stops_and_nothing_is_left(operated: Operation, chain: dict[str, dict[str, Any]]) -> None:

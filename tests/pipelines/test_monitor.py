@@ -1,7 +1,6 @@
 """A batch arrives: what it is taken for, what is kept of it, and that nothing is dropped in silence."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from pipelines.release import start_pilot
 from pipelines.release_log import ReleaseLog
 from pipelines.settings import Settings
 from tests.tiny_rollout import pump_table, write_dataset, write_policy
-from validation.errors import InputError
 from validation.policy import load_policy
 
 JUNE = datetime(2024, 6, 1)
