@@ -1,8 +1,8 @@
-"""kill -9 of each part at each step of a retraining: `python -m tests.faults.retraining_faults [--only WORDS]`.
+"""kill -9 of each part at each step of a retraining: `python -m tests.faults.retraining_faults`.
 
 Real servers, a real PostgreSQL, real kills. After each of them the retraining has to end, or to be marked as
-failed with its reason and end when it is asked for again; nothing decided twice or lost, no slot taken, no lock
-held, no process left. Writes pipelines/benchmarks/results/faults.json, cell by cell.
+failed with its reason and end when it is asked for again; nothing decided twice or lost, no slot taken, no
+lock held, no process left. Writes pipelines/benchmarks/results/faults.json, cell by cell.
 """
 
 import argparse
