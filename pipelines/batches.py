@@ -7,6 +7,7 @@ not. Either way a note beside it says why.
 
 import hashlib
 import os
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,17 +59,25 @@ def read_batch(path: Path, spec: DatasetSpec, known: "pl.DataFrame") -> "pl.Data
     Rows without a time column go on where those of their entity in `known` end. Raises InputError for files
     that cannot be read, and for a column that is absent or of another type.
     """
+    rows = read_rows(path, spec, may_lack=outcome_columns(spec))
+    return _continued(rows, known, spec) if spec.start is not None else rows
+
+
+def read_rows(path: Path, spec: DatasetSpec, may_lack: Collection[str]) -> "pl.DataFrame":
+    """The canonical table of the files at `path`. Raises InputError where it is not one."""
     import polars as pl
 
-    file = _files(path)[0]
-    place = path if path.is_file() else path / f"*{file.suffix}"
-    source = Source(kind=file.suffix[1:], path=str(place.resolve()))  # type: ignore[arg-type]
-    spec_of_batch = spec.model_copy(update={"source": source, "file": str(path)})
+    files = _files(path)
+    if not files:
+        raise InputError(f"{path}: nothing there: name a .parquet or .csv file, or a folder of them")
+    place = path if path.is_file() else path / f"*{files[0].suffix}"
+    source = Source(kind=files[0].suffix[1:], path=str(place.resolve()))  # type: ignore[arg-type]
     try:
-        rows = read_source(spec_of_batch, may_lack=outcome_columns(spec)).collect()
+        return read_source(
+            spec.model_copy(update={"source": source, "file": str(path)}), may_lack=may_lack
+        ).collect()
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{path}: cannot be read: {str(error).strip().splitlines()[0]}") from None
-    return _continued(rows, known, spec) if spec.start is not None else rows
 
 
 def outcome_columns(spec: DatasetSpec) -> tuple[str, ...]:

@@ -19,18 +19,20 @@ from pipelines.batches import (
     known_spans,
     outcome_columns,
     read_batch,
+    rows_of,
     set_aside,
 )
+from pipelines.bias import watch_groups
 from pipelines.checkpoint import Checkpoint
 from pipelines.data.contract import contract_of
 from pipelines.data.windows import FIXED_PARTS, Windows
 from pipelines.evaluation import TASK_METRICS, resampling
 from pipelines.files import exclusive_lock, replace_file
-from pipelines.inspection import inspect
-from pipelines.job import Job, Prepared, dataset_folder
+from pipelines.inspection import Released, Seen, faults_of, inspect, released_profile
+from pipelines.job import Job, dataset_folder
 from pipelines.preparation import source_data
 from pipelines.release import live_checkpoint
-from pipelines.retraining import reading_as, released_scores
+from pipelines.retraining import released_scores, trained_on
 from pipelines.scoring import Scores, load_scored, score_model
 from pipelines.settings import Settings
 from pipelines.tracking import track_batch
@@ -38,6 +40,7 @@ from validation.data import DataReport, validate
 from validation.drift import DriftReport
 from validation.errors import InputError
 from validation.gates import Outcome
+from validation.kpis import Kpi
 from validation.record import Record
 from validation.statistics import METRICS, Interval, interval
 
@@ -65,6 +68,8 @@ class MonitorReport(Record):
     metric: str = ""
     value: Interval | None = None
     """Realised; None while outcomes are unknown."""
+    groups: tuple[Kpi, ...] = ()
+    """How good it was in every group, and what it missed of each (pipelines.bias)."""
     quarantine: str | None = None
     """Where the files of a faulty batch lie."""
     run_id: str = ""
@@ -83,6 +88,22 @@ def monitor_batch(job: Job, batch_path: Path) -> MonitorReport:
         if earlier := find_report(job.settings, batch):
             return earlier.model_copy(update={"repeated": True})
         return _kept(job, _looked_at(job, champion, batch))
+
+
+def look_again(job: Job, batch: Batch) -> MonitorReport:
+    """Look at a batch that is believed once more, now that more is known of it."""
+    champion, prepared = live_checkpoint(job.settings, job.spec.name), source_data(job)
+    earlier = find_report(job.settings, batch)
+    blank = earlier or MonitorReport(
+        dataset=batch.dataset,
+        batch=batch.content_hash,
+        decision="none",
+        reasons=(),
+        arrival=batch,
+        champion=champion.sha256,
+    )
+    known = known_rows(job.settings, prepared.snapshot, but=batch)
+    return _kept(job, _compared(job, champion, blank, rows_of(job.settings, batch), known))
 
 
 def reports(settings: Settings, dataset: str) -> list[MonitorReport]:
@@ -116,12 +137,11 @@ def _looked_at(job: Job, champion: Checkpoint, batch: Batch) -> MonitorReport:
     spans = known_spans(job.settings, prepared.snapshot, but=batch)
     if fault := fault_of_arrival(rows, spans, clock(), job.spec.step is not None):
         return _faulty(job, blank, fault)
-    return _believed(job, prepared, champion, blank, rows, known)
+    return _believed(job, champion, blank, rows, known)
 
 
 def _believed(
     job: Job,
-    prepared: Prepared,
     champion: Checkpoint,
     blank: MonitorReport,
     rows: "pl.DataFrame",
@@ -144,29 +164,45 @@ def _believed(
         keep_batch(job.settings, arrival, rows)
         words = f"late: rows after {end} were known already; kept for trainings, decides nothing"
         return report.model_copy(update={"reasons": (words,)})
-    report = _compared(job, prepared, champion, report, rows, known)
-    keep_batch(job.settings, arrival, rows)
+    report = _compared(job, champion, report, rows, known)
+    if report.decision != "fault":
+        keep_batch(job.settings, arrival, rows)
     return report
 
 
 def _compared(
     job: Job,
-    prepared: Prepared,
     champion: Checkpoint,
     report: MonitorReport,
     rows: "pl.DataFrame",
     known: "pl.DataFrame",
 ) -> MonitorReport:
-    inner = reading_as(job, champion)
+    inner, prepared = trained_on(job, champion)
     reference = inner.windows(prepared)
     windows = windows_after(reference, known, rows, report.arrival)
-    scores = _scored(inner, champion, windows)
-    drift = inspect(inner, reference, windows, PART, scores, released_scores(job, champion))
-    decision, reasons = drift.decision, drift.reasons
+    if faults := faults_of(reference, windows, PART):
+        return _faulty(job, report, "; ".join(f"{fault.kind}: {fault.words}" for fault in faults))
+    scores, before = _scored(inner, champion, windows), _before(job, report.arrival)
+    released = Released(released_scores(job, champion), released_profile(inner, prepared, champion))
+    drift = inspect(inner, reference, windows, PART, champion, scores, released, _seen(before))
     value = _value(inner, scores) if scores else None
-    metric = TASK_METRICS[job.spec.task][0]
-    found = {"decision": decision, "reasons": reasons, "drift": drift, "metric": metric, "value": value}
-    return report.model_copy(update=found)
+    groups = watch_groups(inner, champion, windows, PART, scores, value is not None) if scores else ()
+    found = {"decision": drift.decision, "reasons": drift.reasons, "drift": drift, "value": value}
+    return report.model_copy(update={**found, "groups": groups, "metric": TASK_METRICS[job.spec.task][0]})
+
+
+def _before(job: Job, batch: Batch) -> list[MonitorReport]:
+    """What was said of the batches whose rows came before."""
+    every = reports(job.settings, job.spec.name)
+    return [each for each in every if each.arrival.start and each.arrival.start < batch.start]  # type: ignore[operator]
+
+
+def _seen(before: list[MonitorReport]) -> Seen:
+    """Of the batches that were compared, in order of their rows."""
+    compared = sorted((each for each in before if each.drift), key=lambda each: str(each.arrival.start))
+    estimates = [(each.drift.estimate, each.value) for each in compared if each.drift]
+    errors = [abs(guess.value - known.value) for guess, known in estimates if guess and known]
+    return Seen([each.drift for each in compared if each.drift], errors)
 
 
 def windows_after(reference: Windows, known: "pl.DataFrame", rows: "pl.DataFrame", batch: Batch) -> Windows:

@@ -110,3 +110,13 @@ def known_data(job: Job) -> Prepared:
     path = _snapshots(job.spec, job.settings) / f"{job.spec.name}-known-{digest[:16]}.parquet"
     frozen = freeze(job.spec, lambda: known_rows(job.settings, prepared.snapshot), path)
     return prepared.model_copy(update={"snapshot": frozen})
+
+
+def known_before(job: Job, content_hash: str) -> Prepared:
+    """The data as they were known when this snapshot was taken. Raises InputError where it is gone."""
+    folder = _snapshots(job.spec, job.settings)
+    for snapshot in kept_snapshots(folder):
+        if snapshot.content_hash == content_hash and Path(snapshot.uri).exists():
+            return source_data(job).model_copy(update={"snapshot": snapshot})
+    gone = f"snapshot {content_hash[:12]}, which the live model was trained on, is gone"
+    raise InputError(f"{folder}: {gone}; restore it, or run the rollout again")

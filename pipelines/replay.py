@@ -15,7 +15,7 @@ from pipelines.data.snapshot import read_snapshot
 from pipelines.data.spec import Split
 from pipelines.data.windows import Windows
 from pipelines.evaluation import TASK_METRICS, Evaluation, resampling
-from pipelines.inspection import inspect
+from pipelines.inspection import Released, Seen, inspect, released_profile
 from pipelines.job import Job, Prepared
 from pipelines.judging import score
 from pipelines.monitoring import Observation, observe, roll_back_if_breached
@@ -66,10 +66,12 @@ def replay_month(
     baseline: Scores,
     dense: Checkpoint,
     has_next: bool,
+    earlier: Sequence[DriftReport] = (),
 ) -> tuple[Month, Checkpoint, Checkpoint | None]:
     """One month: the report, who is champion after it, and who challenges in the next.
 
-    Without a next month nothing is retrained: there would be no windows to judge the challenger on.
+    `earlier` are the drift reports of the months before. Without a next month nothing is retrained: there
+    would be no windows to judge the challenger on.
     """
     data = _validate_month(job, prepared, month)
     scores = score(job, prepared, champion, month, job.plan.target_density, "champion")
@@ -79,7 +81,7 @@ def replay_month(
         data=data,
         metric=TASK_METRICS[job.spec.task][0],
         value=_value(job, scores),
-        drift=inspect(job, job.windows(prepared), job.windows(prepared), month, scores, released),
+        drift=_inspect(job, prepared, month, champion, scores, released, earlier),
     )
     if data.outcome is not Outcome.PASS:
         return _tracked(job, prepared, _not_judged(seen, challenger)), champion, challenger
@@ -105,6 +107,20 @@ def _not_judged(seen: Month, challenger: Checkpoint | None) -> Month:
     """No evidence is no pass, and no fault of a model's either: a challenger waits for the next month."""
     why = f"data {seen.data.outcome}: {seen.data.reason}"
     return seen.model_copy(update={"not_judged": why, "waiting": challenger.sha256 if challenger else None})
+
+
+def _inspect(
+    job: Job,
+    prepared: Prepared,
+    month: str,
+    champion: Checkpoint,
+    scores: Scores,
+    released: Scores,
+    earlier: Sequence[DriftReport],
+) -> DriftReport:
+    windows = job.windows(prepared)
+    then = Released(released, released_profile(job, prepared, champion))
+    return inspect(job, windows, windows, month, champion, scores, then, Seen(earlier))
 
 
 def _validate_month(job: Job, prepared: Prepared, month: str) -> DataReport:

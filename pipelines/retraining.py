@@ -16,7 +16,7 @@ from pipelines.evaluation import TASK_METRICS, Evaluation
 from pipelines.files import exclusive_lock, replace_file
 from pipelines.job import Job, Prepared, dataset_folder
 from pipelines.judging import judge_stage, score, score_baselines, steady_kpis
-from pipelines.preparation import known_data, source_data
+from pipelines.preparation import known_before, known_data, source_data
 from pipelines.release import decide, enter_challenger, live_checkpoint
 from pipelines.scoring import Scores, load_scored
 from pipelines.second_look import Lineup
@@ -55,8 +55,6 @@ class RetrainingReport(Record):
     evaluation: Evaluation | None = None
     split: Split | None = None
     """Training, validation, and the windows from `test` on, on which the two met."""
-    judged_from: datetime | None = None
-    """Time of the first row that the two met on, and that neither was trained on."""
     snapshot: str | None = None
     train_seconds: float = 0.0
     run_id: str = ""
@@ -115,7 +113,6 @@ def _retrained(job: Job, champion: Checkpoint, start: RetrainingReport) -> Retra
             "verdict": evaluation.verdict.outcome,
             "evaluation": evaluation,
             "split": split,
-            "judged_from": first_time(inner.windows(prepared), "test"),
             "snapshot": prepared.snapshot.content_hash,
             "train_seconds": challenger.train_seconds,
             "run_id": run_id,
@@ -175,13 +172,19 @@ def _density(job: Job) -> float:
     return job.plan.target_density
 
 
+def trained_on(job: Job, champion: Checkpoint) -> tuple[Job, Prepared]:
+    """The job and the data with the split that the live model was trained on; its test part let it in."""
+    for report in reversed(retrainings(job.settings, job.spec.name)):
+        if report.challenger == champion.sha256 and report.split and report.snapshot:
+            inner = reading_as(job, champion, report.split)
+            return inner, known_before(job, report.snapshot)
+    return reading_as(job, champion), source_data(job)
+
+
 def released_scores(job: Job, champion: Checkpoint) -> Scores:
     """The champion's scores of the windows that it was let in on."""
-    for report in reversed(retrainings(job.settings, job.spec.name)):
-        if report.challenger == champion.sha256 and report.evaluation and report.evaluation.candidate:
-            return report.evaluation.candidate
-    inner = reading_as(job, champion)
-    return score(inner, source_data(job), champion, "test", _density(inner), "champion")
+    inner, prepared = trained_on(job, champion)
+    return score(inner, prepared, champion, "test", _density(inner), "champion")
 
 
 def reading_as(job: Job, champion: Checkpoint, split: Split | None = None) -> Job:
@@ -230,10 +233,8 @@ def _days_before(windows: Windows, days: float) -> datetime:
 
 def seen_until(job: Job, champion: Checkpoint) -> datetime:
     """The first instant that the champion's training knew nothing of."""
-    for report in reversed(retrainings(job.settings, job.spec.name)):
-        if report.challenger == champion.sha256 and report.judged_from:
-            return report.judged_from
-    return first_time(job.windows(source_data(job)), "test")
+    inner, prepared = trained_on(job, champion)
+    return first_time(inner.windows(prepared), "test")
 
 
 def first_time(windows: Windows, part: str) -> datetime:

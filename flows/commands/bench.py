@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from flows.commands.bench_adaptation import adaptation
+from flows.commands.bench_drift import drift
 from flows.commands.bench_quality import quality
 from flows.commands.options import out_option, writable_folder
 
@@ -21,11 +22,13 @@ def bench() -> None:
       dankai bench model --out results    the whole encoder, inference and training
       dankai bench quality --quick        accuracy against dense, controls and an oracle
       dankai bench adaptation             a new site with little data
+      dankai bench drift                  the drift detector as a smoke alarm
     """
 
 
 bench.add_command(adaptation)
 bench.add_command(quality)
+bench.add_command(drift)
 
 
 @bench.command()

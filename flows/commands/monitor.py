@@ -31,11 +31,11 @@ def monitor(dataset: Path, batch: Path, policy: Path, as_json: bool) -> None:
     """
     from pipelines.monitor import monitor_batch
 
-    report = monitor_batch(_job(dataset, policy), batch)
+    report = monitor_batch(job_of(dataset, policy), batch)
     if as_json:
         click.echo(report.model_dump_json(indent=1))
     else:
-        _print_monitored(report)
+        print_monitored(report)
 
 
 @click.command()
@@ -52,14 +52,14 @@ def retrain(dataset: Path, reason: str, policy: Path, as_json: bool) -> None:
     """
     from pipelines.retraining import retrain as train_again
 
-    report = train_again(_job(dataset, policy), reason)
+    report = train_again(job_of(dataset, policy), reason)
     if as_json:
         click.echo(report.model_dump_json(indent=1))
     else:
         _print_retrained(report)
 
 
-def _job(dataset: Path, policy: Path) -> "Job":
+def job_of(dataset: Path, policy: Path) -> "Job":
     from flows.progress import progress
     from pipelines.job import open_job
     from pipelines.settings import load_settings, quiet_environment
@@ -70,7 +70,7 @@ def _job(dataset: Path, policy: Path) -> "Job":
         return open_job(dataset, policy, settings, report)
 
 
-def _print_monitored(report: "MonitorReport") -> None:
+def print_monitored(report: "MonitorReport") -> None:
     again = " (looked at before)" if report.repeated else ""
     click.echo(f"{report.decision}: batch {report.batch[:12]}{again}")
     for reason in report.reasons:

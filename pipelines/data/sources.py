@@ -54,8 +54,9 @@ def read_source(spec: DatasetSpec, may_lack: Collection[str] = ()) -> "pl.LazyFr
         raise spec.refuse("source.path", f"cannot be read as {spec.source.kind}: {_line(error)}") from None
     if is_empty:  # asked before the types: a CSV file without rows has none
         raise spec.refuse("source.path", f"no rows in {source_place(spec)}: check the path")
+    lacking = {name for name in may_lack if name not in schema or _is_empty(table, name)}
     columns = [
-        _unknown(name, kind) if name in may_lack and name not in schema else _column(spec, schema, name, kind)
+        _unknown(name, kind) if name in lacking else _column(spec, schema, name, kind)
         for name, kind in spec.columns().items()
     ]
     canonical = table.select(_entity(spec, schema), _time(spec, schema), *columns)
@@ -124,6 +125,13 @@ def _column(spec: DatasetSpec, schema: "pl.Schema", name: str, kind: Kind) -> "p
         fix = "clean the file, or list it under categorical" if kind == "number" else "make it 0 or 1"
         raise _wrong_type(spec, field, name, schema, "numbers", fix)
     return pl.col(name).cast(pl.Float64)
+
+
+def _is_empty(table: "pl.LazyFrame", name: str) -> bool:
+    """A column without a single value has no type in a CSV file."""
+    import polars as pl
+
+    return bool(table.select(pl.col(name).is_null().all()).collect().item())
 
 
 def _unknown(name: str, kind: Kind) -> "pl.Expr":
