@@ -21,6 +21,7 @@ from pipelines.release import start_pilot
 from pipelines.release_log import ReleaseLog
 from pipelines.settings import Settings
 from tests.tiny_rollout import pump_table, write_dataset, write_policy
+from validation.errors import InputError
 from validation.policy import load_policy
 
 KNOWN_UNTIL = datetime(2024, 5, 11)
