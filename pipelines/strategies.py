@@ -180,10 +180,10 @@ class _Run:
 
     def _retrained(self, seen: MonthOf, month: str) -> MonthOf:
         inner = reading_as(self.job, self.champion, until_end_of(month))
-        challenger, what = train_challenger(inner, self.prepared, self.champion, self.released.scores)
-        self.predecessor, self.champion, self.trained_on = self.champion, challenger, inner
+        trained = train_challenger(inner, self.prepared, self.champion, self.released.scores)
+        self.predecessor, self.champion, self.trained_on = self.champion, trained.checkpoint, inner
         self.seen = []  # what had lasted was about other data
-        return seen.model_copy(update={"trained": what, "train_seconds": challenger.train_seconds})
+        return seen.model_copy(update={"trained": trained.what, "train_seconds": trained.seconds})
 
     def _gate(self, month: str, scores: Scores) -> Outcome | None:
         """The quality checks alone: nobody is served in a replay."""
