@@ -67,7 +67,10 @@ def test_the_retraining_was_started_by_the_automation_with_the_offending_batch(
     assert parameters["dataset"] == str(operated.folder / "pump.yaml")
     assert parameters["reason"] in chain["monitor"]["state"]["message"]
     assert any(parameters["batch"] in path.read_text() for path in reports.rglob("*.json"))
-    assert chain["retrain"]["created_by"]["type"] == "AUTOMATION"
+    started = {"event": {"name": ["prefect.automation.action.executed"]}}
+    events = operated.ask("/events/filter", {"filter": started, "limit": 50})["events"]
+    related = {each["prefect.resource.id"] for event in events for each in event["related"]}
+    assert f"prefect.flow-run.{chain['retrain']['id']}" in related
 
 
 def test_both_apis_show_what_happened(operated: Operation, chain: dict[str, dict[str, Any]]) -> None:
