@@ -78,8 +78,12 @@ def score_model(
     subject: str,
     folder: Path,
     report: Report,
+    max_windows: int | None = None,
 ) -> Scores:
-    """Score every evaluation window of `part` with a checkpoint; `density` None is the dense model."""
+    """Score the evaluation windows of `part` with a checkpoint; `density` None is the dense model.
+
+    All windows, or at most `max_windows` evenly spread over the part.
+    """
     import torch
 
     from sparse_model.config import Budget
@@ -92,7 +96,8 @@ def score_model(
         with torch.inference_mode():
             return _model_scores(model, batch, budget, device)
 
-    return collect_scores(windows, part, score, subject, checkpoint.sha256, folder, report, density)
+    digest = checkpoint.sha256
+    return collect_scores(windows, part, score, subject, digest, folder, report, density, max_windows)
 
 
 def _model_scores(
@@ -130,9 +135,10 @@ def collect_scores(
     folder: Path,
     report: Report,
     density: float | None = None,
+    max_windows: int | None = None,
 ) -> Scores:
     """Run `score` over the evaluation windows of `part` and keep the scored steps in one file."""
-    cutoffs = windows.cutoffs(part)
+    cutoffs = windows.some_cutoffs(part, max_windows) if max_windows else windows.cutoffs(part)
     columns: dict[str, list[NDArray]] = {}
     done = 0
     for group in _groups(cutoffs, windows.lookback + windows.horizon):

@@ -112,6 +112,11 @@ class Windows:
             raise self.spec.refuse("lookback", self._why_no_window(part))
         return np.concatenate(found).astype(np.int64)
 
+    def some_cutoffs(self, part: str, most: int) -> np.ndarray:
+        """At most `most` of the part's cutoffs, evenly spread over it."""
+        cutoffs = self.cutoffs(part)
+        return cutoffs[np.linspace(0, len(cutoffs) - 1, min(most, len(cutoffs))).astype(int)]
+
     def batch(self, cutoffs: np.ndarray, lookback: int | None = None) -> WindowBatch:
         """The windows at `cutoffs`; a shorter `lookback` than the dataset's leaves the oldest steps out."""
         past = self.lookback if lookback is None else lookback
