@@ -60,11 +60,17 @@ def retrain(dataset: Path, reason: str, policy: Path, as_json: bool) -> None:
 
 
 def job_of(dataset: Path, policy: Path) -> "Job":
+    """The dataset's stores, opened only where a model of it is live."""
     from flows.progress import progress
+    from pipelines.data.spec import load_spec
     from pipelines.job import open_job
+    from pipelines.release import live_checkpoint
     from pipelines.settings import load_settings, quiet_environment
+    from validation.policy import load_policy
 
-    settings = load_settings()
+    settings, spec = load_settings(), load_spec(dataset)
+    load_policy(policy)
+    live_checkpoint(settings, spec.name)
     quiet_environment(settings)
     with progress() as report:
         return open_job(dataset, policy, settings, report)

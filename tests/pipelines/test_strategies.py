@@ -1,7 +1,5 @@
 """Months replayed under three strategies: the same windows, different models."""
 
-from datetime import datetime
-
 import pytest
 
 from pipelines.data.spec import load_spec
@@ -9,7 +7,7 @@ from pipelines.job import Job
 from pipelines.registry import Tracker
 from pipelines.release_log import ReleaseLog
 from pipelines.settings import Settings
-from pipelines.strategies import Comparison, Course, compare
+from pipelines.strategies import Comparison, Course, compare, months_from
 from tests.tiny_rollout import TURNS, write_dataset, write_policy
 from validation.errors import InputError
 from validation.policy import load_policy
@@ -56,9 +54,8 @@ def test_nothing_that_is_live_is_touched(job: Job, compared: Comparison) -> None
 
 def test_months_need_dates(job: Job) -> None:
     split = job.spec.split.model_copy(update={"validation": 0.4, "test": 0.5, "replay": None})
-    spec = job.spec.model_copy(update={"split": split})
     with pytest.raises(InputError, match="a replay by months needs dates"):
-        compare(Job(job.settings, spec, job.policy, job.tracker, job.log, job.report), datetime(2024, 5, 1))
+        months_from(job.spec.model_copy(update={"split": split}), TURNS)
 
 
 @pytest.mark.parametrize(
