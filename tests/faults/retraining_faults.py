@@ -136,12 +136,11 @@ def home_with_live_model(folder: Path, database: str) -> Iterator[Callable[[], N
     table.write_csv(folder / "incoming" / "2024-05.csv")
     policy = write_policy(folder, latency_p50_ratio=0.0)  # it need not climb for a retraining
     command = ("rollout", "run", dataset, "--policy", policy, "--bootstrap", "in use", "--quiet")
+    monitor = ("monitor", dataset, folder / "incoming" / "2024-05.csv", "--policy", policy)
     with operation(folder, DANKAI_DATABASE_URL=database) as running:
-        for arguments in (
-            command,
-            ("monitor", dataset, folder / "incoming" / "2024-05.csv", "--policy", policy),
-        ):
-            done = running.dankai(*arguments)
+        quietly = {**running.environ, "PREFECT_API_URL": ""}  # the drift's event is for each cell to send
+        for arguments in (command, monitor):
+            done = dankai(*arguments, home=running.home, timeout=300, **quietly)
             assert done.code == 0, done.err
         running.stop()
     kept = folder.with_name(f"{folder.name}-kept")
