@@ -26,7 +26,7 @@ from pipelines.release_log import ReleaseLog
 from pipelines.settings import load_settings
 from tests import postgres
 from tests.operated import Operation, drift_event, operation, until, write_operated
-from tests.tiny_rollout import ROOT, TURNS, pump_table, write_policy
+from tests.tiny_rollout import ROOT, TURNS, dankai, pump_table, write_policy
 
 RESULTS = ROOT / "pipelines" / "benchmarks" / "results" / "faults.json"
 STEPS = {
