@@ -20,6 +20,7 @@ from flows.commands.options import ROOT, policy_option
 from flows.commands.release import COMMANDS
 from flows.commands.replay import replay
 from flows.commands.serve import serve, shadow
+from flows.commands.up import up
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings
@@ -48,6 +49,7 @@ def dankai() -> None:
                                                     the same on another dataset
       dankai history                                what was live when, and who let it in
       dankai ui                                     look at every run in MLflow
+      dankai up                                     servers, worker and schedules, for months of operation
     """
 
 
@@ -153,6 +155,7 @@ dankai.add_command(labels)
 dankai.add_command(bias)
 dankai.add_command(serve)
 dankai.add_command(shadow)
+dankai.add_command(up)
 for command in COMMANDS:
     dankai.add_command(command)
 
