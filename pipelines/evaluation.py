@@ -19,7 +19,7 @@ from pipelines.data.spec import DatasetSpec
 from pipelines.data.windows import Windows
 from pipelines.payback import Payback
 from pipelines.scoring import Report, Scores, load_scored, load_slices
-from pipelines.training import to_tensors
+from pipelines.training_batches import to_tensors
 from validation.errors import InputError
 from validation.evidence import Evidence, Look
 from validation.gates import Stage, Verdict, judge

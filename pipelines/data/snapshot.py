@@ -1,22 +1,30 @@
-"""A snapshot: the canonical table, frozen in one Parquet file that is named after what went into it."""
+"""A snapshot: the canonical table, frozen in one Parquet file that is named after what went into it.
+
+A table of any size: it is written, looked over and hashed without ever being held whole.
+"""
 
 import hashlib
 import os
+import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.data.sources import read_source, source_files
 from pipelines.data.spec import DatasetSpec
-from pipelines.files import replace_file, sync_folder
+from pipelines.data.stream import WHOLE_ROWS, content_hash
+from pipelines.files import replace_file, sha256_of, sync_folder
 from validation.record import Record
 
 if TYPE_CHECKING:
     import polars as pl
 
+_ROW_GROUP = 1 << 17  # rows that have to be read to read one
+
 
 class Snapshot(Record):
-    """What a job was run on. `content_hash` is the SHA-256 (hex) of the file at `uri`."""
+    """What a job was run on. `content_hash` (stream.content_hash) is the table's at `uri`, not the file's: the
+    same table, written again, may be another file."""
 
     name: str
     uri: str
@@ -33,6 +41,13 @@ class Snapshot(Record):
         return (self.uri,)
 
 
+class _Taken(Record):
+    """A snapshot and the file that was written then."""
+
+    snapshot: Snapshot
+    file_sha256: str
+
+
 def take_snapshot(spec: DatasetSpec, folder: Path) -> Snapshot:
     """Write the canonical table below `folder`, or return the snapshot of the very same inputs.
 
@@ -41,12 +56,13 @@ def take_snapshot(spec: DatasetSpec, folder: Path) -> Snapshot:
     path = snapshot_path(spec, folder)
     record = path.with_suffix(".json")
     if path.exists() and record.exists():
-        snapshot = Snapshot.model_validate_json(record.read_bytes())
-        if snapshot.content_hash == _sha256(path):
-            return snapshot.model_copy(update={"uri": str(path)})
+        taken = _Taken.model_validate_json(record.read_bytes())
+        if taken.file_sha256 == sha256_of(path):
+            return taken.snapshot.model_copy(update={"uri": str(path)})
     facts = _write_table(spec, path)
-    snapshot = Snapshot(name=spec.name, uri=str(path), content_hash=_sha256(path), **facts)
-    replace_file(record, snapshot.model_dump_json(indent=1).encode() + b"\n")
+    snapshot = Snapshot(name=spec.name, uri=str(path), content_hash=content_hash(path), **facts)
+    taken = _Taken(snapshot=snapshot, file_sha256=sha256_of(path))
+    replace_file(record, taken.model_dump_json(indent=1).encode() + b"\n")
     return snapshot
 
 
@@ -56,7 +72,7 @@ def snapshot_path(spec: DatasetSpec, folder: Path) -> Path:
 
 
 def read_snapshot(snapshot: Snapshot) -> "pl.DataFrame":
-    """The canonical table."""
+    """The canonical table, whole; `stream.chunks` gives it in parts."""
     import polars as pl
 
     return pl.read_parquet(snapshot.uri)
@@ -69,9 +85,9 @@ def input_hash(spec: DatasetSpec) -> str:
         include={"name", "source", "time", "start", "step", "entity", "entity_from"},
     )
     digest = hashlib.sha256(repr((read, spec.columns())).encode())
-    code = (Path(__file__).with_name(name) for name in ("flights.py", "sources.py", "snapshot.py"))
+    code = (Path(__file__).with_name(name) for name in ("flights.py", "sources.py", "snapshot.py", "stream.py"))
     for path in (*source_files(spec), *code):
-        digest.update(f"{path.name}\0{_sha256(path)}\0".encode())
+        digest.update(f"{path.name}\0{sha256_of(path)}\0".encode())
     return digest.hexdigest()
 
 
@@ -83,7 +99,7 @@ def _write_table(spec: DatasetSpec, path: Path) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
     try:
-        table.sink_parquet(unfinished)
+        _sink(table, spec, unfinished)
         facts = _facts(spec, unfinished)
         with unfinished.open("rb+") as file:
             os.fsync(file.fileno())
@@ -97,6 +113,40 @@ def _write_table(spec: DatasetSpec, path: Path) -> dict[str, Any]:
     return facts
 
 
+def _sink(table: "pl.LazyFrame", spec: DatasetSpec, path: Path) -> None:
+    """Write the rows, those of an entity together and entities in order, as many at a time as fit in memory."""
+    import polars as pl
+
+    groups = _entity_groups(table) if spec.entity else []  # else a file an entity, and the files in order
+    if len(groups) < 2:
+        table = table.sort("entity", maintain_order=True) if groups else table
+        table.sink_parquet(path, row_group_size=_ROW_GROUP)
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".sorting-") as folder:
+        parts = [Path(folder) / f"{number:06}.parquet" for number in range(len(groups))]
+        for part, names in zip(parts, groups, strict=True):
+            rows = table.filter(pl.col("entity").is_in(names))
+            rows = rows.sort("entity", maintain_order=True) if len(names) > 1 else rows
+            rows.sink_parquet(part)
+        pl.scan_parquet(parts, glob=False).sink_parquet(path, row_group_size=_ROW_GROUP)
+
+
+def _entity_groups(table: "pl.LazyFrame") -> list[list[str]]:
+    """Entities in order, as many together as WHOLE_ROWS rows allow; one that has more stands alone."""
+    import polars as pl
+
+    counts = table.group_by("entity").agg(rows=pl.len()).collect(engine="streaming").sort("entity")
+    groups: list[list[str]] = []
+    room = 0
+    for name, rows in counts.iter_rows():
+        if rows > room:
+            groups.append([])
+            room = WHOLE_ROWS
+        groups[-1].append(name)
+        room -= rows
+    return groups
+
+
 def _facts(spec: DatasetSpec, path: Path) -> dict[str, Any]:
     """Counts and time range of a written table. Raises InputError when it has no rows or no times."""
     import polars as pl
@@ -108,14 +158,9 @@ def _facts(spec: DatasetSpec, path: Path) -> dict[str, Any]:
         "start": time.min(),
         "end": time.max(),
     }
-    found = pl.scan_parquet(path).select(no_time=time.null_count(), **facts).collect().row(0, named=True)
+    found = pl.scan_parquet(path).select(no_time=time.null_count(), **facts).collect(engine="streaming").row(0, named=True)
     if found["num_rows"] == 0:
         raise spec.refuse("source", "the table has no rows: check the path")
     if found.pop("no_time"):
         raise spec.refuse("time", f"column {spec.time!r} is empty in some rows: every row needs its instant")
     return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -132,6 +132,13 @@ class Windows:
             cutoff_us=cutoff_us,
         )
 
+    def num_scored(self, cutoffs: np.ndarray, lookback: int | None = None) -> np.ndarray:
+        """float32 [T, O]: at how many of the windows at `cutoffs` a step is scored."""
+        steps = np.arange(-(self.lookback if lookback is None else lookback), self.horizon)
+        rows = np.asarray(cutoffs, np.int64)[:, None] + steps
+        scored = self._scored(rows, steps >= 0)[..., None] & self.target_present[rows]
+        return scored.sum(0, dtype=np.float32)
+
     def column(self, name: str) -> np.ndarray:
         """A column of the table, to be read at `WindowBatch.rows`: a slice, a label, `entity`."""
         return self.table[name].to_numpy()
