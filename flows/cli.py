@@ -15,6 +15,7 @@ from flows.commands.explain import explain
 from flows.commands.gate import gate
 from flows.commands.options import ROOT, policy_option
 from flows.commands.release import COMMANDS
+from flows.commands.reproduce import join, reproduce
 from flows.commands.serve import serve, shadow
 
 if TYPE_CHECKING:
@@ -139,6 +140,8 @@ dankai.add_command(bench)
 dankai.add_command(gate)
 dankai.add_command(budget)
 dankai.add_command(explain)
+dankai.add_command(join)
+dankai.add_command(reproduce)
 dankai.add_command(serve)
 dankai.add_command(shadow)
 for command in COMMANDS:

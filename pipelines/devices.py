@@ -11,14 +11,15 @@ if TYPE_CHECKING:
 
 
 def refuse_unfit(plan: TrainingPlan) -> None:
-    """Raise InputError, before any work, for devices that are not there or cannot do what is asked together."""
+    """Raise InputError, before any work, for devices that are not there or cannot work together."""
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     present, kind = (gpus, "GPU") if gpus else (os.cpu_count() or 1, "core")
     if plan.devices > present:
         fix = f"give at most {present}, or more `nodes`"
-        raise InputError(f"training.devices: {plan.devices} are asked, this machine has {present} {kind}s; {fix}")
+        asked = f"{plan.devices} are asked, this machine has {present} {kind}s"
+        raise InputError(f"training.devices: {asked}; {fix}")
     if plan.nodes > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         fix = "set MASTER_ADDR and MASTER_PORT to the first machine's address and a free port, on all of them"
         raise InputError(f"training.nodes: {plan.nodes} machines have to find each other; {fix}")

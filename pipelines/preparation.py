@@ -7,15 +7,16 @@ from pipelines.candidates import model_config
 from pipelines.checkpoint import Checkpoint
 from pipelines.data.contract import contract_of
 from pipelines.data.preprocessing import fit_preprocessing
-from pipelines.data.snapshot import Snapshot, read_snapshot, snapshot_path, take_snapshot
+from pipelines.data.snapshot import Snapshot, snapshot_path, take_snapshot
 from pipelines.data.spec import DatasetSpec
-from pipelines.data.windows import Windows, refuse_unusable_split, training_rows
+from pipelines.data.stream import chunks
+from pipelines.data.windows import Windows, refuse_unusable_split, training_chunks
 from pipelines.job import Job, Prepared, dataset_folder
 from pipelines.settings import Settings
-from validation.data import DataReport, validate
+from validation.data import DataReport, validate_parts
 from validation.errors import InputError
 from validation.gates import Outcome
-from validation.structure import refuse_broken
+from validation.structure import Structure
 
 
 def refuse_unusable(spec: DatasetSpec, settings: Settings) -> None:
@@ -27,9 +28,11 @@ def refuse_unusable(spec: DatasetSpec, settings: Settings) -> None:
         folder = _snapshots(spec, settings)
         is_taken = snapshot_path(spec, folder).exists()
         snapshot = take_snapshot(spec, folder if is_taken else Path(elsewhere))
-        table = read_snapshot(snapshot)
-        refuse_broken(table.to_pandas(), contract_of(spec))
-        windows = Windows(snapshot, spec, fit_preprocessing(training_rows(table, spec), spec), table)
+        structure = Structure(contract_of(spec))
+        for rows in chunks(snapshot.uri):
+            structure.see(rows.to_pandas())
+        structure.end()
+        windows = Windows(snapshot, spec, fit_preprocessing(training_chunks(snapshot, spec), spec))
         refuse_unusable_split(windows)
         model_config(windows, spec)
 
@@ -39,8 +42,7 @@ def windows_of(checkpoint: Checkpoint, spec: DatasetSpec, settings: Settings) ->
     snapshot = take_snapshot(spec, _snapshots(spec, settings))
     if snapshot.content_hash != checkpoint.snapshot:
         raise spec.refuse("source", "its table changed since the model was trained; run the rollout again")
-    table = read_snapshot(snapshot)
-    return Windows(snapshot, spec, fit_preprocessing(training_rows(table, spec), spec), table)
+    return Windows(snapshot, spec, fit_preprocessing(training_chunks(snapshot, spec), spec))
 
 
 def snapshot_data(job: Job) -> Snapshot:
@@ -60,8 +62,8 @@ def validate_snapshot(job: Job, snapshot: Snapshot) -> DataReport:
 
     def compute() -> DataReport:
         with job.reporting("validating the data"):
-            return validate(
-                read_snapshot(snapshot).to_pandas(),
+            return validate_parts(
+                (rows.to_pandas() for rows in chunks(snapshot.uri)),
                 contract,
                 job.folder / "data_docs" / snapshot.content_hash[:12],
                 job.folder / "quarantine" / snapshot.content_hash[:12],
@@ -77,7 +79,6 @@ def prepare(job: Job, snapshot: Snapshot, report: DataReport) -> Prepared:
     if report.outcome is not Outcome.PASS:
         raise InputError(f"{job.spec.file}: the data is not fit for training: {report.reason}")
     with job.reporting("preparing the data"):
-        table = read_snapshot(snapshot)
-        preprocessing = fit_preprocessing(training_rows(table, job.spec), job.spec)
+        preprocessing = fit_preprocessing(training_chunks(snapshot, job.spec), job.spec)
         refuse_unusable_split(Windows(snapshot, job.spec, preprocessing))
     return Prepared(snapshot=snapshot, report=report, preprocessing=preprocessing)

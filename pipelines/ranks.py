@@ -1,6 +1,7 @@
 """One training on several processes, of this machine and of others: starting them, hearing them, losing one.
 
-Each process ("rank") makes its own windows from the snapshot and runs `training.fit`; the first one of all reports.
+Each process ("rank") makes its own windows from the snapshot and runs `training.fit`; the first one of all
+reports.
 """
 
 import os
@@ -12,14 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.checkpoint import Checkpoint
-from pipelines.data.preprocessing import Preprocessing
-from pipelines.data.snapshot import Snapshot
-from pipelines.data.spec import DatasetSpec
 from pipelines.data.windows import Windows
+from pipelines.devices import refuse_unfit
 from pipelines.files import replace_file
-from pipelines.training_plan import Mode, TrainingPlan
+from pipelines.training_job import TrainingJob
 from validation.errors import InputError
-from validation.record import Record
 
 if TYPE_CHECKING:
     from torch.multiprocessing.spawn import ProcessContext
@@ -31,22 +29,9 @@ INVITATION = "ranks.json"
 """In a training's folder while it waits for other machines' ranks."""
 
 
-class RankJob(Record):
-    """All that a rank needs."""
-
-    snapshot: Snapshot
-    spec: DatasetSpec
-    preprocessing: Preprocessing
-    config: dict[str, Any]
-    plan: TrainingPlan
-    mode: Mode
-    seed: int
-    folder: str
-    warm_start: Checkpoint | None
-
-
-def train_on_ranks(job: RankJob, report: "Report", follow: "Follow") -> "tuple[Checkpoint, Curve]":
-    """Run this machine's ranks; where the plan has more nodes, invite theirs. Raises InputError on a lost rank."""
+def train_on_ranks(job: TrainingJob, report: "Report", follow: "Follow") -> "tuple[Checkpoint, Curve]":
+    """Run this machine's ranks; where the plan has more nodes, invite theirs. Raises InputError on a lost
+    rank."""
     result: list[Any] = []
 
     def hear(kind: str, *told: Any) -> None:
@@ -64,10 +49,12 @@ def train_on_ranks(job: RankJob, report: "Report", follow: "Follow") -> "tuple[C
 
 def join(invitation: Path, node: int) -> None:
     """Run machine number `node`'s ranks of the training that another machine invites to."""
-    _run(RankJob.model_validate_json(invitation.read_bytes()), node, lambda *_: None)
+    job = TrainingJob.model_validate_json(invitation.read_bytes())
+    refuse_unfit(job.plan)
+    _run(job, node, lambda *_: None)
 
 
-def _run(job: RankJob, node: int, hear: Callable[..., None]) -> None:
+def _run(job: TrainingJob, node: int, hear: Callable[..., None]) -> None:
     import torch
     from lightning.fabric.plugins.environments.lightning import find_free_network_port
     from torch.multiprocessing import start_processes
@@ -75,12 +62,14 @@ def _run(job: RankJob, node: int, hear: Callable[..., None]) -> None:
     address = os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT")
     if job.plan.nodes == 1:
         address = "127.0.0.1", str(find_free_network_port())
-    context = get_context("forkserver")  # a server that imported everything, and holds no GPU, forks the ranks
+    # a server that has imported everything forks the ranks; where there are GPUs it might have touched one
+    method = "spawn" if torch.cuda.is_available() else "forkserver"
+    context = get_context(method)
     context.set_forkserver_preload(["pipelines.training"])
     receiver, sender = context.Pipe(duplex=False)
     threads = max(1, torch.get_num_threads() // job.plan.devices)
     arguments = job.model_dump_json(), node, address, threads, sender
-    ranks = start_processes(_rank, arguments, job.plan.devices, join=False, start_method="forkserver")
+    ranks = start_processes(_rank, arguments, job.plan.devices, join=False, start_method=method)
     assert ranks is not None
     sender.close()
     try:
@@ -104,7 +93,7 @@ def _hear_all(ranks: "ProcessContext", receiver: Connection, hear: Callable[...,
             is_open = False
 
 
-def _what_happened(job: RankJob, node: int, ranks: "ProcessContext", error: Exception) -> str:
+def _what_happened(job: TrainingJob, node: int, ranks: "ProcessContext", error: Exception) -> str:
     """The rank that went first: those that were waiting for it fail too, or were told to end."""
     killed = [
         (number, -process.exitcode)
@@ -122,17 +111,19 @@ def _what_happened(job: RankJob, node: int, ranks: "ProcessContext", error: Exce
     return f"training: rank {number} of {job.plan.num_ranks} {cause}; the same command, run again, {on}"
 
 
-def _rank(number: int, job: str, node: int, address: tuple[str, str], threads: int, sender: Connection) -> None:
+def _rank(
+    number: int, job: str, node: int, address: tuple[str, str], threads: int, sender: Connection
+) -> None:
     """Body of one process; what it is told by environment variables is what Lightning looks for."""
     import torch
 
     told = {"LOCAL_RANK": number, "NODE_RANK": node, "MASTER_ADDR": address[0], "MASTER_PORT": address[1]}
     os.environ.update({name: str(value) for name, value in told.items()})
     torch.set_num_threads(threads)
-    _train(RankJob.model_validate_json(job), sender if (number, node) == (0, 0) else None)
+    _train(TrainingJob.model_validate_json(job), sender if (number, node) == (0, 0) else None)
 
 
-def _train(job: RankJob, sender: Connection | None) -> None:
+def _train(job: TrainingJob, sender: Connection | None) -> None:
     from pipelines.training import fit
     from sparse_model.config import ModelConfig
 

@@ -175,5 +175,5 @@ def _scored_steps(windows: Windows, batch: WindowBatch, scores: Array) -> dict[s
         mask = mask.max(-1, keepdims=True)
     arrays = {"scores": scores, "targets": targets, "mask": mask, "rows": batch.rows}
     for name in windows.spec.slices:
-        arrays[f"slice.{name}"] = windows.column(name).astype(str)[batch.rows]
+        arrays[f"slice.{name}"] = windows.column(name)[batch.rows].astype(str)
     return {name: values[:, first:] for name, values in arrays.items()}

@@ -24,8 +24,10 @@ from pipelines.checkpoint import Checkpoint, load_model, save_weights
 from pipelines.data.windows import Windows
 from pipelines.devices import refuse_unfit, shard, strategy_of
 from pipelines.files import sha256_of
+from pipelines.fingerprint import environment
 from pipelines.pilot import disagreement, kept_dense_where_needed
 from pipelines.training_batches import Batches, ValidationBatches
+from pipelines.training_job import TrainingJob
 from pipelines.training_plan import Mode, TrainingPlan
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.detection import drawn_spans
@@ -208,22 +210,18 @@ def train(
 ) -> tuple[Checkpoint, Curve]:
     """Train one model and keep the weights with the best validation loss.
 
-    A checkpoint is kept in `folder` after every `plan.steps_per_epoch` steps; called again with the
-    same arguments after a crash, the training goes on from there. `warm_start` gives the first
-    weights ("selector" needs the dense model whose attention it learns, "adapt" the model of another site).
-    `follow` is told the curve as it grows; after a resume that begins with what was noted before the crash.
-    Raises InputError for devices that are not there, a checkpoint that must not be gone on from, and a process
-    of several that ended before its time.
+    A checkpoint is kept in `folder` after every `plan.steps_per_epoch` steps; called again with the same
+    arguments after a crash, the training goes on from there. `warm_start` gives the first weights ("selector"
+    needs the dense model whose attention it learns, "adapt" the model of another site). `follow` is told the
+    curve as it grows; after a resume that begins with what was noted before the crash. Raises InputError for
+    devices that are not there, a checkpoint that must not be gone on from, and a process of several that
+    ended before its time.
     """
     if mode in TRAINED_PARTS and warm_start is None:
         raise ValueError(f"warm_start: {mode} trains a part of a model and needs the model")
     refuse_unfit(plan)
     _resume_point(folder, plan)
-    if plan.num_ranks == 1:
-        return fit(windows, config, plan, mode, seed, folder, report, warm_start, follow)
-    from pipelines.ranks import RankJob, train_on_ranks
-
-    job = RankJob(
+    job = TrainingJob(
         snapshot=windows.snapshot,
         spec=windows.spec,
         preprocessing=windows.preprocessing,
@@ -233,7 +231,15 @@ def train(
         seed=seed,
         folder=str(folder),
         warm_start=warm_start,
+        made_with=environment(),
     )
+    job.save()
+    if plan.num_ranks == 1:
+        return fit(windows, config, plan, mode, seed, folder, report, warm_start, follow)
+    if len(windows.time_us) != windows.snapshot.num_rows:
+        raise ValueError("windows: of a part of a snapshot, which other processes would not know")
+    from pipelines.ranks import train_on_ranks
+
     return train_on_ranks(job, report, follow)
 
 
@@ -284,7 +290,7 @@ def _is_trained(mode: Mode, parts: frozenset[str]) -> bool:
 
 
 def _best(module: Fit, path: Path) -> SparseEncoder:
-    """The best weights, in a model of this process's own: those that were trained may be spread over several."""
+    """The best weights, in a model of this process alone: the trained one may be spread over several."""
     model = SparseEncoder(module.model.config)
     model.load_state_dict({name.removeprefix("model."): value for name, value in _state(path).items()})
     if module.mode != "selector":
@@ -350,7 +356,8 @@ def _quiet_lightning() -> None:
 
 
 def _resume_point(folder: Path, plan: TrainingPlan) -> Path | None:
-    """The newest checkpoint of an interrupted training. Raises InputError on one that must not be gone on from."""
+    """The newest checkpoint of an interrupted training. Raises InputError on one that must not be gone on
+    from."""
     last = folder / "last.ckpt"
     if not last.is_file():
         return None

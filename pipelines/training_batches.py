@@ -32,7 +32,8 @@ class Batches(Dataset[list[Tensor]]):
         self.windows, self.plan, self.seed = windows, plan, seed
         self.mode: Mode = mode
         self.first, self.count, self.rank = first, count, rank
-        self.cutoffs = windows.cutoffs("train")
+        first, last = windows.cutoff_ranges("train").T
+        self.first_cutoffs, self.counts = first, np.cumsum(last + 1 - first)
 
     def __len__(self) -> int:
         return self.count * self.plan.accumulate
@@ -41,11 +42,17 @@ class Batches(Dataset[list[Tensor]]):
         step, turn = self.first + index // self.plan.accumulate, index % self.plan.accumulate
         share = self.plan.length_share(step, self.mode)
         lookback, size = self.plan.batch_shape(share, self.windows.lookback, self.windows.horizon)
-        generator = np.random.default_rng((self.seed, step))
-        cutoffs = generator.choice(self.cutoffs, size=size)
+        cutoffs = self._drawn(step, size)
         part = np.split(cutoffs, self.plan.num_parts)[self.plan.part_of(self.rank, turn)]
         scored = torch.from_numpy(self.windows.num_scored(cutoffs, lookback))
         return [*to_tensors(self.windows.batch(part, lookback)), scored]
+
+    def _drawn(self, step: int, size: int) -> np.ndarray:
+        """Cutoffs of all that there are, each as likely as any; the list of them is never made."""
+        number = np.random.default_rng((self.seed, step)).integers(self.counts[-1], size=size)
+        entity = np.searchsorted(self.counts, number, side="right")
+        before = np.concatenate([[0], self.counts])[entity]
+        return self.first_cutoffs[entity] + number - before
 
 
 class ValidationBatches(Dataset[list[Tensor]]):

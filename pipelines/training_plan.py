@@ -113,8 +113,8 @@ class TrainingPlan(Record):
                 steps, wanted = past + horizon, -(-count // self.num_parts) * self.num_parts
                 parts = f"{self.devices} devices x {self.nodes} nodes x {self.accumulate} accumulated"
                 return (
-                    f"{self.tokens_per_step} steps make {count} windows of {steps}, which {parts} cannot share "
-                    f"alike; give {wanted * steps}, or other devices"
+                    f"{self.tokens_per_step} steps make {count} windows of {steps}, which {parts} "
+                    f"cannot share alike; give {wanted * steps}, or other devices"
                 )
         return ""
 

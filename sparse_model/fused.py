@@ -24,8 +24,8 @@ def _rotation(
     x_ptr, out_ptr, frequency_ptr, x_b, x_h, x_n, out_b, out_h, out_n, heads, num_steps, first_step, sign,
     HALF: tl.constexpr, HALF_POW2: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Channels j and j + HALF of step n, counted from `first_step`, turned by sign * n * frequency[j]; all heads
-    of ROWS steps."""
+    """Channels j and j + HALF of step n, counted from `first_step`, turned by sign * n * frequency[j]; all
+    heads of ROWS steps."""
     steps, pair = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, HALF_POW2)
     inside = (steps < num_steps)[:, None] & (pair < HALF)[None, :]
     frequency = tl.load(frequency_ptr + pair, mask=pair < HALF, other=0.0)
@@ -43,9 +43,7 @@ def _rotation(
         tl.store(out + HALF, (first * sin + second * cos).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def _rotate_into(
-    out_BHND: Tensor, x_BHND: Tensor, frequency: Tensor, sign: float, first_step: int
-) -> None:
+def _rotate_into(out_BHND: Tensor, x_BHND: Tensor, frequency: Tensor, sign: float, first_step: int) -> None:
     batch, heads, num_steps, channels = x_BHND.shape
     half = channels // 2
     _rotation[(triton.cdiv(num_steps, _ROWS), batch)](

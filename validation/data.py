@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +23,7 @@ from pydantic import Field
 from validation.data_docs import make_offline
 from validation.gates import Outcome
 from validation.record import Record
-from validation.structure import refuse_broken
+from validation.structure import Structure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,43 +97,99 @@ def validate(
     *,
     max_quarantined_share: float,
 ) -> DataReport:
+    """`validate_parts` of a table that is in memory."""
+    return validate_parts(
+        [frame], contract, docs_folder, quarantine_folder, max_quarantined_share=max_quarantined_share
+    )
+
+
+def validate_parts(
+    frames: "Iterable[pd.DataFrame]",
+    contract: Contract,
+    docs_folder: Path,
+    quarantine_folder: Path,
+    *,
+    max_quarantined_share: float,
+) -> DataReport:
     """Check a table against its contract; write Data Docs and, where rows failed, a file of those rows.
 
+    The table comes in parts, in order, of which one is held at a time; Data Docs have a page for each.
     `<quarantine_folder>/<name>.parquet` holds the failing rows with their position (ROW) and reason (REASON);
     the table itself is left as it is: its readers take values that were not allowed as unknown. Raises
     InputError for a fault of the whole table, with nothing written.
     """
-    refuse_broken(frame, contract)
-    shown, escaped = _escaped(frame, contract)
-    expectations = _expectations(escaped)
+    structure, found = Structure(contract), _Found()
     docs_folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{docs_folder.name}-", dir=docs_folder.parent) as scratch:
         unfinished = Path(scratch) / "docs"
-        results = _run_checkpoint(shown, contract.name, expectations, unfinished)
+        suite = Suite(contract, unfinished)
+        for frame in frames:
+            structure.see(frame)
+            found.add(frame, suite.run(frame))
+        structure.end()
         make_offline(unfinished)
         _publish(unfinished, docs_folder)
-    failures = tuple(_failure(result) for result in results if not result["success"])
-    reasons = _reasons_by_row(results)
+    failures = tuple(found.failures.values())
     outcome, reason = _decide(
-        len(results), len(expectations), failures, len(reasons) / len(frame), max_quarantined_share
+        found.num_evaluated,
+        suite.num_expectations,
+        failures,
+        found.num_quarantined / found.num_rows,
+        max_quarantined_share,
     )
     return DataReport(
         suite=contract.name,
-        num_expectations=len(results),
-        num_rows=len(frame),
+        num_expectations=found.num_evaluated,
+        num_rows=found.num_rows,
         failures=failures,
-        num_quarantined=len(reasons),
-        quarantine_uri=_quarantine(frame, reasons, quarantine_folder / f"{contract.name}.parquet"),
+        num_quarantined=found.num_quarantined,
+        quarantine_uri=_quarantine(found.aside, quarantine_folder / f"{contract.name}.parquet"),
         docs_uri=str(docs_folder / "index.html"),
         outcome=outcome,
         reason=reason,
     )
 
 
-def _escaped(frame: "pd.DataFrame", contract: Contract) -> "tuple[pd.DataFrame, Contract]":
+class _Found:
+    """What came of the parts so far."""
+
+    def __init__(self) -> None:
+        self.num_rows = self.num_quarantined = 0
+        self.num_evaluated = sys.maxsize
+        self.failures: dict[tuple[str, str | None], Failure] = {}
+        self.aside: list[pd.DataFrame] = []
+
+    def add(self, frame: "pd.DataFrame", results: list[dict[str, Any]]) -> None:
+        self.num_evaluated = min(self.num_evaluated, len(results))
+        for failure in (_failure(result) for result in results if not result["success"]):
+            key = failure.expectation, failure.column
+            self.failures[key] = _together(self.failures.get(key), failure)
+        if reasons := _reasons_by_row(results):
+            numbers = [self.num_rows + row for row in reasons]
+            self.aside.append(
+                frame.iloc[list(reasons)].assign(**{ROW: numbers, REASON: list(reasons.values())})
+            )
+        self.num_quarantined += len(reasons)
+        self.num_rows += len(frame)
+
+
+def _together(first: Failure | None, later: Failure) -> Failure:
+    """A failure that names no rows keeps its zero: it could not be evaluated in some part."""
+    if first is None:
+        return later
+    is_evaluated = first.num_rows and later.num_rows
+    num_rows = first.num_rows + later.num_rows if is_evaluated else 0
+    return first.model_copy(update={"num_rows": num_rows})
+
+
+def _escaped(frame: "pd.DataFrame", contract: Contract) -> "pd.DataFrame":
     """The same for HTML: Great Expectations writes names and values into its pages as they are."""
     texts = [column.name for column in contract.columns if column.type == "text"]
     changed = {name: _escaped_text(frame, name) for name in texts}
+    return frame.assign(**changed).rename(columns={name: html.escape(str(name)) for name in frame.columns})
+
+
+def _escaped_contract(contract: Contract) -> Contract:
     columns = [
         column.model_copy(
             update={
@@ -144,8 +200,7 @@ def _escaped(frame: "pd.DataFrame", contract: Contract) -> "tuple[pd.DataFrame, 
         for column in contract.columns
     ]
     key = tuple(html.escape(name) for name in contract.key)
-    renamed = frame.assign(**changed).rename(columns={name: html.escape(str(name)) for name in frame.columns})
-    return renamed, contract.model_copy(update={"columns": tuple(columns), "key": key})
+    return contract.model_copy(update={"columns": tuple(columns), "key": key})
 
 
 def _escaped_text(frame: "pd.DataFrame", name: str) -> Any:
@@ -187,39 +242,54 @@ def _row_expectations(column: Column) -> list[Any]:
     return suite
 
 
-def _run_checkpoint(
-    frame: "pd.DataFrame", name: str, expectations: list[Any], unfinished: Path
-) -> list[dict[str, Any]]:
-    """The result of every expectation, with Data Docs in the folder `unfinished`.
+class Suite:
+    """A contract's expectations, run on one part after another, with Data Docs in the folder `unfinished`.
 
     The context is ephemeral because several processes on one file context corrupt it.
     """
-    import great_expectations as gx
-    from great_expectations.checkpoint.actions import UpdateDataDocsAction
-    from great_expectations.data_context.types.base import ProgressBarsConfig
 
-    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)  # it announces its temporary folders
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    context.add_data_docs_site(name, _site(unfinished))
-    batch = (
-        context.data_sources.add_pandas(name)
-        .add_dataframe_asset(name)
-        .add_batch_definition_whole_dataframe(name)
-    )
-    suite = context.suites.add(gx.ExpectationSuite(name, expectations=expectations))
-    definition = gx.ValidationDefinition(name=name, data=batch, suite=suite)
-    checkpoint = gx.Checkpoint(
-        name=name,
-        validation_definitions=[context.validation_definitions.add(definition)],
-        actions=[UpdateDataDocsAction(name=name, site_names=[name])],
-        result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [ROW]},
-    )
-    numbered = frame.assign(**{ROW: range(len(frame))})
-    outcome = context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": numbered})
-    (validation,) = outcome.run_results.values()
-    return [_plain(result) for result in validation.results]
+    def __init__(self, contract: Contract, unfinished: Path) -> None:
+        import great_expectations as gx
+        from great_expectations.data_context.types.base import ProgressBarsConfig
+
+        logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
+        logging.getLogger("great_expectations").setLevel(
+            logging.WARNING
+        )  # it announces its temporary folders
+        self.contract, name = contract, contract.name
+        context = gx.get_context(mode="ephemeral")
+        context.variables.progress_bars = ProgressBarsConfig(globally=False)
+        context.add_data_docs_site(name, _site(unfinished))
+        batch = (
+            context.data_sources.add_pandas(name)
+            .add_dataframe_asset(name)
+            .add_batch_definition_whole_dataframe(name)
+        )
+        expectations = _expectations(_escaped_contract(contract))
+        self.num_expectations = len(expectations)
+        suite = context.suites.add(gx.ExpectationSuite(name, expectations=expectations))
+        definition = gx.ValidationDefinition(name=name, data=batch, suite=suite)
+        self._checkpoint = self._checkpoint_of(context, context.validation_definitions.add(definition))
+
+    def _checkpoint_of(self, context: Any, definition: Any) -> Any:
+        import great_expectations as gx
+        from great_expectations.checkpoint.actions import UpdateDataDocsAction
+
+        name = self.contract.name
+        checkpoint = gx.Checkpoint(
+            name=name,
+            validation_definitions=[definition],
+            actions=[UpdateDataDocsAction(name=name, site_names=[name])],
+            result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [ROW]},
+        )
+        return context.checkpoints.add(checkpoint)
+
+    def run(self, frame: "pd.DataFrame") -> list[dict[str, Any]]:
+        """The result of every expectation on one part; its rows are numbered from 0."""
+        shown = _escaped(frame, self.contract).assign(**{ROW: range(len(frame))})
+        outcome = self._checkpoint.run(batch_parameters={"dataframe": shown})
+        (validation,) = outcome.run_results.values()
+        return [_plain(result) for result in validation.results]
 
 
 def _site(folder: Path) -> Any:
@@ -288,16 +358,17 @@ def _decide(
     return (Outcome.PASS if share <= allowed else Outcome.FAIL), said
 
 
-def _quarantine(frame: "pd.DataFrame", reasons: dict[int, str], path: Path) -> str | None:
+def _quarantine(aside: "list[pd.DataFrame]", path: Path) -> str | None:
     """Write the failing rows with position and reason; None, and no stale file, where there are none."""
-    if not reasons:
+    import pandas as pd
+
+    if not aside:
         path.unlink(missing_ok=True)
         return None
-    rows = frame.iloc[list(reasons)].assign(**{ROW: list(reasons), REASON: list(reasons.values())})
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished-{os.getpid()}")
     with unfinished.open("wb") as file:
-        rows.to_parquet(file, index=False)
+        pd.concat(aside, ignore_index=True).to_parquet(file, index=False)
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)

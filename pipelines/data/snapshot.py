@@ -23,8 +23,8 @@ _ROW_GROUP = 1 << 17  # rows that have to be read to read one
 
 
 class Snapshot(Record):
-    """What a job was run on. `content_hash` (stream.content_hash) is the table's at `uri`, not the file's: the
-    same table, written again, may be another file."""
+    """What a job was run on. `content_hash` (stream.content_hash) is the table's at `uri`, not the file's:
+    the same table, written again, may be another file."""
 
     name: str
     uri: str
@@ -85,7 +85,8 @@ def input_hash(spec: DatasetSpec) -> str:
         include={"name", "source", "time", "start", "step", "entity", "entity_from"},
     )
     digest = hashlib.sha256(repr((read, spec.columns())).encode())
-    code = (Path(__file__).with_name(name) for name in ("flights.py", "sources.py", "snapshot.py", "stream.py"))
+    modules = ("flights.py", "sources.py", "snapshot.py", "stream.py")
+    code = (Path(__file__).with_name(name) for name in modules)
     for path in (*source_files(spec), *code):
         digest.update(f"{path.name}\0{sha256_of(path)}\0".encode())
     return digest.hexdigest()
@@ -114,7 +115,7 @@ def _write_table(spec: DatasetSpec, path: Path) -> dict[str, Any]:
 
 
 def _sink(table: "pl.LazyFrame", spec: DatasetSpec, path: Path) -> None:
-    """Write the rows, those of an entity together and entities in order, as many at a time as fit in memory."""
+    """Write the rows, those of an entity together, entities in order, as many at a time as fit in memory."""
     import polars as pl
 
     groups = _entity_groups(table) if spec.entity else []  # else a file an entity, and the files in order
@@ -158,7 +159,8 @@ def _facts(spec: DatasetSpec, path: Path) -> dict[str, Any]:
         "start": time.min(),
         "end": time.max(),
     }
-    found = pl.scan_parquet(path).select(no_time=time.null_count(), **facts).collect(engine="streaming").row(0, named=True)
+    asked = pl.scan_parquet(path).select(no_time=time.null_count(), **facts)
+    found = asked.collect(engine="streaming").row(0, named=True)
     if found["num_rows"] == 0:
         raise spec.refuse("source", "the table has no rows: check the path")
     if found.pop("no_time"):

@@ -40,8 +40,8 @@ def source_place(spec: DatasetSpec) -> Path:
 def read_source(spec: DatasetSpec) -> "pl.LazyFrame":
     """The canonical table, lazily: `entity` text, `time` datetime[us], then `spec.columns()`.
 
-    Rows keep their order; bringing those of an entity together is the snapshot's work. Raises InputError for an absent
-    file, an unknown column or one of the wrong type.
+    Rows keep their order; bringing those of an entity together is the snapshot's work. Raises InputError for
+    an absent file, an unknown column or one of the wrong type.
     """
     import polars as pl
 

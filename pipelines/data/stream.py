@@ -1,4 +1,5 @@
-"""A table in a Parquet file, a bounded number of rows at a time; and arrays made of it that need not fit in memory."""
+"""A table in a Parquet file, a bounded number of rows at a time; and arrays made of it that need not fit in
+memory."""
 
 import hashlib
 import tempfile
@@ -32,7 +33,7 @@ class Growing:
     """An array that is given piece by piece: kept in memory, or in a file without a name below `folder`."""
 
     def __init__(self, folder: Path | None) -> None:
-        self.file = None if folder is None else tempfile.TemporaryFile(dir=folder)
+        self.file = None if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  it stays open
         self.pieces: list[np.ndarray] = []
         self.num_rows = 0
 
@@ -49,10 +50,11 @@ class Growing:
         if self.file is None:
             return self.pieces[0] if len(self.pieces) == 1 else np.concatenate(self.pieces)
         (kind,) = self.pieces
-        if self.num_rows == 0 or kind.itemsize == 0 or 0 in kind.shape[1:]:
-            return np.zeros((self.num_rows, *kind.shape[1:]), kind.dtype)  # a file of nothing cannot be mapped
+        shape = self.num_rows, *kind.shape[1:]
+        if 0 in shape:  # a file of nothing cannot be mapped
+            return np.zeros(shape, kind.dtype)
         self.file.flush()
-        return np.memmap(self.file, kind.dtype, "r", shape=(self.num_rows, *kind.shape[1:]))
+        return np.memmap(self.file, kind.dtype, "r", shape=shape)
 
 
 def content_hash(path: Path) -> str:

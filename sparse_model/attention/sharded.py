@@ -1,4 +1,5 @@
-"""Attention over sequences that are spread over processes: each holds a shard of the steps, and reads the others'.
+"""Attention over sequences that are spread over processes: each holds a shard of the steps, and reads the
+others'.
 
 What travels: the selector's keys of every step (a few channels), the summary of every block, and of keys and
 values only the blocks that somebody selected, from their owner to who reads them.
@@ -205,7 +206,8 @@ def attend_fetched(
     out = []
     for first in range(0, chosen.num_blocks, chunk):
         rows = slice(first, first + chunk)
-        part = BlockSelection(chosen.indices_BSQK[:, :, rows], chosen.counts_BSQ[:, :, rows], chosen.block_size)
+        lists = chosen.indices_BSQK[:, :, rows], chosen.counts_BSQ[:, :, rows]
+        part = BlockSelection(*lists, chosen.block_size)
         keys, values, bias = _listed(fetched, part, heads, channels, q.dtype)
         if means is not None:
             keys, values, bias = _with_summaries(keys, values, bias, means, part)

@@ -315,7 +315,8 @@ def launch_scores(
     tile: ScoreTile | None = None,
     num_rows: int | None = None,
 ) -> Tensor:
-    """Block scores [B, S, Q, J] from float16 products; of one list, those of the first `num_rows` query blocks."""
+    """Block scores [B, S, Q, J] from float16 products; of one list, those of the first `num_rows` query
+    blocks."""
     batch, rankings, num_steps, channels = sq_BSNE.shape
     num_blocks, lists = num_blocks_of(num_steps, block_size), batch * rankings
     tile = tile or ScoreTile()

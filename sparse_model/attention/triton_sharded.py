@@ -26,10 +26,12 @@ def block_scores(sq_BSNE: Tensor, sk_BSNE: Tensor, block_size: int) -> Tensor:
     """Scores [B, S, Q, J] of the shard's query blocks; `sk` holds the whole sequence, the shard first."""
     num_rows, missing = sq_BSNE.shape[2] // block_size, sk_BSNE.shape[2] - sq_BSNE.shape[2]
     of_list = [
-        triton_launch.launch_scores(pad(sq, (0, 0, 0, missing)), sk, block_size, False, None, num_rows=num_rows)
+        triton_launch.launch_scores(
+            pad(sq, (0, 0, 0, missing)), sk, block_size, False, None, num_rows=num_rows
+        )
         for sq, sk in zip(*(t.flatten(0, 1)[:, None, None].unbind() for t in (sq_BSNE, sk_BSNE)), strict=True)
     ]
-    return torch.cat(of_list).unflatten(0, sq_BSNE.shape[:2]).squeeze(2).squeeze(2)
+    return torch.cat(of_list).unflatten(0, sq_BSNE.shape[:2]).squeeze(2)
 
 
 def attend(
