@@ -68,7 +68,13 @@ def score(
     inputs |= {"split": job.spec.split}
 
     def compute() -> Scores:
-        return score_model(checkpoint, windows, part, density, subject, job.folder / "scores", job.report)
+        folder = job.folder / "scores"
+        if job.spread is not None:
+            from pipelines.fan_out import score_in_pieces
+
+            with job.reporting(f"scoring {part} with {subject} on several processes"):
+                return score_in_pieces(job.spread, checkpoint, windows, part, density, subject, folder)
+        return score_model(checkpoint, windows, part, density, subject, folder, job.report)
 
     return job.once(f"score-{subject}-{part}", inputs, Scores, compute, lambda stored: is_fresh(job, stored))
 

@@ -61,14 +61,15 @@ def validate_snapshot(job: Job, snapshot: Snapshot) -> DataReport:
     share = job.policy.data.max_quarantined_share
 
     def compute() -> DataReport:
+        name = snapshot.content_hash[:12]
+        docs, aside = job.folder / "data_docs" / name, job.folder / "quarantine" / name
         with job.reporting("validating the data"):
-            return validate_parts(
-                (rows.to_pandas() for rows in chunks(snapshot.uri)),
-                contract,
-                job.folder / "data_docs" / snapshot.content_hash[:12],
-                job.folder / "quarantine" / snapshot.content_hash[:12],
-                max_quarantined_share=share,
-            )
+            if job.spread is not None:
+                from pipelines.fan_out import validate_in_pieces
+
+                return validate_in_pieces(job.spread, snapshot, contract, docs, aside, share)
+            parts = (rows.to_pandas() for rows in chunks(snapshot.uri))
+            return validate_parts(parts, contract, docs, aside, max_quarantined_share=share)
 
     inputs = {"snapshot": snapshot.content_hash, "contract": contract, "share": share}
     return job.once("validate", inputs, DataReport, compute)

@@ -1,4 +1,4 @@
-"""All that a training needs, as a file beside its weights: other processes, and a later day, train from it."""
+"""All that a training needs, as a file beside its weights: other processes and a later day train from it."""
 
 from pathlib import Path
 from typing import Any

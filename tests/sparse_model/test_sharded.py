@@ -60,7 +60,7 @@ def _in_shards(rank: int, shape: tuple[int, int, int], summaries: bool) -> list[
 
 def _traffic(rank: int) -> dict[str, Any]:
     """Bytes received where every query block reads its own block alone, and where it reads all."""
-    q, k, v, *_ = (_mine(t, rank) for t in _tensors(2, 2, 1))
+    _, k, v, *_ = (_mine(t, rank) for t in _tensors(2, 2, 1))
     num_own, received = STEPS // BLOCK // WORLD, []
     for slots in (1, STEPS // BLOCK):
         shards = Shards()
