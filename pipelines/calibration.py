@@ -21,6 +21,9 @@ from validation.statistics import METRICS, Interval, Metric, Scored, paired_inte
 
 _REPEATS = 40  # inferences of each budget: the 90th percentile takes 36 at 95% (the 99th would take 368)
 _PROCESSES = 1  # of each budget: memory repeats closely between fresh processes, and each costs seconds
+_WINDOWS = (
+    48  # of the validation part, on which every budget is scored: enough to choose a budget by, not a gate
+)
 _RESAMPLES = 200  # a tenth of an interval's width either way does not change which budget is chosen
 
 
@@ -48,11 +51,12 @@ def calibrate(
 
 def _measured(job: Job, prepared: Prepared, checkpoint: Checkpoint, dense: Checkpoint) -> Calibration:
     of_dense, *timings = _timings(job, checkpoint, dense)
-    reference = score(job, prepared, dense, "validation", None, "dense")
+    reference = score(job, prepared, dense, "validation", None, "dense", _WINDOWS)
     theirs, metric = load_scored(reference), METRICS[TASK_METRICS[job.spec.task][0]]
     points = []
     for density, timed in zip(_densities(job), timings, strict=True):
-        ours = load_scored(score(job, prepared, checkpoint, "validation", density, "calibration"))
+        scores = score(job, prepared, checkpoint, "validation", density, "calibration", _WINDOWS)
+        ours = load_scored(scores)
         points.append(
             BudgetPoint(
                 density=density,

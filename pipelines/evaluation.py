@@ -350,8 +350,7 @@ def recall_kpi(
     from sparse_model.explanation import selection_recall
 
     model = load_model(checkpoint)
-    cutoffs = windows.cutoffs(part)
-    picked = cutoffs[np.linspace(0, len(cutoffs) - 1, min(_AUDITED_WINDOWS, len(cutoffs))).astype(int)]
+    picked = windows.some_cutoffs(part, _AUDITED_WINDOWS)
     probes = torch.linspace(0, windows.lookback + windows.horizon - 1, _PROBES).long()
     shares = []
     for done, cutoff in enumerate(picked):

@@ -48,10 +48,9 @@ if TYPE_CHECKING:
 
 LENGTHS = (1, 4, 16)
 """Multiples of the configured length at which cost is measured; the gate looks at the first."""
-_REPEATS = {1: 150, 4: 5, 16: 1}
-"""Inferences per process at each multiple: the gated length is measured most closely."""
-_PROCESSES_UNGATED = 2
-"""Pairs of processes at the lengths that are only shown; the gated one gets as many as the policy asks."""
+_REPEATS_UNGATED = {4: 5, 16: 1}
+"""Inferences at the lengths that are only shown, in one pair of processes; at the gated length there are as
+many of both as the policy asks."""
 _PARITY_WINDOWS = 30
 _EDGE_TIMINGS = 420
 """Inferences in all processes of the edge runtime together: they are cheap, and the gated 99th percentile
@@ -59,22 +58,29 @@ takes 368 at 95%."""
 
 
 def score(
-    job: Job, prepared: Prepared, checkpoint: Checkpoint, part: str, density: float | None, subject: str
+    job: Job,
+    prepared: Prepared,
+    checkpoint: Checkpoint,
+    part: str,
+    density: float | None,
+    subject: str,
+    max_windows: int | None = None,
 ) -> Scores:
-    """A checkpoint's scores of a part; from the store when they were made before."""
+    """A checkpoint's scores of a part, or of at most `max_windows` evenly spread over it; from the store when
+    they were made before."""
     windows = job.windows(prepared)
     inputs = {"prepared": prepared, "checkpoint": checkpoint.sha256, "part": part, "density": density}
     inputs |= {"windows": [job.spec.lookback, job.spec.horizon, job.spec.stride], "subject": subject}
-    inputs |= {"split": job.spec.split}
+    inputs |= {"split": job.spec.split, "max_windows": max_windows}
+    folder = job.folder / "scores"
 
     def compute() -> Scores:
-        folder = job.folder / "scores"
-        if job.spread is not None:
-            from pipelines.fan_out import score_in_pieces
+        if job.spread is None or max_windows is not None:
+            return score_model(checkpoint, windows, part, density, subject, folder, job.report, max_windows)
+        from pipelines.fan_out import score_in_pieces
 
-            with job.reporting(f"scoring {part} with {subject} on several processes"):
-                return score_in_pieces(job.spread, checkpoint, windows, part, density, subject, folder)
-        return score_model(checkpoint, windows, part, density, subject, folder, job.report)
+        with job.reporting(f"scoring {part} with {subject} on several processes"):
+            return score_in_pieces(job.spread, checkpoint, windows, part, density, subject, folder)
 
     return job.once(f"score-{subject}-{part}", inputs, Scores, compute, lambda stored: is_fresh(job, stored))
 
@@ -110,8 +116,8 @@ def measure_costs(
     import torch
 
     density, steps = job.plan.target_density, job.spec.lookback + job.spec.horizon
-    enough = job.policy.min_processes
-    enough_timings = math.ceil(job.policy.stage("pilot").needed("latency_p99_ratio") / enough)
+    processes = job.policy.min_processes
+    repeats = math.ceil(job.policy.stage("pilot").needed("latency_p99_ratio") / processes)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sides = (
         Subject(name="candidate", folder=candidate.folder, density=density),
@@ -119,26 +125,25 @@ def measure_costs(
     )
 
     def compute() -> list[CostComparison]:
-        processes = [enough if multiple == 1 else min(enough, _PROCESSES_UNGATED) for multiple in lengths]
-        tell = job.counting("timing sparse and dense in turns", sum(processes))
+        tell = job.counting("timing sparse and dense in turns", processes + len(lengths) - 1)
         return [
             compare_cost(
                 *sides,
                 multiple * steps,
-                repeats=max(_REPEATS[multiple], enough_timings if multiple == 1 else 1),
-                processes=num_pairs,
+                repeats=_REPEATS_UNGATED.get(multiple, repeats),
+                processes=1 if multiple in _REPEATS_UNGATED else processes,
                 threads=job.settings.threads,
                 policy=job.policy,
                 device=device,
                 after_round=tell,
             )
-            for multiple, num_pairs in zip(lengths, processes, strict=True)
+            for multiple in lengths
         ]
 
     inputs = {"candidate": candidate.sha256, "dense": dense.sha256, "density": density, "lengths": lengths}
     inputs |= {"threads": job.settings.threads, "device": device, "steps": steps, "machine": machine()}
     # Of the policy only what timings and their intervals depend on: a new price is no reason to time again.
-    inputs |= {"processes": enough, "confidence": job.policy.confidence}
+    inputs |= {"processes": processes, "confidence": job.policy.confidence}
     inputs |= {"resamples": job.policy.num_resamples}
     return job.once("cost", inputs, list[CostComparison], compute, lambda stored: _are_recent(job, stored))
 
@@ -262,8 +267,7 @@ def build_edge(
 ) -> Bundle:
     """Export the checkpoint and sign the bundle; compared with the checkpoint on windows of the test part."""
     windows = job.windows(prepared)
-    cutoffs = windows.cutoffs("test")
-    picked = cutoffs[np.linspace(0, len(cutoffs) - 1, min(_PARITY_WINDOWS, len(cutoffs))).astype(int)]
+    picked = windows.some_cutoffs("test", _PARITY_WINDOWS)
 
     def compute() -> Bundle:
         job.report("building the edge bundle", 0, 1)

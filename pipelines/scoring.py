@@ -78,10 +78,14 @@ def score_model(
     subject: str,
     folder: Path,
     report: Report,
+    max_windows: int | None = None,
 ) -> Scores:
-    """Score every evaluation window of `part` with a checkpoint; `density` None is the dense model."""
-    score = model_scorer(checkpoint, density)
-    return collect_scores(windows, part, score, subject, checkpoint.sha256, folder, report, density)
+    """Score the evaluation windows of `part` with a checkpoint; `density` None is the dense model.
+
+    All windows, or at most `max_windows` evenly spread over the part.
+    """
+    score, digest = model_scorer(checkpoint, density), checkpoint.sha256
+    return collect_scores(windows, part, score, subject, digest, folder, report, density, max_windows)
 
 
 def model_scorer(checkpoint: Checkpoint, density: float | None) -> Callable[[WindowBatch], Array]:
@@ -136,9 +140,10 @@ def collect_scores(
     folder: Path,
     report: Report,
     density: float | None = None,
+    max_windows: int | None = None,
 ) -> Scores:
     """Run `score` over the evaluation windows of `part` and keep the scored steps in one file."""
-    cutoffs = windows.cutoffs(part)
+    cutoffs = windows.some_cutoffs(part, max_windows) if max_windows else windows.cutoffs(part)
 
     def told(done: int) -> None:
         report(f"scoring {part} with {subject}", done, len(cutoffs))

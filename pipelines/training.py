@@ -85,10 +85,15 @@ class Fit(lightning.LightningModule):
         return loss
 
     def validation_step(self, batch: list[Tensor], index: int) -> Tensor:
-        """The loss that the training is selected by, on fixed windows at the target budget."""
+        """The loss that the training is selected by, on fixed windows at the target budget.
+
+        That of the task alone: the divergence of the selector grows as attention learns to be peaked, and
+        a sum of both would stop the training where the task begins to be learned.
+        """
         torch.manual_seed(index)  # peaked rows are drawn too: the same ones at every validation
         random = torch.Generator().manual_seed(index)
-        loss, _ = self._loss(batch, random, Budget(self.plan.target_density))
+        total, terms = self._loss(batch, random, Budget(self.plan.target_density))
+        loss = total if self.mode == "selector" else terms["task_loss"]
         self.log("validation_loss", loss, batch_size=batch[0].shape[0], sync_dist=True)
         return loss
 

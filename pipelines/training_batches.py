@@ -59,9 +59,8 @@ class ValidationBatches(Dataset[list[Tensor]]):
     """Fixed windows of the validation part, evenly spread over its time; every process judges them all."""
 
     def __init__(self, windows: Windows, num_windows: int) -> None:
-        cutoffs = windows.cutoffs("validation")
-        picked = np.linspace(0, len(cutoffs) - 1, min(num_windows, len(cutoffs))).astype(int)
-        self.windows, self.groups = windows, np.array_split(cutoffs[picked], max(1, len(picked) // 4))
+        picked = windows.some_cutoffs("validation", num_windows)
+        self.windows, self.groups = windows, np.array_split(picked, max(1, len(picked) // 4))
 
     def __len__(self) -> int:
         return len(self.groups)

@@ -1,18 +1,19 @@
 """Weighted metrics and block-bootstrap intervals over windows.
 
 Shapes: W windows in time order, S scored steps per window, O outputs, R resamples, N scored elements.
-A bootstrap resample is a vector of W integer weights (how often each window was drawn), so rank metrics sort
-once and every resample costs a few cumulative sums.
+A bootstrap resample is a vector of W integer weights (how often each window was drawn), so whatever does not
+depend on them is computed once for all resamples (rank metrics: validation/ranking.py).
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from validation.ranking import Ranking, Summary, area_under_roc, mean_precision
 from validation.record import Record
 
 Floats = NDArray[np.float64]
@@ -142,55 +143,25 @@ def _cross_entropy(scores: Floats, targets: Floats) -> Floats:
     return -(targets * np.log(clipped) + (1 - targets) * np.log(1 - clipped))
 
 
-def _ranked(summary: Callable[[Floats, Floats], float]) -> Callable[[Scored], Statistic]:
-    """Statistic of a rank metric: `summary(positives [G], negatives [G])`, tied scores in one group."""
+def _ranked(summary: Summary) -> Callable[[Scored], Statistic]:
+    """Statistic of a rank metric."""
 
     def prepare(scored: Scored) -> Statistic:
         elements = _elements(scored)
         is_binary = np.isin(elements.targets, (0.0, 1.0)).all()
-        if not len(elements.scores) or not is_binary or not np.isfinite(elements.scores).all():
+        if not elements.targets.any() or not is_binary or not np.isfinite(elements.scores).all():
             return _undefined
-        order = np.argsort(-elements.scores, kind="stable")
-        ranked = elements.scores[order]
-        starts = np.concatenate([[0], np.nonzero(np.diff(ranked))[0] + 1])
-        window, is_positive = elements.window[order], elements.targets[order]
-
-        def one(weights: NDArray[np.int64]) -> float:
-            drawn = weights.astype(np.float64)[window]
-            everything = np.add.reduceat(drawn, starts)
-            positives = np.add.reduceat(drawn * is_positive, starts)
-            return summary(positives, everything - positives)
-
-        return lambda weights: np.array([one(row) for row in weights])
+        ranking = Ranking.of(elements.scores, elements.targets > 0, elements.window, scored.num_windows)
+        return partial(ranking.summarise, summary)
 
     return prepare
-
-
-def _area_under_roc(positives: Floats, negatives: Floats) -> float:
-    """Share of (positive, negative) pairs ranked rightly, ties counting half."""
-    num_positives, num_negatives = positives.sum(), negatives.sum()
-    if not num_positives or not num_negatives:
-        return math.nan
-    ranked_above = np.cumsum(negatives) - 0.5 * negatives
-    return float(1 - (positives @ ranked_above) / (num_positives * num_negatives))
-
-
-def _mean_precision(positives: Floats, negatives: Floats) -> float:
-    """Sum over thresholds of precision times the recall gained there (scikit-learn's definition)."""
-    num_positives = positives.sum()
-    if not num_positives:
-        return math.nan
-    found = np.cumsum(positives)
-    read = found + np.cumsum(negatives)
-    precision = np.divide(found, read, out=np.zeros_like(found), where=read > 0)
-    return float(positives @ precision / num_positives)
 
 
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("auroc", True, _ranked(_area_under_roc), is_ranking=True),
-        Metric("average_precision", True, _ranked(_mean_precision), is_ranking=True),
+        Metric("auroc", True, _ranked(area_under_roc), is_ranking=True),
+        Metric("average_precision", True, _ranked(mean_precision), is_ranking=True),
         Metric("log_loss", False, _mean_of(_cross_entropy)),
         Metric("mse", False, _mean_of(_squared_error)),
         Metric("mae", False, _mean_of(_absolute_error)),

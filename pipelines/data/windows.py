@@ -143,6 +143,11 @@ class Windows:
             raise self.spec.refuse("lookback", self._why_no_window(part))
         return np.concatenate(found).astype(np.int64)
 
+    def some_cutoffs(self, part: str, most: int) -> np.ndarray:
+        """At most `most` of the part's cutoffs, evenly spread over it."""
+        cutoffs = self.cutoffs(part)
+        return cutoffs[np.linspace(0, len(cutoffs) - 1, min(most, len(cutoffs))).astype(int)]
+
     def cutoff_ranges(self, part: str) -> np.ndarray:
         """int64 [entities with a window in `part`, 2]: first and last cutoff. Raises InputError when none
         has."""
