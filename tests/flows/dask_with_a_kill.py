@@ -1,4 +1,4 @@
-"""Run by test_dask.py in a process of its own: two Dask workers, one killed halfway; what came of it, as JSON."""
+"""Run by test_dask.py in a process of its own: two Dask workers, one killed halfway; the outcome as JSON."""
 
 import json
 import os

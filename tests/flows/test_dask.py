@@ -42,11 +42,11 @@ def test_without_the_setting_everything_is_done_here() -> None:
 
 @pytest.mark.parametrize("value", ["zero", "0", "http://host:80", "-2"])
 def test_a_setting_that_names_no_workers_is_refused(value: str) -> None:
-    with pytest.raises(InputError, match="DANKAI_DASK: .* is no scheduler's address"):
+    with pytest.raises(InputError, match=r"DANKAI_DASK: .* is no scheduler's address"):
         load_settings({"DANKAI_DASK": value})
 
 
 def test_workers_need_the_package_and_a_server_to_report_to() -> None:
     missing = "needs the package prefect-dask" if not HAS_DASK else "need a Prefect server"
-    with pytest.raises(InputError, match=f"DANKAI_DASK: .*{missing}"):
+    with pytest.raises(InputError, match=rf"DANKAI_DASK: .*{missing}"):
         spread_of(load_settings({"DANKAI_DASK": "2"}))
