@@ -48,8 +48,9 @@ class ModelConfig:
     """Hidden channels of the gated feed-forward network."""
     block_size: int = 32
     """Steps handled together as one block."""
-    selector_heads: int = 2
-    """Rankings learned per layer; each serves num_heads / selector_heads attention heads."""
+    selector_heads: int = 1
+    """Rankings learned per layer; each serves num_heads / selector_heads attention heads. One with enough
+    channels was as accurate as several (pipelines/benchmarks/results/QUALITY_LOG.md); each costs the same."""
     selector_dim: int = 16
     """Channels of one selector head."""
     rotary_share: float = 1.0

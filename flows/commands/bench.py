@@ -6,6 +6,7 @@ import click
 
 from flows.commands.bench_adaptation import adaptation
 from flows.commands.bench_quality import quality
+from flows.commands.bench_real_data import real_data
 from flows.commands.options import out_option, writable_folder
 
 _out = out_option("Folder for the results file; one that is there is replaced.")
@@ -20,6 +21,7 @@ def bench() -> None:
       dankai bench attention              attention alone, against dense and FlexAttention
       dankai bench model --out results    the whole encoder, inference and training
       dankai bench quality --quick        accuracy against dense, controls and an oracle
+      dankai bench real-data --workers 9  accuracy on flights, server machines and ETTh1
       dankai bench adaptation             a new site with little data
       dankai bench data                   a hundred million rows in bounded memory
       dankai bench parallel               training and inference on several GPUs
@@ -28,6 +30,7 @@ def bench() -> None:
 
 bench.add_command(adaptation)
 bench.add_command(quality)
+bench.add_command(real_data)
 
 
 @bench.command()

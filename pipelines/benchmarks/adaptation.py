@@ -21,11 +21,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from pipelines.adaptation import latest_windows
 from pipelines.baselines import score_baseline
 from pipelines.benchmarks.attention import table
+from pipelines.benchmarks.trainings import mean_over_trainings, one_by_one, side_by_side
 from pipelines.checkpoint import Checkpoint
 from pipelines.data.preprocessing import fit_preprocessing
 from pipelines.data.snapshot import read_snapshot, take_snapshot
@@ -37,15 +36,7 @@ from pipelines.fingerprint import ROOT, environment
 from pipelines.scoring import load_scored, score_model
 from pipelines.training_plan import Mode, TrainingPlan
 from validation.policy import load_policy
-from validation.statistics import (
-    METRICS,
-    Metric,
-    Scored,
-    Statistic,
-    Weights,
-    interval,
-    paired_interval,
-)
+from validation.statistics import METRICS, Scored, interval, paired_interval
 
 SITE = "LGA"
 NUM_WINDOWS = (50, 100, 200, 400)
@@ -119,7 +110,7 @@ class Benchmark:
             load_scored(score_model(checkpoint, windows, "test", density, "x", self.folder, _silent))
             for checkpoint in checkpoints
         ]
-        return _side_by_side(each)
+        return side_by_side(each)
 
     def row(self, num_windows: int, as_it_is: Scored) -> list[Row]:
         """Every way at one number of windows, and what adapting gains over each of the others."""
@@ -133,12 +124,12 @@ class Benchmark:
             "boosting": load_scored(score_baseline(own, ["test"], self.folder, _silent)[0]),
             "as it is": as_it_is,
         }
-        made = {name: _side_by_side([each] * len(SEEDS)) if each.scores.shape[-1] == 1 else each
+        made = {name: side_by_side([each] * len(SEEDS)) if each.scores.shape[-1] == 1 else each
                 for name, each in made.items()}  # fmt: skip
         return [self._compare(num_windows, name, each, made["adapt"]) for name, each in made.items()]
 
     def _compare(self, num_windows: int, name: str, scored: Scored, adapted: Scored) -> Row:
-        metric = _mean_over_trainings(METRICS[TASK_METRICS[self.spec.task][0]])
+        metric = mean_over_trainings(METRICS[TASK_METRICS[self.spec.task][0]], len(SEEDS))
         how = resampling(self.policy, self.spec, scored.num_windows)
         value = interval(metric, scored, **how)
         row = {"windows": num_windows, "way": name, metric.name: value.model_dump()}
@@ -148,36 +139,9 @@ class Benchmark:
         return row
 
 
-def _side_by_side(each: Sequence[Scored]) -> Scored:
-    scores, targets, mask = (
-        np.concatenate([getattr(one, field) for one in each], axis=-1)
-        for field in ("scores", "targets", "mask")
-    )
-    return Scored(scores, targets, mask)
-
-
-def _alone(scored: Scored, index: int) -> Scored:
-    at = slice(index, index + 1)
-    return Scored(scored.scores[..., at], scored.targets[..., at], scored.mask[..., at])
-
-
-def _mean_over_trainings(metric: Metric) -> Metric:
-    """The mean of the metric over trainings that lie side by side in the last axis."""
-
-    def prepare(scored: Scored) -> Statistic:
-        each = [metric.prepare(_alone(scored, index)) for index in range(scored.scores.shape[-1])]
-
-        def statistic(weights: Weights) -> Any:
-            return np.mean([one(weights) for one in each], axis=0)
-
-        return statistic
-
-    return Metric(metric.name, metric.higher_is_better, prepare)
-
-
 def _by_seed(scored: Scored) -> list[float]:
     metric = METRICS["auroc"]
-    return [metric(_alone(scored, index)) for index in range(scored.scores.shape[-1])]
+    return [metric(one) for one in one_by_one(scored, len(SEEDS))]
 
 
 def _silent(*_: object) -> None: ...

@@ -1,15 +1,16 @@
 """Attention alone, one GPU: the operation with its selection, against dense and FlexAttention.
 
 `python -m pipelines.benchmarks.attention [folder]` prints tables and writes attention.json.
-Batch 1, 8 heads, bfloat16, bidirectional,
-1/8 of the key blocks of 128 steps. Times are medians on the device,
-with selection included unless a column says otherwise.
+Batch 1, 8 heads, bfloat16, bidirectional, 1/8 of the key blocks of 128 steps, one ranking of 16 channels for
+all heads unless a row says otherwise. Times are medians on the device, with selection included unless a
+column says otherwise.
 """
 
 import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,14 @@ HEADS, BLOCK, DENSITY, SELECTOR_DIM = 8, 128, 0.125, 16
 Row = dict[str, Any]
 
 
-def operation(num_steps: int, channels: int, rankings: int = 2, flex: bool = False) -> Row:
+def operation(num_steps: int, channels: int, rankings: int = 1, flex: bool = False) -> Row:
     """One line of the table: forward, and forward + backward, of dense, ours and (if asked) FlexAttention."""
     q, k, v, grad, sq, sk = _inputs(num_steps, channels, rankings)
     num_selected = Budget(DENSITY).num_selected(-(-num_steps // BLOCK))
     chosen = select(sq, sk, num_selected, BLOCK)
 
-    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q, k, v, select(sq, sk, num_selected, BLOCK))
+    def ours(q: Tensor, k: Tensor, v: Tensor, summaries: bool = True) -> Tensor:
+        return attend(q, k, v, select(sq, sk, num_selected, BLOCK), summaries=summaries)
 
     row: Row = {"steps": num_steps, "channels": channels, "rankings": rankings}
     row["select_ms"] = median_ms(lambda: select(sq, sk, num_selected, BLOCK))
@@ -47,12 +48,14 @@ def operation(num_steps: int, channels: int, rankings: int = 2, flex: bool = Fal
         flex_work = _flex(chosen, num_steps)
         row["flex_ms"], row["flex_train_ms"] = _both(flex_work, q, k, v, grad)
         row["train_speedup_over_flex"] = row["flex_train_ms"] / row["ours_train_ms"]
+        _, row["without_summaries_train_ms"] = _both(partial(ours, summaries=False), q, k, v, grad)
+        row["without_summaries_over_flex"] = row["flex_train_ms"] / row["without_summaries_train_ms"]
     return row
 
 
 def automatic(num_steps: int, channels: int = 64) -> Row:
     """ "auto" against dense at one length: it must never lose by more than launch noise."""
-    q, k, v, _, sq, sk = _inputs(num_steps, channels, 2)
+    q, k, v, _, sq, sk = _inputs(num_steps, channels, rankings=1)
     row: Row = {"steps": num_steps, "channels": channels}
     for name in ("auto", "dense", "triton"):
         row[f"{name}_ms"] = median_ms(
@@ -90,7 +93,8 @@ def _fastest_dense() -> Iterator[None]:
 
 
 def _flex(chosen: BlockSelection, num_steps: int) -> Callable[..., Tensor]:
-    """FlexAttention reading the same lists, which it gets for free; no summaries, no selection."""
+    """FlexAttention reading the same lists, which it gets for free. It reads no summaries: the same function
+    is ours without them."""
     from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
     share = HEADS // chosen.indices_BSQK.shape[1]
@@ -122,7 +126,7 @@ def _short(value: Any) -> str:
 def main(folder: Path | None = None) -> dict[str, Any]:
     """Measure every table, print them, and write attention.json into `folder`."""
     rows = [operation(n, d) for d in (64, 128) for n in (16_384, 32_768, 65_536, 131_072)]
-    rows += [operation(65_536, 64, rankings=1)]
+    rows += [operation(n, 64, rankings=2) for n in (32_768, 65_536)]
     print(table(rows), flush=True)
     auto = [automatic(1 << power) for power in range(8, 18)]
     print(table(auto), flush=True)

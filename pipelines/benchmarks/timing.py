@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 
-def median_ms(work: Callable[[], Any], repeats: int = 10, warm_up: int = 3) -> float:
+def median_ms(work: Callable[[], Any], repeats: int = 20, warm_up: int = 3) -> float:
     """Median device time of `work` in milliseconds; the time the host needs to launch it is not in it."""
     for _ in range(warm_up):
         work()
@@ -17,9 +17,9 @@ def median_ms(work: Callable[[], Any], repeats: int = 10, warm_up: int = 3) -> f
 
 def _event_ms(work: Callable[[], Any]) -> float:
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(
-        2_000_000
-    )  # about 1 ms: launches queue up behind it, so that the device's time is measured
+    # about 3 ms: launches queue up behind it, so that the device's time is measured; a training step takes
+    # the host more than 1 ms
+    torch.cuda._sleep(6_000_000)
     start.record()
     work()
     stop.record()

@@ -18,8 +18,8 @@ from sparse_model.attention.selection import num_blocks_of
 from sparse_model.attention.triton_problem import Lists, Problem, Rows, Transposed, key_of, launch, rows_of
 
 _LOG2_E = 1.4426950408889634
-_SCRATCH_ELEMENTS = 1 << 26  # float16 block maxima held at once while scoring: 128 MiB
-_SCORE_PROGRAMS = 1056  # two rounds of four programs on each of 132 processors
+_SCRATCH_ELEMENTS = 1 << 26  # float16 block maxima held at once while scoring: 128 MiB at most
+_RANKED_AT_ONCE = 256  # query blocks; more would gain 1% of the forward at most, and hold more maxima
 
 
 class Tile(NamedTuple):
@@ -32,13 +32,15 @@ class Tile(NamedTuple):
 
 
 class ScoreTile(NamedTuple):
-    """Key blocks that the ranking multiplies at once, its warps and loads ahead; the same for its sweeps."""
+    """What the ranking multiplies at once, in blocks, its warps, loads ahead and programs; and its sweeps."""
 
-    blocks: int = 4
-    warps: int = 4
+    row_blocks: int = 4
+    key_blocks: int = 2
+    warps: int = 8
     stages: int = 3
-    sweep: int = 32
-    sweep_warps: int = 4
+    programs: int = 1056
+    sweep: int = 64
+    sweep_warps: int = 8
 
 
 def forward_tile(block_size: int) -> Tile:
@@ -317,23 +319,26 @@ def launch_scores(
 ) -> Tensor:
     """Block scores [B, S, Q, J] from float16 products; of one list, those of the first `num_rows` query
     blocks."""
-    batch, rankings, num_steps, channels = sq_BSNE.shape
+    batch, rankings, num_steps, _ = sq_BSNE.shape
     num_blocks, lists = num_blocks_of(num_steps, block_size), batch * rankings
     tile = tile or ScoreTile()
     key = key_of(block_size, causal, sq_BSNE, sk_BSNE, lengths_B)
     sq, sk = _as_half(sq_BSNE, sk_BSNE, key)
     num_rows = num_rows or num_blocks
     scores = sq.new_empty((batch, rankings, num_rows, num_blocks), dtype=torch.float32)
-    row_blocks = max(1, min(num_blocks, _SCRATCH_ELEMENTS // (lists * num_blocks * block_size)))
+    fitting = max(1, _SCRATCH_ELEMENTS // (lists * num_blocks * block_size))
+    row_blocks = min(num_blocks, fitting, _RANKED_AT_ONCE)
     scratch = sq.new_empty(lists * row_blocks * num_blocks * block_size)
-    chunks = max(1, min(triton.cdiv(num_blocks, 16), _SCORE_PROGRAMS // (row_blocks * lists)))
+    together = min(tile.row_blocks, triton.next_power_of_2(row_blocks))
+    programs = triton.cdiv(row_blocks, together) * lists
+    chunks = max(1, min(triton.cdiv(num_blocks, 16), tile.programs // programs))
     flags = {"BLOCK": block_size, "CAUSAL": causal, "HAS_LIMIT": lengths_B is not None}
     for first in range(0, num_rows, row_blocks):
         rows = min(row_blocks, num_rows - first)
         launch(
-            triton_selection.maxima, (rows, chunks, lists), (first, key),
+            triton_selection.maxima, (triton.cdiv(rows, together), chunks, lists), (first, key),
             sq, sk, scratch, lengths_B, rankings, num_steps, num_blocks, first, row_blocks,
-            triton.cdiv(num_blocks, chunks), E=channels, AT_ONCE=tile.blocks,
+            triton.cdiv(num_blocks, chunks), E=sq.shape[-1], TOGETHER=together, AT_ONCE=tile.key_blocks,
             PACKED=sq.is_cuda and block_size >= 64, **flags, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         launch(
@@ -345,13 +350,15 @@ def launch_scores(
 
 
 def _as_half(sq_BSNE: Tensor, sk_BSNE: Tensor, key: int) -> tuple[Tensor, Tensor]:
-    """Scaled selector queries and selector keys as float16, packed."""
+    """Scaled selector queries and selector keys as float16, packed, filled up with channels of zeros to the
+    16, 32, ... that a product takes."""
     batch, rankings, num_steps, channels = sq_BSNE.shape
-    sq, sk = (torch.empty(sq_BSNE.shape, dtype=torch.float16, device=sq_BSNE.device) for _ in range(2))
+    shape = batch, rankings, num_steps, max(16, triton.next_power_of_2(channels))
+    sq, sk = (torch.empty(shape, dtype=torch.float16, device=sq_BSNE.device) for _ in range(2))
     launch(
         triton_selection.halve, (triton.cdiv(num_steps, 256), batch * rankings), key,
-        sq_BSNE, sk_BSNE, sq, sk, *sq_BSNE.stride(), *sk_BSNE.stride(), rankings, num_steps,
-        channels**-0.5, ROWS=256, E=channels, num_warps=4,
+        sq_BSNE, sk_BSNE, sq, sk, *sq_BSNE.stride(), *sk_BSNE.stride(), rankings, num_steps, channels,
+        channels**-0.5, ROWS=256, E=shape[-1], num_warps=4,
     )  # fmt: skip
     return sq, sk
 

@@ -63,16 +63,17 @@ def _block_maxima(x, ROWS: tl.constexpr, BLOCKS: tl.constexpr, WIDTH: tl.constex
 @triton.jit(do_not_specialize=SIZES)
 def halve(
     sq_ptr, sk_ptr, sq_out_ptr, sk_out_ptr, sq_b, sq_s, sq_n, sq_e, sk_b, sk_s, sk_n, sk_e,
-    rankings, num_steps, scale, ROWS: tl.constexpr, E: tl.constexpr,
+    rankings, num_steps, channels, scale, ROWS: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
-    """Selector queries (times `scale`) and selector keys as packed float16 [B * S, N, E]."""
+    """Selector queries (times `scale`) and keys as packed float16 [B * S, N, E]; zeros from `channels` on."""
     rows, list_head = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
     batch, ranking = (list_head // rankings).to(tl.int64), list_head % rankings
-    at, channels = rows.to(tl.int64)[:, None], tl.arange(0, E)[None, :]
+    at, channel = rows.to(tl.int64)[:, None], tl.arange(0, E)[None, :]
     mask = (rows < num_steps)[:, None]
-    sq = tl.load(sq_ptr + batch * sq_b + ranking * sq_s + at * sq_n + channels * sq_e, mask=mask, other=0.0)
-    sk = tl.load(sk_ptr + batch * sk_b + ranking * sk_s + at * sk_n + channels * sk_e, mask=mask, other=0.0)
-    out = (list_head.to(tl.int64) * num_steps + at) * E + channels
+    real = mask & (channel < channels)
+    sq = tl.load(sq_ptr + batch * sq_b + ranking * sq_s + at * sq_n + channel * sq_e, mask=real, other=0.0)
+    sk = tl.load(sk_ptr + batch * sk_b + ranking * sk_s + at * sk_n + channel * sk_e, mask=real, other=0.0)
+    out = (list_head.to(tl.int64) * num_steps + at) * E + channel
     tl.store(sq_out_ptr + out, (sq.to(tl.float32) * scale).to(tl.float16), mask=mask)
     tl.store(sk_out_ptr + out, sk.to(tl.float16), mask=mask)
 
@@ -81,35 +82,37 @@ def halve(
 def maxima(
     sq_ptr, sk_ptr, maxima_ptr, limit_ptr, rankings, num_steps, num_blocks, first_row_block, row_blocks,
     per_chunk,
-    BLOCK: tl.constexpr, E: tl.constexpr, AT_ONCE: tl.constexpr,
+    BLOCK: tl.constexpr, E: tl.constexpr, TOGETHER: tl.constexpr, AT_ONCE: tl.constexpr,
     CAUSAL: tl.constexpr, HAS_LIMIT: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """Largest q'.k' of every row of a query block in every key block of a chunk, float16 [J, rows] in scratch
-    memory that stays in the cache. sq (scaled) and sk are float16 [B * S, N, E]."""
-    local, chunk, list_head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    own = first_row_block + local
+    """Largest q'.k' of every row of TOGETHER query blocks in every key block of a chunk, float16 [J, rows] in
+    scratch memory that stays in the cache. sq (scaled) and sk are float16 [B * S, N, E]."""
+    first, chunk, list_head = tl.program_id(0) * TOGETHER, tl.program_id(1), tl.program_id(2)
+    own = first_row_block + first
     limit = tl.load(limit_ptr + list_head // rankings).to(tl.int32) if HAS_LIMIT else num_steps
-    rows, channels = own * BLOCK + tl.arange(0, BLOCK), tl.arange(0, E)
+    row, channels = tl.arange(0, TOGETHER * BLOCK), tl.arange(0, E)
+    rows, local = own * BLOCK + row, first + row // BLOCK
     base = list_head.to(tl.int64) * num_steps
     q_at = sq_ptr + (base + rows)[:, None] * E + channels[None, :]
     q = tl.load(q_at, mask=(rows < num_steps)[:, None], other=0.0)
-    scratch = (
-        maxima_ptr + (list_head.to(tl.int64) * row_blocks + local) * num_blocks * BLOCK + tl.arange(0, BLOCK)
-    )
+    scratch = maxima_ptr + (list_head.to(tl.int64) * row_blocks + local) * num_blocks * BLOCK + row % BLOCK
+    is_here = local < tl.minimum(row_blocks, num_blocks - first_row_block)
     # key blocks before `full` need no mask, those from `seen` on are not permitted
     begin, end = chunk * per_chunk, tl.minimum((chunk + 1) * per_chunk, num_blocks)
     full, seen = limit // BLOCK, (limit + BLOCK - 1) // BLOCK
     if CAUSAL:
-        full, seen = tl.minimum(full, own), tl.minimum(seen, own + 1)
+        full, seen = tl.minimum(full, own), tl.minimum(seen, own + TOGETHER)
     full, seen = tl.maximum(tl.minimum(full, end), begin), tl.maximum(tl.minimum(seen, end), begin)
     keys = tl.arange(0, BLOCK)
     many = tl.arange(0, BLOCK * AT_ONCE)
-    together = begin + (full - begin) // AT_ONCE * AT_ONCE
-    for block in range(begin, together, AT_ONCE):
+    unmasked = begin + (full - begin) // AT_ONCE * AT_ONCE
+    for block in range(begin, unmasked, AT_ONCE):
         k = tl.load(sk_ptr + (base + block * BLOCK + many)[:, None] * E + channels[None, :])
-        best = _block_maxima(tl.dot(q, k.T, out_dtype=tl.float16), BLOCK, AT_ONCE, BLOCK, PACKED)
-        tl.store(scratch[:, None] + (block + tl.arange(0, AT_ONCE))[None, :] * BLOCK, best)
-    for block in range(together, seen):
+        logits = tl.dot(q, k.T, out_dtype=tl.float16)
+        best = _block_maxima(logits, TOGETHER * BLOCK, AT_ONCE, BLOCK, PACKED)
+        at = scratch[:, None] + (block + tl.arange(0, AT_ONCE))[None, :] * BLOCK
+        tl.store(at, best, mask=is_here[:, None])
+    for block in range(unmasked, seen):
         columns = block * BLOCK + keys
         k_at = sk_ptr + (base + columns)[:, None] * E + channels[None, :]
         k = tl.load(k_at, mask=(columns < limit)[:, None], other=0.0)
@@ -117,7 +120,7 @@ def maxima(
         if CAUSAL:
             is_open = is_open & (columns[None, :] <= rows[:, None])
         logits = tl.where(is_open, tl.dot(q, k.T, out_dtype=tl.float16), float("-inf"))
-        tl.store(scratch + block * BLOCK, tl.max(logits, 1))
+        tl.store(scratch + block * BLOCK, tl.max(logits, 1), mask=is_here)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -146,8 +149,9 @@ def score(
         best = tl.load(scratch[None, :] + blocks * BLOCK, mask=blocks < seen, other=float("-inf"))
         best = best.to(tl.float32)
         new_top = tl.maximum(top, best)
-        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
-        total = total * tl.exp(top - shift) + tl.exp(best - shift)
+        # of the two exponentials of an online sum one is of zero
+        below = tl.exp(tl.minimum(top, best) - tl.where(new_top == float("-inf"), 0.0, new_top))
+        total = tl.where(best > top, total * below + 1.0, total + below)
         top = new_top
     row_top = tl.max(top, 0)
     shift = tl.where(row_top == float("-inf"), 0.0, row_top)

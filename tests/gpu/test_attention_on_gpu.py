@@ -99,12 +99,14 @@ def test_selection_on_the_gpu_is_the_selection_of_the_cpu(shape: Shape) -> None:
     assert torch.equal(as_int64.read_mask(), right.read_mask())
 
 
+@pytest.mark.parametrize("channels", [8, 12, 16, 32])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_scores_on_the_gpu_are_the_scores_of_the_cpu(shape: Shape) -> None:
+def test_scores_on_the_gpu_are_the_scores_of_the_cpu(shape: Shape, channels: int) -> None:
     from sparse_model.attention import triton as gpu
 
     generator = torch.Generator().manual_seed(shape.seed)
-    sq, sk = torch.randn(2, shape.batch, shape.rankings, shape.steps, 16, generator=generator).half().float()
+    size = 2, shape.batch, shape.rankings, shape.steps, channels
+    sq, sk = torch.randn(size, generator=generator).half().float()
     right = block_scores(sq, sk, shape.block_size, shape.causal, lengths_of(shape))
     got = gpu.block_scores(
         sq.cuda(), sk.cuda(), shape.block_size, shape.causal, lengths_of(shape, "cuda")
