@@ -9,13 +9,20 @@ CUDA_ONLY := cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cud
 	nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 \
 	nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx triton
 
-.PHONY: demo test check postgres lock clean
+.PHONY: demo test end-to-end up check postgres lock clean
 
 demo: $(INSTALLED)
 	.venv/bin/dankai demo
 
 test: $(INSTALLED) postgres
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
+
+# Real servers, a drifted batch and what follows from it; minutes, so not a part of `make test`.
+end-to-end: $(INSTALLED) postgres
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m operations
+
+up: $(INSTALLED)
+	.venv/bin/dankai up
 
 # The tests start a PostgreSQL of their own. Continuous integration installs it where it may; a laptop is left
 # alone, and a failure here only means that those tests are skipped, with a word.

@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING
 import click
 
 from flows.commands.bench import bench
+from flows.commands.bias import bias
 from flows.commands.budget import budget
 from flows.commands.explain import explain
 from flows.commands.gate import gate
+from flows.commands.labels import labels
+from flows.commands.monitor import monitor, retrain
 from flows.commands.options import ROOT, policy_option
 from flows.commands.release import COMMANDS
+from flows.commands.replay import replay
 from flows.commands.reproduce import join, reproduce
 from flows.commands.serve import serve, shadow
+from flows.commands.up import up
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings
@@ -45,6 +50,7 @@ def dankai() -> None:
                                                     the same on another dataset
       dankai history                                what was live when, and who let it in
       dankai ui                                     look at every run in MLflow
+      dankai up                                     servers, worker and schedules, for months of operation
     """
 
 
@@ -142,8 +148,14 @@ dankai.add_command(budget)
 dankai.add_command(explain)
 dankai.add_command(join)
 dankai.add_command(reproduce)
+dankai.add_command(monitor)
+dankai.add_command(retrain)
+dankai.add_command(replay)
+dankai.add_command(labels)
+dankai.add_command(bias)
 dankai.add_command(serve)
 dankai.add_command(shadow)
+dankai.add_command(up)
 for command in COMMANDS:
     dankai.add_command(command)
 

@@ -155,6 +155,7 @@ def operate(climb: Climb, champion: Checkpoint) -> None:
             climb.baselines[month],
             climb.dense,
             has_next,
+            [each.drift for each in climb.months],
         )
         climb.months.append(report)
         if report.evaluation is not None:

@@ -4,10 +4,8 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from typing import TypedDict
 
 import numpy as np
 from pydantic import Field
@@ -17,8 +15,17 @@ from pipelines.clock import now
 from pipelines.cost import CostComparison
 from pipelines.data.spec import DatasetSpec
 from pipelines.data.windows import Windows
+from pipelines.panel import (
+    Panel,
+    Resampling,
+    gap_kpis,
+    gaps_asked,
+    group_kpis,
+    groups_asked,
+    panel_kpis,
+)
 from pipelines.payback import Payback
-from pipelines.scoring import Report, Scores, load_scored, load_slices
+from pipelines.scoring import Report, Scores, load_scored
 from pipelines.training_batches import to_tensors
 from validation.errors import InputError
 from validation.evidence import Evidence, Look
@@ -26,19 +33,11 @@ from validation.gates import Stage, Verdict, judge
 from validation.kpis import Kpi, Reference, kpi
 from validation.policy import Policy
 from validation.record import Record
-from validation.simultaneous import intervals_at_once
 from validation.statistics import (
     METRICS,
     Interval,
-    Scored,
     block_length_for,
-    interval,
-    num_telling_windows,
-    paired_interval,
-    resample_weights,
-    same_windows,
 )
-from validation.thresholds import Threshold
 
 TASK_METRICS: dict[str, tuple[str, ...]] = {
     "event": ("auroc", "average_precision", "log_loss"),
@@ -81,7 +80,7 @@ def evaluate(
 
     `earlier` are the looks that this stage's gate already had at this candidate, oldest first.
     """
-    rules, panel = policy.stage(stage), _Panel.of(candidate, references)
+    rules, panel = policy.stage(stage), Panel.of(candidate, references)
     looks = looks_with(earlier, look_at(candidate, references))
     evidence = Evidence(
         checkpoint=candidate.scored,
@@ -96,7 +95,8 @@ def evaluate(
     )
     names, confidence = TASK_METRICS[spec.task], rules.confidence_at(evidence.look)
     how = resampling_of(policy, overlap(spec), panel.ours.num_windows, confidence)
-    kpis = (*_panel_kpis(panel, names, groups_asked(rules.thresholds), how), *measured)
+    gaps = gap_kpis(panel, names[0], gaps_asked(rules.thresholds), how)
+    kpis = (*panel_kpis(panel, names, groups_asked(rules.thresholds), how), *gaps, *measured)
     return Evaluation(
         stage=stage,
         subject=candidate.subject,
@@ -125,52 +125,14 @@ def looks_with(earlier: Sequence[Look], present: Look) -> tuple[Look, ...]:
     return (*before, present)
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """The candidate's scores, and beside them those references that were scored on the same windows."""
-
-    candidate: Scores
-    ours: Scored
-    references: Mapping[Reference, Scores]
-    theirs: Mapping[Reference, Scored]
-    not_comparable: dict[Reference, str]
-    groups: Mapping[str, np.ndarray]
-    """Mask [W, S, 1] of every group of every slice column: "origin=JFK" and so on."""
-
-    @property
-    def measured_at(self) -> str:
-        """When the oldest of the scores were made; "" where one of them does not say."""
-        return min(each.scored_at for each in (self.candidate, *self.references.values()))
-
-    @classmethod
-    def of(cls, candidate: Scores, references: Mapping[Reference, Scores]) -> "_Panel":
-        ours = load_scored(candidate)
-        theirs: dict[Reference, Scored] = {name: load_scored(scores) for name, scores in references.items()}
-        refused: dict[Reference, str] = {
-            name: reason
-            for name, scores in references.items()
-            if (reason := _other_windows(name, candidate, ours, scores, theirs[name]))
-        }
-        paired: dict[Reference, Scored] = {name: theirs[name] for name in theirs if name not in refused}
-        return cls(candidate, ours, references, paired, refused, _groups(candidate))
-
-
-def _other_windows(name: str, candidate: Scores, ours: Scored, reference: Scores, theirs: Scored) -> str:
-    """Why a paired difference would mean nothing, or ""."""
-    if reference.snapshot != candidate.snapshot:
-        return f"{name} was scored on snapshot {reference.snapshot[:12]}, not on {candidate.snapshot[:12]}"
-    if reference.part != candidate.part or not same_windows(ours, theirs):
-        return f"{name} was not scored on the same windows: score it again on part {candidate.part}"
-    return ""
-
-
-def groups_asked(thresholds: Iterable[Threshold]) -> dict[Reference | None, int]:
-    """Against whom groups are compared, and the smallest group that counts there."""
-    asked: dict[Reference | None, int] = {}
-    for threshold in thresholds:
-        if threshold.slice:
-            asked[threshold.versus] = min(threshold.min_group, asked.get(threshold.versus, 1 << 62))
-    return asked
+def groups_of(scores: Scores, spec: DatasetSpec, policy: Policy, min_group: int) -> list[Kpi]:
+    """The task metric in every group, and the largest gap between those large enough, of one subject."""
+    panel, name = Panel.of(scores, {}), TASK_METRICS[spec.task][0]
+    how = resampling(policy, spec, panel.ours.num_windows)
+    return [
+        *group_kpis(panel, name, None, {None: min_group}, how),
+        *gap_kpis(panel, name, {None: min_group}, how),
+    ]
 
 
 def task_kpis(evaluation: Evaluation, names: Sequence[str], policy: Policy) -> list[Kpi]:
@@ -181,124 +143,10 @@ def task_kpis(evaluation: Evaluation, names: Sequence[str], policy: Policy) -> l
     if evaluation.candidate is None:
         raise InputError(f"{evaluation.subject}: the evaluation does not say where its scores lie")
     rules, look = policy.stage(evaluation.stage), evaluation.verdict.evidence.look
-    panel = _Panel.of(evaluation.candidate, evaluation.references)
+    panel = Panel.of(evaluation.candidate, evaluation.references)
     windows, confidence = panel.ours.num_windows, rules.confidence_at(look)
     how = resampling_of(policy, evaluation.overlap, windows, confidence)
-    return _panel_kpis(panel, names, groups_asked(rules.thresholds), how)
-
-
-def _panel_kpis(
-    panel: _Panel, names: Sequence[str], sliced: Mapping[Reference | None, int], how: "Resampling"
-) -> list[Kpi]:
-    """Task metrics over all windows, alone and paired with each reference; in groups the main metric."""
-    whole = [each for name in names for each in _whole_kpis(panel, name, how)]
-    groups = [
-        each for versus in (None, *panel.theirs) for each in _group_kpis(panel, names[0], versus, sliced, how)
-    ]
-    return whole + groups
-
-
-def _whole_kpis(panel: _Panel, name: str, how: "Resampling") -> list[Kpi]:
-    metric = METRICS[name]
-    measured = partial(
-        kpi,
-        name,
-        checkpoint=panel.candidate.scored,
-        snapshot=panel.candidate.snapshot,
-        measured_at=panel.measured_at,
-    )
-    alone = measured(interval(metric, panel.ours, **how))
-    return [alone] + [
-        measured(
-            paired_interval(metric, panel.ours, reference, **how),
-            versus=versus,
-            reference_value=metric(reference),
-            reference_checkpoint=panel.references[versus].scored,
-        )
-        for versus, reference in panel.theirs.items()
-    ]
-
-
-def _group_kpis(
-    panel: _Panel,
-    name: str,
-    versus: Reference | None,
-    sliced: Mapping[Reference | None, int],
-    how: "Resampling",
-) -> list[Kpi]:
-    """The groups of every slice column, with one band over those that count.
-
-    The candidate's own metric is measured in every group, the difference from a reference only where groups
-    are asked about.
-    """
-    if versus is not None and versus not in sliced:
-        return []
-    smallest = sliced.get(versus, math.inf)
-    groups = panel.groups
-    telling = {
-        label: num_telling_windows(METRICS[name], panel.ours.restrict(keep)) for label, keep in groups.items()
-    }
-    counted = [label for label in groups if telling[label] >= smallest]
-    kpis = []
-    for family in (counted, *([label] for label in groups if label not in counted)):
-        kpis += _family_kpis(panel, name, versus, family, how, is_judged=family is counted)
-    return kpis
-
-
-def _family_kpis(
-    panel: _Panel,
-    name: str,
-    versus: Reference | None,
-    labels: Sequence[str],
-    how: "Resampling",
-    is_judged: bool,
-) -> list[Kpi]:
-    masks, metric = panel.groups, METRICS[name]
-    ours = [panel.ours.restrict(masks[label]) for label in labels]
-    theirs = [panel.theirs[versus].restrict(masks[label]) if versus else None for label in labels]
-    pairs = list(zip(ours, theirs, strict=True))
-    weights = resample_weights(panel.ours.num_windows, how["block_length"], how["num_resamples"], how["seed"])
-    found = intervals_at_once(
-        metric,
-        pairs,
-        weights,
-        confidence=how["confidence"],
-        block_length=how["block_length"],
-        overlap=how["overlap"],
-    )
-    return [
-        kpi(
-            name,
-            own.model_copy(update={"n": num_telling_windows(metric, subject)}),
-            joint=joint if is_judged else None,
-            checkpoint=panel.candidate.scored,
-            snapshot=panel.candidate.snapshot,
-            slice=label,
-            versus=versus,
-            reference_value=metric(reference) if reference is not None else None,
-            reference_checkpoint=panel.references[versus].scored if versus else None,
-            measured_at=panel.measured_at,
-        )
-        for label, subject, reference, (own, joint) in zip(labels, ours, theirs, found, strict=True)
-    ]
-
-
-def _groups(scores: Scores) -> dict[str, np.ndarray]:
-    return {
-        f"{column}={group}": (values == group)[..., None]
-        for column, values in load_slices(scores).items()
-        for group in np.unique(values)
-    }
-
-
-class Resampling(TypedDict):
-    """How a bootstrap over windows is done."""
-
-    confidence: float
-    num_resamples: int
-    block_length: int
-    seed: int
-    overlap: int
+    return panel_kpis(panel, names, groups_asked(rules.thresholds), how)
 
 
 def overlap(spec: DatasetSpec) -> int:

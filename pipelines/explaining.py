@@ -147,7 +147,7 @@ def _asked_block(
     from sparse_model.config import Budget
     from sparse_model.explanation import explain
 
-    reading = explain(model, *_inputs(batch), Budget(density), torch.from_numpy(asked))
+    reading = explain(model, *to_inputs(batch), Budget(density), torch.from_numpy(asked))
     steps_N, summaries_J, read_by_J = (_mean(part) for part in reading)
     blocks = _read_blocks(windows, batch, steps_N, summaries_J, read_by_J, model.config.block_size)
     main = np.argsort(-steps_N, kind="stable")[:num_steps]
@@ -271,13 +271,13 @@ def _audit(checkpoint: Checkpoint, windows: Windows, part: str, density: float, 
     from sparse_model.explanation import audit
 
     model = load_model(checkpoint)
-    picked = _evenly(windows.cutoffs(part), _AUDITED_WINDOWS)
+    picked = evenly(windows.cutoffs(part), _AUDITED_WINDOWS)
     first = windows.lookback if windows.horizon else 0
-    steps = _evenly(np.arange(first, windows.lookback + windows.horizon), _AUDITED_STEPS)
+    steps = evenly(np.arange(first, windows.lookback + windows.horizon), _AUDITED_STEPS)
     unread, missed, masks, rows = [], [], [], []
     for done, cutoff in enumerate(picked, start=1):
         batch = windows.batch(np.array([cutoff]))
-        audited = audit(model, *_inputs(batch), Budget(density), torch.from_numpy(steps))
+        audited = audit(model, *to_inputs(batch), Budget(density), torch.from_numpy(steps))
         for found, kept in zip(audited, (unread, missed), strict=True):
             kept.append(found[0].double().mean((0, 1)).numpy())
         masks.append(batch.target_mask[0, steps].max(-1).astype(np.float64))
@@ -287,11 +287,11 @@ def _audit(checkpoint: Checkpoint, windows: Windows, part: str, density: float, 
     return _Audited(np.stack(unread), np.stack(missed), np.stack(masks), slices)
 
 
-def _evenly(values: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+def evenly(values: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return values[np.linspace(0, len(values) - 1, min(most, len(values))).astype(int)]
 
 
-def _inputs(batch: WindowBatch) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
+def to_inputs(batch: WindowBatch) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
     import torch
 
     numeric, known, categorical = (

@@ -344,6 +344,19 @@ class Tracker:
                 logger.warning("run %s: its process died; marked as failed", run.info.run_name)
 
 
+def migrate(uri: str) -> None:
+    """Bring the database at `uri` to the schema of the installed MLflow. Raises InputError where it cannot."""
+    from mlflow.db import upgrade
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    require_answer(uri)
+    try:
+        upgrade.callback(uri)  # type: ignore[misc]  # the command itself would show a password in its arguments
+    except (MlflowException, SQLAlchemyError) as error:
+        raise unreachable(uri, error) from error
+
+
 def _experiment_id(client: "MlflowClient", settings: Settings) -> str:
     if experiment := client.get_experiment_by_name(EXPERIMENT):
         return experiment.experiment_id

@@ -8,30 +8,28 @@ judged: it promotes nothing, takes nothing back and trains nothing.
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-import numpy as np
-
 from pipelines.calibration import calibrate
-from pipelines.candidates import train_candidate
 from pipelines.checkpoint import Checkpoint
 from pipelines.data.contract import contract_of
 from pipelines.data.snapshot import read_snapshot
-from pipelines.data.spec import DatasetSpec, Split
+from pipelines.data.spec import Split
 from pipelines.data.windows import Windows
 from pipelines.evaluation import TASK_METRICS, Evaluation, resampling
+from pipelines.inspection import Released, Seen, inspect, released_profile
 from pipelines.job import Job, Prepared
-from pipelines.judging import judge_stage, score, steady_kpis
+from pipelines.judging import score
 from pipelines.monitoring import Observation, observe, roll_back_if_breached
 from pipelines.reconciliation import reconcile
-from pipelines.release import decide, enter_challenger
+from pipelines.release import enter_challenger
+from pipelines.retraining import meet, reading_as, train_challenger
 from pipelines.scoring import Scores, load_scored
-from pipelines.second_look import Lineup
 from pipelines.tracking import track_month
 from validation.data import DataReport, validate
-from validation.drift import DriftReport, PerformanceChange, detect_drift
+from validation.drift import DriftReport
 from validation.gates import Outcome
-from validation.kpis import KINDS, Reference, kpi
+from validation.kpis import kpi
 from validation.record import Record
-from validation.statistics import METRICS, Interval, interval, paired_interval, unpaired_interval
+from validation.statistics import METRICS, Interval, interval, paired_interval
 
 _VALIDATION_DAYS = 7  # held back at the end of a retraining's data for early stopping
 
@@ -68,10 +66,12 @@ def replay_month(
     baseline: Scores,
     dense: Checkpoint,
     has_next: bool,
+    earlier: Sequence[DriftReport] = (),
 ) -> tuple[Month, Checkpoint, Checkpoint | None]:
     """One month: the report, who is champion after it, and who challenges in the next.
 
-    Without a next month nothing is retrained: there would be no windows to judge the challenger on.
+    `earlier` are the drift reports of the months before. Without a next month nothing is retrained: there
+    would be no windows to judge the challenger on.
     """
     data = _validate_month(job, prepared, month)
     scores = score(job, prepared, champion, month, job.plan.target_density, "champion")
@@ -81,18 +81,18 @@ def replay_month(
         data=data,
         metric=TASK_METRICS[job.spec.task][0],
         value=_value(job, scores),
-        drift=_drift(job, prepared, month, scores, released),
+        drift=_inspect(job, prepared, month, champion, scores, released, earlier),
     )
     if data.outcome is not Outcome.PASS:
         return _tracked(job, prepared, _not_judged(seen, challenger)), champion, challenger
     evaluation, following = None, None
     if challenger is not None:
-        evaluation, is_live = _meet(job, prepared, month, challenger, champion, scores, baseline)
+        evaluation, is_live = meet(job, prepared, month, challenger, champion, scores, baseline)
         if is_live:
             champion = challenger
     rolled_back = _watch(job, month, scores, baseline)
     if rolled_back is None and seen.drift.decision == "retrain" and has_next:
-        following = _retrain(job, prepared, month, champion, dense, seen.drift)
+        following = _retrain(job, prepared, month, champion, dense, released, seen.drift)
     retrained = following.sha256 if following else None
     happened = {"evaluation": evaluation, "retrained": retrained, "rolled_back": rolled_back}
     return _tracked(job, prepared, seen.model_copy(update=happened)), champion, following
@@ -109,6 +109,20 @@ def _not_judged(seen: Month, challenger: Checkpoint | None) -> Month:
     return seen.model_copy(update={"not_judged": why, "waiting": challenger.sha256 if challenger else None})
 
 
+def _inspect(
+    job: Job,
+    prepared: Prepared,
+    month: str,
+    champion: Checkpoint,
+    scores: Scores,
+    released: Scores,
+    earlier: Sequence[DriftReport],
+) -> DriftReport:
+    windows = job.windows(prepared)
+    then = Released(released, released_profile(job, prepared, champion))
+    return inspect(job, windows, windows, month, champion, scores, then, Seen(earlier))
+
+
 def _validate_month(job: Job, prepared: Prepared, month: str) -> DataReport:
     windows = job.windows(prepared)
     contract = contract_of(job.spec, f"{job.spec.name}-{month}")
@@ -123,29 +137,6 @@ def _validate_month(job: Job, prepared: Prepared, month: str) -> DataReport:
 
     inputs = {"prepared": prepared, "month": month, "contract": contract, "share": share}
     return job.once(f"validate-{month}", inputs, DataReport, compute)
-
-
-def _meet(
-    job: Job,
-    prepared: Prepared,
-    month: str,
-    challenger: Checkpoint,
-    champion: Checkpoint,
-    live: Scores,
-    baseline: Scores,
-) -> tuple[Evaluation, bool]:
-    """Challenger and champion on the same windows of a month that neither was trained on.
-
-    Also whether the challenger is live now: a PASS may have to wait for a person.
-    """
-    scores = score(job, prepared, challenger, month, job.plan.target_density, "challenger")
-    measured = steady_kpis(job, prepared, challenger, month)
-    references: dict[Reference, Scores] = {"champion": live, "baseline": baseline}
-    evaluation = judge_stage(job, prepared, "steady", scores, references, measured)
-    lineup = Lineup(candidate=challenger, champion=champion)
-    state = decide(job, lineup, evaluation.verdict, job.plan.target_density)
-    is_live = challenger.sha256 in {release.checkpoint for release in state.releases}
-    return evaluation, evaluation.verdict.outcome is Outcome.PASS and is_live
 
 
 def _watch(job: Job, month: str, live: Scores, baseline: Scores) -> str | None:
@@ -176,56 +167,32 @@ def _value(job: Job, scores: Scores) -> Interval:
     return interval(metric, load_scored(scores), **how)
 
 
-def _drift(job: Job, prepared: Prepared, month: str, scores: Scores, released: Scores) -> DriftReport:
-    """The month against the training part: columns, predictions, and performance against the release's."""
-    windows = job.windows(prepared)
-    name = TASK_METRICS[job.spec.task][0]
-    now, then = load_scored(scores), load_scored(released)
-    how = resampling(job.policy, job.spec, scores.num_windows)
-    change = PerformanceChange(
-        metric=name,
-        higher_is_better=KINDS[name].higher_is_better,
-        reference_value=METRICS[name](then),
-        change=unpaired_interval(METRICS[name], now, then, **how),
-    )
-    return detect_drift(
-        _columns(windows, "train"),
-        _columns(windows, month),
-        job.policy.drift,
-        categorical=windows.spec.categorical,
-        predictions=(then.scores[then.mask > 0], now.scores[now.mask > 0]),
-        performance=change,
-    )
-
-
-def _columns(windows: Windows, part: str) -> dict[str, np.ndarray]:
-    rows = windows.parts == windows.part_names.index(part)
-    names = (*windows.spec.numeric, *windows.spec.categorical)
-    return {name: windows.column(name)[rows] for name in names}
-
-
 def _retrain(
-    job: Job, prepared: Prepared, month: str, champion: Checkpoint, dense: Checkpoint, drift: DriftReport
+    job: Job,
+    prepared: Prepared,
+    month: str,
+    champion: Checkpoint,
+    dense: Checkpoint,
+    released: Scores,
+    drift: DriftReport,
 ) -> Checkpoint:
-    """Go on training the champion on everything up to the end of the month; it becomes the challenger.
+    """Train on everything up to the end of the month; what comes of it challenges the champion in the next.
 
     Its budgets are compared with the `dense` incumbent's on its own validation part.
     """
-    spec = _until_end_of(job.spec, month)
-    plan = job.plan.for_tuning()
-    challenger = train_candidate(job, prepared, "sparse", warm_start=champion, plan=plan, spec=spec)
-    calibrate(job, prepared, challenger, dense, spec)
+    inner = reading_as(job, champion, until_end_of(month))
+    challenger, _ = train_challenger(inner, prepared, champion, released)
+    calibrate(inner, prepared, challenger, dense)
     reason = f"drift in {month}: {'; '.join(drift.reasons)}"
     enter_challenger(job, challenger, reason, job.plan.target_density)
     return challenger
 
 
-def _until_end_of(spec: DatasetSpec, month: str) -> DatasetSpec:
-    """The dataset with the split moved: training up to the month's last week, validation on that week."""
+def until_end_of(month: str) -> Split:
+    """Training up to the month's last week, validation on that week; what comes after is unseen."""
     year, number = (int(part) for part in month.split("-"))
     end = datetime(year + number // 12, number % 12 + 1, 1)
-    split = Split(validation=end - timedelta(days=_VALIDATION_DAYS), test=end)
-    return spec.model_copy(update={"split": split})
+    return Split(validation=end - timedelta(days=_VALIDATION_DAYS), test=end)
 
 
 def replay_parts(windows: Windows) -> Sequence[str]:

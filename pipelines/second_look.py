@@ -4,6 +4,7 @@ A case lies beside the models it names, as signed JSON named after the verdict t
 holds that verdict, whose digest the release log has: the models have to be those that were judged.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -25,7 +26,7 @@ from pipelines.judging import (
     steady_kpis,
     training_kpis,
 )
-from pipelines.preparation import prepare, snapshot_data, validate_snapshot
+from pipelines.preparation import known_data
 from pipelines.scoring import Scores
 from pipelines.settings import Settings
 from pipelines.signing import is_signed, load_key, sign, trusted_keys
@@ -65,6 +66,8 @@ class Case(Record):
     policy: Policy
     verdict: Verdict
     lineup: Lineup
+    judged_as: DatasetSpec | None = None
+    """The dataset as a retraining split it; None where it is as its file says."""
 
     def spec(self) -> DatasetSpec:
         """The dataset. Raises InputError where its file is gone or was changed since it was judged."""
@@ -73,7 +76,7 @@ class Case(Record):
             raise InputError(
                 f"{self.dataset_file}: changed since the request was made; run the rollout again"
             )
-        return spec
+        return self.judged_as or spec
 
 
 class SignedCase(Record):
@@ -85,10 +88,12 @@ class SignedCase(Record):
 
 def keep_case(job: Job, lineup: Lineup, verdict: Verdict) -> None:
     """Write down what a request is about, before it is made."""
+    of_file = load_spec(Path(job.spec.file))
     case = Case(
         dataset_file=str(Path(job.spec.file).resolve()),
-        dataset_digest=_digest(job.spec),
-        preprocessing=_prepared(job).preprocessing.digest(),
+        dataset_digest=_digest(of_file),
+        judged_as=None if _digest(of_file) == _digest(job.spec) else job.spec,
+        preprocessing=known_data(replace(job, spec=of_file)).preprocessing.digest(),
         policy=job.policy,
         verdict=verdict,
         lineup=lineup,
@@ -144,7 +149,8 @@ def look_again(job: Job, case: Case) -> Verdict:
     The newest part is the last month of the replay, or the test part where there is none. Raises InputError
     where the data's past was rewritten: the statistics the models were trained with would not hold any more.
     """
-    prepared, lineup = _prepared(job), case.lineup
+    of_file = replace(job, spec=load_spec(Path(case.dataset_file)))
+    prepared, lineup = known_data(of_file), case.lineup
     if prepared.preprocessing.digest() != case.preprocessing:
         raise InputError(
             f"{case.dataset_file}: the training part of the data changed since; run the rollout again"
@@ -182,12 +188,6 @@ def _references(job: Job, prepared: Prepared, lineup: Lineup, part: str) -> dict
         density = job.plan.target_density
         references["champion"] = score(job, prepared, lineup.champion, part, density, "champion")
     return references
-
-
-def _prepared(job: Job) -> Prepared:
-    """The data as its source holds it now."""
-    snapshot = snapshot_data(job)
-    return prepare(job, snapshot, validate_snapshot(job, snapshot))
 
 
 def _digest(spec: DatasetSpec) -> str:

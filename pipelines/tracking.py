@@ -12,6 +12,7 @@ from validation.data import DataReport
 from validation.statistics import METRICS
 
 if TYPE_CHECKING:
+    from pipelines.monitor import MonitorReport
     from pipelines.replay import Month
 
 DOCS = "data_docs"
@@ -56,6 +57,22 @@ def track_month(job: Job, prepared: Prepared, month: "Month") -> str:
         return run_id
 
     return job.once(f"track-{month.month}", {"month": month, "policy": job.policy}, str, compute)
+
+
+def track_batch(job: Job, report: "MonitorReport") -> str:
+    """A run of its own for a batch that was looked at; its id."""
+    tags = {
+        "dataset": job.spec.name,
+        "batch": report.batch,
+        "checkpoint": report.champion,
+        "decision": report.decision,
+        "reasons": "; ".join(report.reasons),
+    }
+    with job.tracker.run(f"{job.spec.name} batch", "batch", tags, job.parent_run) as run_id:
+        job.tracker.log_dict(run_id, report.model_dump(mode="json"), "monitor.json")
+        if report.value is not None:
+            job.tracker.log_metrics(run_id, {report.metric: report.value.value})
+    return run_id
 
 
 def _tags(job: Job, month: "Month") -> dict[str, str]:

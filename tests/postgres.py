@@ -72,3 +72,27 @@ def new_database(address: str) -> str:
     with engine.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
     return f"{address.rsplit('/', 1)[0]}/{name}"
+
+
+def kill_and_restart(address: str) -> None:
+    """kill -9 the server at the address, and start it again as it was."""
+    import psutil
+
+    port = address.rsplit(":", 1)[1].split("/")[0]
+    [server] = [
+        process
+        for process in psutil.process_iter(["name", "cmdline"])
+        if process.info["name"] == "postgres" and ["-p", port] == _after(process.info["cmdline"], "-p")
+    ]
+    command, backends = server.cmdline(), server.children(recursive=True)
+    server.kill()
+    psutil.wait_procs(backends, 30)  # they notice, and end by themselves
+    as_user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    with open(os.devnull, "wb") as nowhere:
+        subprocess.Popen(
+            [*as_user, *command], stdout=nowhere, stderr=nowhere, cwd="/", start_new_session=True
+        )
+
+
+def _after(words: list[str], option: str) -> list[str]:
+    return words[words.index(option) :][:2] if option in words else []

@@ -118,6 +118,8 @@ def write_policy(folder: Path, **pilot_bounds: float) -> Path:
 
 
 def _lenient(kpi: str, key: str, value: Any) -> Any:
+    if kpi == "largest_gap" and key == "margin":
+        return 1.0
     most = min(KINDS[kpi].highest, 1e12) if kpi in KINDS else 1e12  # beyond it a bound is refused
     return {"at_most": most, "at_least": 0.0, "relative_margin": 0.99, "min_group": 1}.get(key, value)
 

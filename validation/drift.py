@@ -1,53 +1,57 @@
-"""Drift: how far a new batch is from the reference data, and whether that calls for a new training.
+"""Drift: how far a new batch is from what the model knows, and whether that calls for a new training.
 
-Decides by effect sizes, not p-values: with many rows every difference is significant and few matter. Arrays
-hold one value per row. PSI is the sum over bins of (new share - old share) * ln(new share / old share).
+Decides by effect sizes (validation.effects), not p-values: with many rows every difference is significant and
+few matter. Five kinds: inputs, relations between columns, predictions, what the selector reads, performance.
 """
 
 import math
-from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Collection, Iterable, Sequence
+from typing import Annotated, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
+from validation.effects import Effect, Measure, Name
+from validation.estimation import Estimate
 from validation.record import Record
 from validation.statistics import Interval
 
 Decision = Literal["none", "watch", "retrain"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Array = NDArray[Any]
+FEWEST_CHECKED = 3  # estimates whose outcomes are known by now, before the next one may ask for a training
 
-NUM_BINS = 10
-SMALLEST_SHARE = 1e-4  # an empty bin counts as this much: its PSI stays finite and still is large
+
+class Floors(Record):
+    """The smallest difference worth a word, in each measure's own unit (validation.effects)."""
+
+    shift: Positive
+    spread: Positive
+    missing: Positive
+    shares: Positive
+    relation: Positive
+    lags: Positive
+    entropy: Positive
+    missed: Positive
+
+    def of(self, measure: Measure) -> float:
+        return getattr(self, measure)
 
 
 class DriftPolicy(Record):
-    """When a difference is worth a look, and when it is worth a training."""
+    """When a difference is worth a look, and when it is worth a training.
 
-    min_rows: Annotated[int, Field(ge=1)]
-    watch_psi: Positive
-    retrain_psi: Positive
-    retrain_share_of_features: Annotated[float, Field(gt=0, le=1)]
-    performance_relative_margin: Annotated[float, Field(ge=0, lt=1)]
-
-
-class FeatureDrift(Record):
-    """How one column of the batch differs from the reference.
-
-    psi: over reference quantiles (numeric) or values (categorical), missing being a bin of its own.
-    ks: Kolmogorov-Smirnov statistic; mean_shift: in reference standard deviations (both only if numeric).
-    total_variation: half the summed difference of the shares of the same bins.
+    A difference has strength 1 at its floor, or at `usual_multiple` times what batches of the reference
+    usually differ by, where that is more. It is worth a look when it stays so for `debounce` batches in a row
+    or reaches `far` in one.
     """
 
-    feature: str
-    psi: float
-    total_variation: float
-    ks: float | None = None
-    mean_shift: float | None = None
-    missing_share_reference: float
-    missing_share_batch: float
+    min_rows: Annotated[int, Field(ge=1)]
+    reference: Literal["same_weeks", "training"]
+    floors: Floors
+    usual_multiple: Positive
+    far: Annotated[Positive, Field(ge=1)]
+    debounce: Annotated[int, Field(ge=1)]
+    retrain_share_of_features: Annotated[float, Field(gt=0, le=1)]
+    performance_relative_margin: Annotated[float, Field(ge=0, lt=1)]
 
 
 class PerformanceChange(Record):
@@ -60,180 +64,169 @@ class PerformanceChange(Record):
 
 
 class DriftReport(Record):
-    """What moved, what follows, and why in words."""
+    """What moved, what follows, and why in words. `effects` are of the four kinds beside performance."""
 
     decision: Decision
     reasons: tuple[str, ...]
     num_rows_reference: int
     num_rows_batch: int
-    features: tuple[FeatureDrift, ...]
-    prediction: FeatureDrift | None = None
+    reference: str = "training"
+    """What it was compared with: the training part, or the same weeks of the year before."""
+    effects: tuple[Effect, ...] = ()
+    noted: tuple[Effect, ...] = ()
+    """Those that are far, or have lasted; strongest first."""
     performance: PerformanceChange | None = None
+    estimate: Estimate | None = None
+
+    def of_kind(self, kind: str) -> list[Effect]:
+        """Strongest first."""
+        own = [effect for effect in self.effects if effect.kind == kind]
+        return sorted(own, key=lambda effect: effect.strength, reverse=True)
 
 
 def detect_drift(
-    reference: Mapping[str, Array],
-    batch: Mapping[str, Array],
+    effects: Iterable[Effect],
+    num_rows: tuple[int, int],
     policy: DriftPolicy,
     *,
-    categorical: Collection[str] = (),
-    predictions: tuple[Array, Array] | None = None,
+    earlier: Sequence[DriftReport] = (),
     performance: PerformanceChange | None = None,
+    estimate: Estimate | None = None,
+    reference: str = "training",
 ) -> DriftReport:
-    """Compare two sets of columns (name -> [rows]), the model's scores on them and how well it did.
+    """What to make of measured effects between a reference and a batch of `num_rows` rows.
 
-    `predictions` are the scores on (reference, batch). Raises ValueError when the batch lacks a column.
+    `earlier` are the reports of the batches before, newest last. Raises ValueError without any effect.
     """
-    missing = [name for name in reference if name not in batch]
-    if missing:
-        raise ValueError(f"the batch lacks {', '.join(missing)}")
-    if not reference:
-        raise ValueError("the reference has no columns")
-    features = tuple(
-        feature_drift(name, values, batch[name], is_categorical=name in categorical)
-        for name, values in reference.items()
-    )
-    prediction = feature_drift("prediction", *predictions) if predictions else None
-    num_rows = len(next(iter(reference.values()))), len(batch[next(iter(reference))])
-    decision, reasons = _decide(min(num_rows), features, prediction, performance, policy)
-    return DriftReport(
-        decision=decision,
-        reasons=reasons,
+    measured = tuple(_with_strength(effect, policy) for effect in effects)
+    if not measured:
+        raise ValueError("nothing was compared")
+    blank = DriftReport(
+        decision="none",
+        reasons=(),
         num_rows_reference=num_rows[0],
         num_rows_batch=num_rows[1],
-        features=features,
-        prediction=prediction,
+        reference=reference,
+        effects=measured,
         performance=performance,
+        estimate=estimate,
     )
+    lasting = _lasting(blank, earlier, policy.debounce)
+    noted = [each for each in measured if each.strength >= policy.far or each.name in lasting]
+    ranked = tuple(sorted(noted, key=lambda effect: effect.strength, reverse=True))
+    report = blank.model_copy(update={"noted": ranked})
+    decision, reasons = _decide(report, lasting, policy)
+    return report.model_copy(update={"decision": decision, "reasons": reasons})
 
 
-def feature_drift(name: str, reference: Array, batch: Array, *, is_categorical: bool = False) -> FeatureDrift:
-    """Effect sizes between two samples of one column; what is not numeric is categorical."""
-    is_numeric = reference.dtype.kind in "fiub" and batch.dtype.kind in "fiub"
-    compare = _numeric_drift if is_numeric and not is_categorical else _categorical_drift
-    return compare(name, reference, batch)
-
-
-def _numeric_drift(name: str, reference: Array, batch: Array) -> FeatureDrift:
-    from scipy.stats import ks_2samp
-
-    old, new = reference.astype(np.float64), batch.astype(np.float64)
-    known_old, known_new = old[np.isfinite(old)], new[np.isfinite(new)]
-    edges = _inner_edges(known_old)
-    both_known = bool(len(known_old) and len(known_new))
-    ks = float(np.asarray(ks_2samp(known_old, known_new, method="asymp"))[0]) if both_known else None
-    return FeatureDrift(
-        feature=name,
-        **_distances(_bin_counts(known_old, edges, len(old)), _bin_counts(known_new, edges, len(new))),
-        ks=ks,
-        mean_shift=_mean_shift(known_old, known_new) if both_known else None,
-        missing_share_reference=_share_missing(len(known_old), len(old)),
-        missing_share_batch=_share_missing(len(known_new), len(new)),
-    )
-
-
-def _inner_edges(known: Array) -> Array:
-    """Quantiles between the reference's bins, each once: a value that fills several bins makes one bin."""
-    return np.unique(np.quantile(known, np.linspace(0, 1, NUM_BINS + 1)[1:-1])) if len(known) else np.zeros(0)
-
-
-def _bin_counts(known: Array, edges: Array, num_rows: int) -> Array:
-    """Counts per bin and, last, of the missing; a value on an edge falls into the bin below."""
-    bins = np.bincount(np.searchsorted(edges, known, side="left"), minlength=len(edges) + 1)
-    return np.append(bins, num_rows - len(known))
-
-
-def _mean_shift(known_old: Array, known_new: Array) -> float:
-    """In reference standard deviations; infinite when a constant column changed."""
-    shift, spread = float(known_new.mean() - known_old.mean()), float(known_old.std())
-    return shift / spread if spread else math.copysign(math.inf, shift) if shift else 0.0
-
-
-def _categorical_drift(name: str, reference: Array, batch: Array) -> FeatureDrift:
-    import pandas as pd
-
-    codes, _ = pd.factorize(np.concatenate([reference.astype(object), batch.astype(object)]))
-    counted = [np.bincount(part + 1, minlength=codes.max() + 2) for part in np.split(codes, [len(reference)])]
-    return FeatureDrift(
-        feature=name,
-        **_distances(counted[0], counted[1]),
-        missing_share_reference=_share_missing(len(reference) - counted[0][0], len(reference)),
-        missing_share_batch=_share_missing(len(batch) - counted[1][0], len(batch)),
-    )
-
-
-def _share_missing(num_known: int, num_rows: int) -> float:
-    return 1 - num_known / num_rows if num_rows else 0.0
-
-
-def _distances(old_counts: Array, new_counts: Array) -> dict[str, float]:
-    if not old_counts.sum() or not new_counts.sum():
-        return {"psi": 0.0, "total_variation": 0.0}  # too few rows to say anything: the decision says so
-    old, new = old_counts / old_counts.sum(), new_counts / new_counts.sum()
-    floored_old, floored_new = np.maximum(old, SMALLEST_SHARE), np.maximum(new, SMALLEST_SHARE)
-    psi = float(((floored_new - floored_old) * np.log(floored_new / floored_old)).sum())
-    return {"psi": psi, "total_variation": float(np.abs(new - old).sum() / 2)}
+def _with_strength(effect: Effect, policy: DriftPolicy) -> Effect:
+    limit = max(policy.floors.of(effect.measure), policy.usual_multiple * effect.usual)
+    return effect.model_copy(update={"strength": effect.value / limit})
 
 
 def _decide(
-    num_rows: int,
-    features: tuple[FeatureDrift, ...],
-    prediction: FeatureDrift | None,
-    performance: PerformanceChange | None,
-    policy: DriftPolicy,
+    report: DriftReport, lasting: Collection[Name], policy: DriftPolicy
 ) -> tuple[Decision, tuple[str, ...]]:
-    """Realised performance outranks everything; moved inputs matter as far as it is unknown."""
-    if num_rows < policy.min_rows:
-        return "watch", (f"{num_rows} rows are too few to tell drift from chance, {policy.min_rows} needed",)
-    moved, moved_reasons = _decide_by_distance(features, prediction, policy)
-    if performance is None:
-        return moved, moved_reasons
-    outcome, reason = _decide_by_performance(performance, policy)
+    """Realised performance outranks everything; what moved matters as far as that is not certain."""
+    rows = min(report.num_rows_reference, report.num_rows_batch)
+    if rows < policy.min_rows:
+        return "watch", (f"{rows} rows are too few to tell drift from chance, {policy.min_rows} needed",)
+    moved, why_moved = _decide_by_distance(report, lasting, policy)
+    if report.performance is None or not math.isfinite(report.performance.change.low):
+        guessed, why_guessed = _decide_by_estimate(report.estimate, policy)
+        return _worse(guessed, moved), (*why_guessed, *why_moved)
+    outcome, reason = _decide_by_performance(report.performance, policy)
     if outcome == "none" and moved == "retrain":
-        return "watch", (reason, *moved_reasons, "inputs moved without hurting the model, so no retraining")
+        return "watch", (reason, *why_moved, "what moved did not hurt the model, so no retraining")
+    return _worse(outcome, moved), (reason, *why_moved)
+
+
+def _worse(one: Decision, other: Decision) -> Decision:
     order: list[Decision] = ["none", "watch", "retrain"]
-    return max(outcome, moved, key=order.index), (reason, *moved_reasons)
+    return max(one, other, key=order.index)
 
 
 def _decide_by_performance(performance: PerformanceChange, policy: DriftPolicy) -> tuple[Decision, str]:
     change = performance.change
     allowed = policy.performance_relative_margin * abs(performance.reference_value)
-    low, high = (change.low, change.high) if performance.higher_is_better else (-change.high, -change.low)
+    worst, value, best = (
+        (change.low, change.value, change.high)
+        if performance.higher_is_better
+        else (-change.high, -change.value, -change.low)
+    )
     said = (
         f"{performance.metric} changed by {change.value:.3g} [{change.low:.3g}, {change.high:.3g}] "
         f"from {performance.reference_value:.3g}, a loss of {allowed:.3g} is allowed"
     )
-    if math.isfinite(high) and high < -allowed:
+    if best < -allowed:
         return "retrain", f"{said}: worse for certain"
-    if math.isfinite(low) and low >= -allowed:
+    if worst >= -allowed:
         return "none", f"{said}: kept"
-    return "watch", f"{said}: not certain"
+    return ("none", f"{said}: probably kept") if value >= -allowed else ("watch", f"{said}: not certain")
+
+
+def _decide_by_estimate(estimate: Estimate | None, policy: DriftPolicy) -> tuple[Decision, tuple[str, ...]]:
+    """An estimate counts beyond its own error; one that was never checked asks for a look at the most."""
+    if estimate is None:
+        return "none", ()
+    allowed = policy.performance_relative_margin * abs(estimate.reference_value)
+    is_checked = estimate.num_checked >= FEWEST_CHECKED
+    lost = estimate.reference_value - estimate.value
+    error = (
+        f"off by {estimate.error:.3g} on average, {estimate.num_checked} times" if is_checked else "unchecked"
+    )
+    said = (
+        f"{estimate.metric} is estimated at {estimate.value:.3g} ({error}), "
+        f"from {estimate.reference_value:.3g}, a loss of {allowed:.3g} is allowed"
+    )
+    if lost <= allowed:
+        return "none", (said,)
+    return ("retrain" if is_checked and lost > allowed + estimate.error else "watch"), (said,)
 
 
 def _decide_by_distance(
-    features: tuple[FeatureDrift, ...], prediction: FeatureDrift | None, policy: DriftPolicy
+    report: DriftReport, lasting: Collection[Name], policy: DriftPolicy
 ) -> tuple[Decision, tuple[str, ...]]:
-    ranked = sorted(features, key=lambda feature: feature.psi, reverse=True)
-    far = [feature for feature in ranked if feature.psi >= policy.retrain_psi]
-    near = [feature for feature in ranked if policy.watch_psi <= feature.psi < policy.retrain_psi]
-    reasons = [_describe(feature, "far from") for feature in far]
-    reasons += [_describe(feature, "some way from") for feature in near]
-    share = len(far) / len(features)
-    many = share >= policy.retrain_share_of_features
-    if many:
-        reasons.insert(0, f"{len(far)} of {len(features)} features are far from the reference")
-    if prediction and prediction.psi >= policy.watch_psi:
-        distance = "far from" if prediction.psi >= policy.retrain_psi else "some way from"
-        reasons.insert(0, _describe(prediction, distance))
-    if many or (prediction and prediction.psi >= policy.retrain_psi):
+    """A look at what was noted; a training where it is far, has lasted, and is much or the model's own."""
+    if not report.noted:
+        return "none", ("nothing moved far, or for long",)
+    reasons = [_describe(effect) for effect in report.noted]
+    far = {
+        (effect.kind, effect.subject)
+        for effect in report.noted
+        if effect.strength >= policy.far and effect.name in lasting
+    }
+    inputs = {effect.subject for effect in report.effects if effect.kind == "inputs"}
+    moved = {subject for kind, subject in far if kind == "inputs"}
+    if inputs and len(moved) / len(inputs) >= policy.retrain_share_of_features:
+        reasons.insert(0, f"{len(moved)} of {len(inputs)} features are far from the reference")
         return "retrain", tuple(reasons)
-    return ("watch", tuple(reasons)) if reasons else ("none", ("no feature moved",))
+    is_about_model = any(kind in ("predictions", "selection") for kind, _ in far)
+    return ("retrain" if is_about_model else "watch"), tuple(reasons)
 
 
-def _describe(drift: FeatureDrift, distance: str) -> str:
-    details = [f"PSI {drift.psi:.3g}"]
-    if drift.mean_shift is not None:
-        details.append(f"mean moved {drift.mean_shift:+.2g} standard deviations")
-    if abs(drift.missing_share_batch - drift.missing_share_reference) >= 0.01:
-        details.append(f"missing {drift.missing_share_reference:.1%} -> {drift.missing_share_batch:.1%}")
-    return f"{drift.feature} is {distance} the reference ({', '.join(details)})"
+def _lasting(report: DriftReport, earlier: Sequence[DriftReport], debounce: int) -> set[tuple[str, str, str]]:
+    """Names of effects that were over their limit in this batch and the `debounce` - 1 before."""
+    runs = [report, *reversed(earlier[-(debounce - 1) :] if debounce > 1 else ())]
+    if len(runs) < debounce:
+        return set()
+    over = [{effect.name for effect in each.effects if effect.strength >= 1} for each in runs]
+    return set.intersection(*over)
+
+
+_WORDS: dict[Measure, str] = {
+    "shift": "moved by {value:.2g} standard deviations",
+    "spread": "spreads differently (log ratio {value:.2g})",
+    "missing": "is missing in {value:.1%} more or fewer rows",
+    "shares": "has {value:.1%} of its rows in other values",
+    "relation": "relates differently to another column (rank correlation by {value:.2g})",
+    "lags": "lie elsewhere ({value:.1%} of the reads)",
+    "entropy": "are spread differently (entropy by {value:.2g})",
+    "missed": "is missed by {value:.1%} more",
+}
+
+
+def _describe(effect: Effect) -> str:
+    usual = f", usual {effect.usual:.2g}" if effect.usual else ""
+    said = _WORDS[effect.measure].format(value=effect.value)
+    return f"{effect.subject} {said} ({effect.strength:.1f} x the limit{usual})"

@@ -94,6 +94,14 @@ KINDS: dict[str, KpiKind] = {
             "missed_mass", "share of dense attention's mass that neither exact reading nor summaries carry"
         ),
         KpiKind(
+            name="largest_gap",
+            meaning="largest difference of the task metric between two groups of a slice column",
+            higher_is_better=False,
+            unit="",
+            counted="windows",
+            is_estimated=True,
+        ),
+        KpiKind(
             name="shadow_disagreement",
             meaning="mean difference of the answers to real requests, candidate against incumbent",
             higher_is_better=False,

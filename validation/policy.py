@@ -30,6 +30,22 @@ class DataPolicy(Record):
     max_quarantined_share: Share
 
 
+class RetrainingPolicy(Record):
+    """How a challenger is trained, on what, and how often.
+
+    `data_days` is how far back training looks (None: to the beginning); `judged_windows`, the newest, are
+    held back for the meeting with the champion. An automatic retraining waits `cooldown_hours` after the
+    last; all together may take `monthly_hours` of training in a calendar month.
+    """
+
+    start: Literal["warm", "scratch"]
+    selector_first: bool
+    data_days: Annotated[Finite, Field(gt=0)] | None = None
+    judged_windows: Annotated[int, Field(ge=1)]
+    cooldown_hours: Amount
+    monthly_hours: Amount
+
+
 class CostPolicy(Record):
     """Prices, in one currency, that turn measured seconds and bytes into days until a change has paid.
 
@@ -135,6 +151,7 @@ class Policy(Record):
     max_age_hours: Hours
     stages: StageSections
     drift: DriftPolicy
+    retraining: RetrainingPolicy
     data: DataPolicy
     cost: CostPolicy
     canary: CanaryPolicy = CanaryPolicy()

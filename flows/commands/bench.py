@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from flows.commands.bench_adaptation import adaptation
+from flows.commands.bench_drift import drift
 from flows.commands.bench_quality import quality
 from flows.commands.bench_real_data import real_data
 from flows.commands.options import out_option, writable_folder
@@ -25,12 +26,14 @@ def bench() -> None:
       dankai bench adaptation             a new site with little data
       dankai bench data                   a hundred million rows in bounded memory
       dankai bench parallel               training and inference on several GPUs
+      dankai bench drift                  the drift detector as a smoke alarm
     """
 
 
 bench.add_command(adaptation)
 bench.add_command(quality)
 bench.add_command(real_data)
+bench.add_command(drift)
 
 
 @bench.command()

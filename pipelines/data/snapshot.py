@@ -6,6 +6,7 @@ A table of any size: it is written, looked over and hashed without ever being he
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,15 +55,35 @@ def take_snapshot(spec: DatasetSpec, folder: Path) -> Snapshot:
     Raises InputError, with nothing written, for a source that is absent, empty or lacks a column.
     """
     path = snapshot_path(spec, folder)
+    return _taken(path) or _recorded(spec, path, _write_table(spec, read_source(spec), path))
+
+
+def freeze(spec: DatasetSpec, table: "Callable[[], pl.DataFrame]", path: Path) -> Snapshot:
+    """A canonical table that did not come from the source alone, kept at `path`: its name says what of."""
+    return _taken(path) or _recorded(spec, path, _write_table(spec, table().lazy(), path))
+
+
+def _taken(path: Path) -> Snapshot | None:
+    """The snapshot at `path`, if it is whole."""
     record = path.with_suffix(".json")
-    if path.exists() and record.exists():
-        taken = _Taken.model_validate_json(record.read_bytes())
-        if taken.file_sha256 == sha256_of(path):
-            return taken.snapshot.model_copy(update={"uri": str(path)})
-    facts = _write_table(spec, path)
+    if not (path.exists() and record.exists()):
+        return None
+    taken = _Taken.model_validate_json(record.read_bytes())
+    return (
+        taken.snapshot.model_copy(update={"uri": str(path)}) if taken.file_sha256 == sha256_of(path) else None
+    )
+
+
+def kept_snapshots(folder: Path) -> list[Snapshot]:
+    """Every snapshot below `folder`, whole or not."""
+    records = sorted(folder.glob("*.json"))
+    return [_Taken.model_validate_json(record.read_bytes()).snapshot for record in records]
+
+
+def _recorded(spec: DatasetSpec, path: Path, facts: dict[str, Any]) -> Snapshot:
     snapshot = Snapshot(name=spec.name, uri=str(path), content_hash=content_hash(path), **facts)
     taken = _Taken(snapshot=snapshot, file_sha256=sha256_of(path))
-    replace_file(record, taken.model_dump_json(indent=1).encode() + b"\n")
+    replace_file(path.with_suffix(".json"), taken.model_dump_json(indent=1).encode() + b"\n")
     return snapshot
 
 
@@ -92,11 +113,10 @@ def input_hash(spec: DatasetSpec) -> str:
     return digest.hexdigest()
 
 
-def _write_table(spec: DatasetSpec, path: Path) -> dict[str, Any]:
+def _write_table(spec: DatasetSpec, table: "pl.LazyFrame", path: Path) -> dict[str, Any]:
     """Stream the table into a temporary file, rename it when it is whole and sound, and say what it holds."""
     import polars as pl
 
-    table = read_source(spec)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
     try:

@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,11 +38,12 @@ def source_place(spec: DatasetSpec) -> Path:
     return Path(os.path.normpath(_root(Path(spec.file).resolve().parent) / Path(text).expanduser()))
 
 
-def read_source(spec: DatasetSpec) -> "pl.LazyFrame":
+def read_source(spec: DatasetSpec, may_lack: Collection[str] = ()) -> "pl.LazyFrame":
     """The canonical table, lazily: `entity` text, `time` datetime[us], then `spec.columns()`.
 
-    Rows keep their order; bringing those of an entity together is the snapshot's work. Raises InputError for
-    an absent file, an unknown column or one of the wrong type.
+    Rows keep their order; bringing those of an entity together is the snapshot's work. Columns that it
+    `may_lack` are null where it does. Raises InputError for an absent file, an unknown column or one of the
+    wrong type.
     """
     import polars as pl
 
@@ -53,7 +55,11 @@ def read_source(spec: DatasetSpec) -> "pl.LazyFrame":
         raise spec.refuse("source.path", f"cannot be read as {spec.source.kind}: {_line(error)}") from None
     if is_empty:  # asked before the types: a CSV file without rows has none
         raise spec.refuse("source.path", f"no rows in {source_place(spec)}: check the path")
-    columns = [_column(spec, schema, name, kind) for name, kind in spec.columns().items()]
+    lacking = {name for name in may_lack if name not in schema or _is_empty(table, name)}
+    columns = [
+        _unknown(name, kind) if name in lacking else _column(spec, schema, name, kind)
+        for name, kind in spec.columns().items()
+    ]
     canonical = table.select(_entity(spec, schema), _time(spec, schema), *columns)
     if spec.start is not None:
         canonical = canonical.with_columns(_counted_time(spec))
@@ -120,6 +126,20 @@ def _column(spec: DatasetSpec, schema: "pl.Schema", name: str, kind: Kind) -> "p
         fix = "clean the file, or list it under categorical" if kind == "number" else "make it 0 or 1"
         raise _wrong_type(spec, field, name, schema, "numbers", fix)
     return pl.col(name).cast(pl.Float64)
+
+
+def _is_empty(table: "pl.LazyFrame", name: str) -> bool:
+    """A column without a single value has no type in a CSV file."""
+    import polars as pl
+
+    return bool(table.select(pl.col(name).is_null().all()).collect().item())
+
+
+def _unknown(name: str, kind: Kind) -> "pl.Expr":
+    import polars as pl
+
+    dtypes = {"time": pl.Datetime("us"), "text": pl.String}
+    return pl.lit(None, dtype=dtypes.get(kind, pl.Float64)).alias(name)
 
 
 def _instant(spec: DatasetSpec, schema: "pl.Schema", field: str, name: str) -> "pl.Expr":

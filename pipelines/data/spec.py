@@ -68,6 +68,8 @@ class Late(Record):
 class Split(Record):
     """Start of each part, as dates or as shares of each entity's rows. Training is what comes before."""
 
+    begin: Boundary | None = None
+    """Rows before are not used."""
     validation: Boundary
     test: Boundary
     replay: Boundary | None = None
@@ -77,11 +79,15 @@ class Split(Record):
 
     @model_validator(mode="after")
     def _in_order(self) -> "Split":
-        given = [b for b in (self.validation, self.test, self.replay, self.end) if b is not None]
+        given = [
+            boundary
+            for boundary in (self.begin, self.validation, self.test, self.replay, self.end)
+            if boundary is not None
+        ]
         if len({type(boundary) for boundary in given}) > 1:
             raise ValueError("all boundaries have to be dates, or all shares of rows")
         if any(not later > earlier for earlier, later in pairwise(given)):  # type: ignore[operator]
-            raise ValueError("validation, test, replay and end have to follow one another in time")
+            raise ValueError("begin, validation, test, replay and end have to follow one another in time")
         if isinstance(self.replay, float):
             raise ValueError("replay: months need a date, not a share of rows")
         return self

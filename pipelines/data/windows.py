@@ -59,7 +59,7 @@ class Windows:
     known_at_us     position of a numeric input known late -> int64 [N], the instant from which on it is
     codes           int32 [N, C]
     targets         float32 [N, O]; target_present is False where there is nothing to compare with
-    parts           int16 [N], number of each row's part in part_names; -1 from the split's end on
+    parts           int16 [N], number of each row's part in part_names; -1 outside the split's begin and end
     """
 
     def __init__(
@@ -68,8 +68,9 @@ class Windows:
         spec: DatasetSpec,
         preprocessing: Preprocessing,
         table: "pl.DataFrame | None" = None,
+        parts: tuple[np.ndarray, tuple[str, ...]] | None = None,
     ) -> None:
-        """`table` is the snapshot's, where it is in memory already."""
+        """`table` is the snapshot's, where it is in memory already; `parts` are the split's, unless given."""
         self.snapshot, self.spec, self.preprocessing = snapshot, spec, preprocessing
         self._is_large = table is None and snapshot.num_rows > WHOLE_ROWS
         self._table = None if self._is_large else read_snapshot(snapshot) if table is None else table
@@ -81,7 +82,7 @@ class Windows:
         self.targets, self.target_present = made.pop("targets"), made.pop("target_present")
         self.known_at_us = {int(position): at for position, at in made.items()}
         self.offsets = offsets_of(self._parts_of_table())
-        self.parts, self.part_names = _parts(spec, self.time_us, self.offsets)
+        self.parts, self.part_names = parts or _parts(spec, self.time_us, self.offsets)
 
     def _parts_of_table(self, columns: Sequence[str] | None = None) -> "Iterator[pl.DataFrame]":
         """The table, in as many parts as it takes to hold only one of them."""
@@ -335,6 +336,8 @@ def _parts(spec: DatasetSpec, time_us: np.ndarray, offsets: np.ndarray) -> tuple
     for start, end in pairwise(offsets):
         for number, boundary in enumerate([*boundaries, *months], start=1):
             parts[start + _first_row(boundary, time_us[start:end]) : end] = number
+        if split.begin is not None:
+            parts[start : start + _first_row(split.begin, time_us[start:end])] = -1
         if split.end is not None:
             parts[start + _first_row(split.end, time_us[start:end]) : end] = -1
     return parts, (*FIXED_PARTS, *(f"{month:%Y-%m}" for month in months))

@@ -1,0 +1,39 @@
+"""`dankai labels`: outcomes that came later than their rows."""
+
+from pathlib import Path
+
+import click
+
+from flows.commands.options import policy_option
+
+
+@click.command()
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.argument("labels", type=click.Path(path_type=Path))
+@policy_option("What counts as a loss.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def labels(dataset: Path, labels: Path, policy: Path, as_json: bool) -> None:
+    """Match the outcomes in LABELS with rows of earlier batches of DATASET, and judge those batches by them.
+
+    A row is known by entity, time and the columns known in advance. What matches no row, or says something
+    else than is known, is set aside and counted.
+
+    \b
+    Example:
+      dankai labels infra/datasets/flights.yaml incoming/2014-01-outcomes.parquet
+    """
+    from flows.commands.monitor import job_of, print_monitored
+    from pipelines.labels import attach_labels
+
+    report = attach_labels(job_of(dataset, policy), labels)
+    if as_json:
+        click.echo(report.model_dump_json(indent=1))
+        return
+    click.echo(
+        f"{report.num_new} new, {report.num_repeated} known already, {report.num_unknown} of unknown rows, "
+        f"{report.num_contradicting} contradicting what is known"
+    )
+    if report.quarantine:
+        click.echo(f"set aside: {report.quarantine}")
+    for each in report.monitored:
+        print_monitored(each)

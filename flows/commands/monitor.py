@@ -1,0 +1,81 @@
+"""`dankai monitor` and `dankai retrain`: is the newest batch like what the model knows, and if not, train."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from flows.commands.options import policy_option
+
+if TYPE_CHECKING:
+    from pipelines.job import Job
+    from pipelines.monitor import MonitorReport
+    from pipelines.retraining import RetrainingReport
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+
+
+@click.command()
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.argument("batch", type=click.Path(path_type=Path))
+@policy_option("What counts as drift, and when to train again.")
+@_json
+def monitor(dataset: Path, batch: Path, policy: Path, as_json: bool) -> None:
+    """Check BATCH (a file or folder like DATASET's source), score it with what is live, look for drift.
+
+    Says none, watch, retrain or fault, and why. A fault of the data is set aside and never trains.
+
+    \b
+    Example:
+      dankai monitor infra/datasets/flights.yaml incoming/2014-01.parquet
+    """
+    from pipelines.monitor import monitor_batch
+
+    report = monitor_batch(job_of(dataset, policy), batch)
+    if as_json:
+        click.echo(report.model_dump_json(indent=1))
+    else:
+        print_monitored(report)
+
+
+@click.command()
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option("--reason", required=True, help="Why; it stays in the release log.")
+@policy_option("How to train, and what the challenger has to show.")
+@_json
+def retrain(dataset: Path, reason: str, policy: Path, as_json: bool) -> None:
+    """Train a challenger on all that is known of DATASET; it meets what is live on the newest windows.
+
+    \b
+    Example:
+      dankai retrain infra/datasets/flights.yaml --reason "new summer schedule"
+    """
+    from pipelines.retraining import retrain as train_again
+
+    report = train_again(job_of(dataset, policy), reason)
+    if as_json:
+        click.echo(report.model_dump_json(indent=1))
+    else:
+        _print_retrained(report)
+
+
+def job_of(dataset: Path, policy: Path) -> "Job":
+    from flows.progress import progress
+    from pipelines.job import open_job
+    from pipelines.settings import load_settings, quiet_environment
+
+    settings = load_settings()
+    quiet_environment(settings)
+    with progress() as report:
+        return open_job(dataset, policy, settings, report)
+
+
+def print_monitored(report: "MonitorReport") -> None:
+    again = " (looked at before)" if report.repeated else ""
+    click.echo(f"{report.decision}: batch {report.batch[:12]}{again}")
+    for reason in report.reasons:
+        click.echo(f"  {reason}")
+
+
+def _print_retrained(report: "RetrainingReport") -> None:
+    click.echo(f"{report.outcome}: {report.why}")

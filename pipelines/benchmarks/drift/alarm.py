@@ -1,0 +1,161 @@
+"""Running the detector over streams: what it says of real batches, and of the same with a shift planted."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.benchmarks.drift.planted import Plant, outcome_plants, plants
+from pipelines.benchmarks.drift.streams import Columns, Stream
+from validation.drift import DriftPolicy, DriftReport, detect_drift
+from validation.effects import Effect, is_numeric
+from validation.record import Record
+from validation.triage import find_faults
+
+WITHIN = 3  # batches in which a shift is to be found
+_COLUMNS = 4  # of a stream into which shifts are planted, evenly picked among those that move
+_STARTS = 3  # batches at which they begin, evenly spread
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was measured of one batch; decisions follow from it for any policy."""
+
+    effects: tuple[Effect, ...]
+    num_rows: tuple[int, int]
+    faults: tuple[str, ...]
+    """Subjects of the data faults."""
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One shift planted at one batch of one stream."""
+
+    stream: str
+    plant: Plant
+    start: int
+    before: tuple[Look, ...]
+    """Of the real batches just before."""
+    looks: tuple[Look, ...]
+    """Of the batches from `start` on, with the shift."""
+    real: tuple[Look, ...]
+    """Of the same batches without it."""
+
+
+class Found(Record):
+    """What became of one planted shift. `delay` counts batches, 1 for the first; None: not found in time."""
+
+    stream: str
+    kind: str
+    column: str
+    start: int
+    delay: int | None
+    called_fault: bool
+    is_testable: bool = True
+    """False where the same alarm rings without the shift."""
+
+
+def look(stream: Stream, number: int, rows: Columns) -> Look:
+    baseline = stream.baseline(number)
+    sites = {name: (stream.reference[name].astype(str), rows[name].astype(str)) for name in stream.sites}
+    sensors = {name: values for name, values in stream.reference.items() if name != stream.outcome}
+    faults = find_faults(sensors, rows, sites, ignore=stream.categorical)
+    num_rows = (len(next(iter(stream.reference.values()))), len(next(iter(rows.values()))))
+    return Look(tuple(baseline.compare(rows)), num_rows, tuple(fault.subject for fault in faults))
+
+
+def real_looks(stream: Stream) -> dict[int, Look]:
+    return {number: look(stream, number, stream.rows(number)) for number in stream.batches}
+
+
+def planted(stream: Stream, real: dict[int, Look]) -> Iterator[Planted]:
+    """Every shift, at some batches, in some columns."""
+    chosen = [plant for column in _moving(stream) for plant in plants(stream, column)] + outcome_plants(
+        stream
+    )
+    for plant in chosen:
+        span = WITHIN + plant.since
+        starts = stream.batches[2 : len(stream.batches) - span + 1] or stream.batches[:1]
+        for start in _evenly(list(starts), _STARTS):
+            numbers = [number for number in range(start, start + span) if number in real]
+            random = np.random.default_rng((start, len(plant.column)))
+            looks = tuple(
+                look(stream, number, plant.change(stream.rows(number), number - start, random))
+                for number in numbers
+            )
+            before = tuple(real[number] for number in (start - 2, start - 1) if number in real)
+            yield Planted(stream.name, plant, start, before, looks, tuple(real[each] for each in numbers))
+
+
+def _moving(stream: Stream) -> list[str]:
+    """Columns of the reference that are more than a constant with exceptions."""
+    names = [
+        name
+        for name, values in stream.reference.items()
+        if is_numeric(values) and name != stream.outcome and _moves(values)
+    ]
+    return _evenly(names, _COLUMNS)
+
+
+def _moves(values: np.ndarray) -> bool:
+    known = values[np.isfinite(values)]
+    return len(known) > 0 and float(np.quantile(known, 0.9) - np.quantile(known, 0.1)) > 0
+
+
+def _evenly(values: list, most: int) -> list:
+    return [values[index] for index in np.linspace(0, len(values) - 1, min(most, len(values))).astype(int)]
+
+
+# Deciding -----------------------------------------------------------------------------------------
+
+
+def reports(looks: Sequence[Look], policy: DriftPolicy) -> list[DriftReport]:
+    """The detector's reports on consecutive batches."""
+    said: list[DriftReport] = []
+    for each in looks:
+        said.append(detect_drift(each.effects, each.num_rows, policy, earlier=said))
+    return said
+
+
+def alarms(stream: Stream, real: dict[int, Look], policy: DriftPolicy) -> dict[int, str]:
+    """Every batch that is called something but quiet, and what."""
+    said = reports([real[number] for number in stream.batches], policy)
+    called = {}
+    for number, report in zip(stream.batches, said, strict=True):
+        if real[number].faults:
+            called[number] = "fault"
+        elif report.decision != "none":
+            called[number] = report.decision
+    return called
+
+
+def find(case: Planted, policy: DriftPolicy) -> Found:
+    """Whether, and when, the detector named what was planted; a planted fault has to be called one."""
+    shifted = _named(case, case.looks, policy)
+    unshifted = _named(case, case.real, policy)
+    delays = [age + 1 - case.plant.since for age, named in enumerate(shifted) if named]
+    in_time = [delay for delay in delays if delay <= WITHIN]
+    return Found(
+        stream=case.stream,
+        kind=case.plant.kind,
+        column=case.plant.column,
+        start=case.start,
+        delay=in_time[0] if in_time else None,
+        called_fault=any(each.faults for each in case.looks),
+        is_testable=not any(unshifted),
+    )
+
+
+def _named(case: Planted, looks: Sequence[Look], policy: DriftPolicy) -> list[bool]:
+    """Of every batch: whether one of the plant's subjects was named."""
+    if case.plant.is_fault:
+        return [any(_is_about(fault, case.plant) for fault in each.faults) for each in looks]
+    said = reports([*case.before, *looks], policy)[len(case.before) :]
+    return [
+        report.decision != "none" and bool(case.plant.subjects & {effect.subject for effect in report.noted})
+        for report in said
+    ]
+
+
+def _is_about(fault: str, plant: Plant) -> bool:
+    return any(fault == subject or fault.startswith(f"{subject} of ") for subject in plant.subjects)

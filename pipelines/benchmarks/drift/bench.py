@@ -1,0 +1,144 @@
+"""`dankai bench drift`: false alarms a month and delay to detection, over real series and planted shifts.
+
+Every threshold of the policy is tried on the streams that choose; the report is of the policy's own, on other
+streams. An alarm is any decision but "none". A planted shift counts as found when an alarm names what was
+planted, within three batches.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import groupby, product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pipelines.benchmarks.attention import table
+from pipelines.benchmarks.drift.alarm import WITHIN, Found, Look, Planted, alarms, find, planted, real_looks
+from pipelines.benchmarks.drift.streams import Role, Stream, streams
+from pipelines.files import replace_file
+from pipelines.fingerprint import environment
+from validation.drift import DriftPolicy
+
+Row = dict[str, Any]
+MULTIPLES = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0)
+FARS = (1.5, 2.0, 3.0)
+DEBOUNCES = (1, 2)
+MOST_FALSE = 1 / 6  # alarms per quiet batch
+
+
+class Measured:
+    """Everything measured on the streams of one role; decisions follow for any policy in milliseconds."""
+
+    def __init__(self, role: Role) -> None:
+        self.streams: list[Stream] = []
+        self.real: list[dict[int, Look]] = []
+        self.cases: list[Planted] = []
+        for stream in streams(role):
+            real = real_looks(stream)
+            self.streams.append(stream)
+            self.real.append(real)
+            self.cases += planted(stream, real)
+
+    def false_alarms(self, policy: DriftPolicy) -> list[Row]:
+        """A row for every stream: alarms in quiet batches, and in those where something labelled happened."""
+        return [
+            _false_alarms(stream, real, policy) for stream, real in zip(self.streams, self.real, strict=True)
+        ]
+
+    def found(self, policy: DriftPolicy) -> list[Found]:
+        return [find(case, policy) for case in self.cases]
+
+
+def _false_alarms(stream: Stream, real: dict[int, Look], policy: DriftPolicy) -> Row:
+    called = alarms(stream, real, policy)
+    quiet = [number for number in stream.batches if number not in stream.disturbed]
+    false = [called[number] for number in quiet if number in called]
+    return {
+        "stream": stream.name,
+        "quiet": len(quiet),
+        "alarms": len(false),
+        "retrain": false.count("retrain"),
+        "fault": false.count("fault"),
+        "a_month": round(len(false) / len(quiet) * stream.per_month, 2) if quiet else None,
+        "disturbed": len(stream.disturbed),
+        "alarms_there": sum(number in called for number in stream.disturbed),
+    }
+
+
+def by_kind(found: Iterable[Found]) -> list[Row]:
+    """Of every kind of shift: how many were found in time, and after how many batches."""
+    ranked = sorted(found, key=lambda each: each.kind)
+    return [_of_kind(kind, list(group)) for kind, group in groupby(ranked, key=lambda each: each.kind)]
+
+
+def _of_kind(kind: str, cases: list[Found]) -> Row:
+    testable = [case for case in cases if case.is_testable]
+    delays = [case.delay for case in testable if case.delay is not None]
+    return {
+        "kind": kind,
+        "planted": len(cases),
+        "already_alarming": len(cases) - len(testable),
+        "found": len(delays),
+        "of": len(testable),
+        "median_delay": median(delays) if delays else None,
+        "called_fault": sum(case.called_fault for case in testable),
+    }
+
+
+def grid(measured: Measured, policy: DriftPolicy) -> list[Row]:
+    """What other thresholds would do on these streams."""
+    rows = []
+    for multiple, far, debounce in product(MULTIPLES, FARS, DEBOUNCES):
+        tried = policy.model_copy(update={"usual_multiple": multiple, "far": far, "debounce": debounce})
+        rows.append({"usual_multiple": multiple, "far": far, "debounce": debounce, **_rates(measured, tried)})
+    return rows
+
+
+def _rates(measured: Measured, policy: DriftPolicy) -> Row:
+    alarms = measured.false_alarms(policy)
+    found = [case for case in measured.found(policy) if case.is_testable]
+    quiet = sum(row["quiet"] for row in alarms)
+    return {
+        "false_per_batch": round(sum(row["alarms"] for row in alarms) / quiet, 3),
+        "found": round(sum(case.delay is not None for case in found) / len(found), 3),
+    }
+
+
+def best(rows: list[Row]) -> Row | None:
+    """The thresholds that find most, of those with few enough false alarms."""
+    quiet = [row for row in rows if row["false_per_batch"] <= MOST_FALSE]
+    return max(quiet, key=lambda row: (row["found"], -row["false_per_batch"]), default=None)
+
+
+def main(folder: Path, policy: DriftPolicy) -> Row:
+    """Measure, print the tables, write drift.json."""
+    started = time.monotonic()
+    tried = grid(Measured("choose"), policy)
+    measured = Measured("report")
+    found = measured.found(policy)
+    result = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "environment": environment().model_dump(),
+        "seconds": round(time.monotonic() - started),
+        "policy": policy.model_dump(),
+        "within": WITHIN,
+        "tried": tried,
+        "best": best(tried),
+        "false_alarms": measured.false_alarms(policy),
+        "planted": by_kind(found),
+        "by_stream": list(_by_stream(found)),
+        "cases": [each.model_dump() for each in found],
+    }
+    replace_file(folder / "drift.json", json.dumps(result, indent=1).encode() + b"\n")
+    print(table(result["false_alarms"]), table(result["planted"]), sep="\n\n")
+    print(f"\nbest of {len(tried)} thresholds on the streams that choose: {result['best']}")
+    return result
+
+
+def _by_stream(found: list[Found]) -> Iterator[Row]:
+    ranked = sorted(found, key=lambda each: each.stream)
+    for stream, group in groupby(ranked, key=lambda each: each.stream):
+        for row in by_kind(group):
+            yield {"stream": stream, **row}

@@ -1,0 +1,216 @@
+"""What would have happened: the same months with a model that is never, monthly, or upon drift trained again.
+
+The first model is trained on everything up to a month before the replay begins; that month lets it in. A
+retraining at a month's end goes on from the model of the time and is live in the next month at once: how good
+a strategy is must not hang on whether a gate can decide with one month's windows. What the gate's quality
+checks would have said is noted beside it.
+"""
+
+import time
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Literal
+
+import numpy as np
+
+from pipelines.candidates import train_candidate
+from pipelines.checkpoint import Checkpoint
+from pipelines.clock import now
+from pipelines.data.spec import Split
+from pipelines.evaluation import TASK_METRICS, evaluate, groups_of, resampling
+from pipelines.fingerprint import Environment, environment
+from pipelines.inspection import Released, Seen, inspect, released_profile
+from pipelines.job import Job, Prepared
+from pipelines.judging import score, score_baselines
+from pipelines.preparation import source_data
+from pipelines.replay import replay_parts, until_end_of
+from pipelines.retraining import reading_as, train_challenger
+from pipelines.scoring import Scores, load_scored
+from validation.drift import Decision, DriftReport
+from validation.gates import Outcome
+from validation.kpis import Kpi, Reference
+from validation.record import Record
+from validation.statistics import METRICS, Interval, Scored, interval, paired_interval
+
+Strategy = Literal["never", "monthly", "drift"]
+STRATEGIES: tuple[Strategy, ...] = ("never", "monthly", "drift")
+_VALIDATION_DAYS = 7
+
+
+class MonthOf(Record):
+    """One month under one strategy."""
+
+    month: str
+    champion: str
+    value: Interval
+    drift: Decision
+    reasons: tuple[str, ...]
+    trained: str | None = None
+    """What was trained at its end: selector, or the whole model."""
+    train_seconds: float = 0.0
+    groups: tuple[Kpi, ...] = ()
+    """The metric of every group, and the largest gap of each slice column."""
+    gate: Outcome | None = None
+    """What the steady gate's quality checks say of this month's model beside the one before it."""
+
+
+class Course(Record):
+    """All months under one strategy, and the metric over all of them together."""
+
+    strategy: Strategy
+    months: tuple[MonthOf, ...]
+    value: Interval
+    versus_monthly: Interval | None = None
+    """metric - that of monthly retraining, paired over the same windows."""
+
+    @property
+    def num_trainings(self) -> int:
+        return sum(month.trained is not None for month in self.months)
+
+    @property
+    def train_seconds(self) -> float:
+        return sum(month.train_seconds for month in self.months)
+
+
+class Comparison(Record):
+    """The courses of all strategies over the same months."""
+
+    dataset: str
+    date: str
+    environment: Environment
+    seconds: float
+    metric: str
+    first_train_seconds: float
+    courses: tuple[Course, ...]
+
+    def course(self, strategy: Strategy) -> Course:
+        return next(course for course in self.courses if course.strategy == strategy)
+
+    def is_within(self, share: float) -> bool:
+        """Whether training upon drift loses at most `share` of monthly's metric, with half its trainings."""
+        monthly, drift = self.course("monthly"), self.course("drift")
+        lost = monthly.value.value - drift.value.value
+        lost = lost if METRICS[self.metric].higher_is_better else -lost
+        is_close = lost <= share * abs(monthly.value.value)
+        return is_close and drift.num_trainings <= 0.5 * monthly.num_trainings
+
+
+def compare(job: Job, start: datetime) -> Comparison:
+    """Run every strategy over the months from `start` on. Raises InputError where there are none."""
+    began = time.monotonic()
+    job = replace(job, spec=job.spec.model_copy(update={"split": _split(job, start)}))
+    prepared = source_data(job)
+    first = train_candidate(job, prepared, "sparse")
+    baselines = {scores.part: scores for scores in score_baselines(job, prepared)}
+    ran = {each: _Run(job, prepared, first, baselines, each).course() for each in STRATEGIES}
+    monthly = ran["monthly"][1]
+    courses = tuple(_beside(job, course, scored, monthly) for course, scored in ran.values())
+    return Comparison(
+        dataset=job.spec.name,
+        date=now(),
+        environment=environment(),
+        seconds=time.monotonic() - began,
+        metric=TASK_METRICS[job.spec.task][0],
+        first_train_seconds=first.train_seconds,
+        courses=courses,
+    )
+
+
+def _split(job: Job, start: datetime) -> Split:
+    """The month before lets the first model in; a week before that stops its training early."""
+    if not isinstance(job.spec.split.test, datetime):
+        raise job.spec.refuse("split", "a replay by months needs dates, not shares of rows")
+    before = (start - timedelta(days=1)).replace(day=1)
+    return Split(validation=before - timedelta(days=_VALIDATION_DAYS), test=before, replay=start)
+
+
+class _Run:
+    """One strategy's way through the months."""
+
+    def __init__(
+        self,
+        job: Job,
+        prepared: Prepared,
+        first: Checkpoint,
+        baselines: dict[str, Scores],
+        strategy: Strategy,
+    ) -> None:
+        self.job, self.prepared, self.baselines, self.strategy = job, prepared, baselines, strategy
+        self.champion, self.predecessor, self.trained_on = first, None, job
+        self.released = Released(
+            score(job, prepared, first, "test", job.plan.target_density, "champion"),
+            released_profile(job, prepared, first),
+        )
+        self.seen: list[DriftReport] = []
+
+    predecessor: Checkpoint | None
+
+    def course(self) -> tuple[Course, Scored]:
+        """The course, and all scores of its months."""
+        months = replay_parts(self.job.windows(self.prepared))
+        passed, scored = [], []
+        for month in months:
+            scores = self._scores(self.champion, month)
+            scored.append(load_scored(scores))
+            passed.append(self._month(month, scores, has_next=month != months[-1]))
+        whole = _joined(scored)
+        value = self._interval(whole)
+        return Course(strategy=self.strategy, months=tuple(passed), value=value), whole
+
+    def _month(self, month: str, scores: Scores, has_next: bool) -> MonthOf:
+        windows = self.job.windows(self.prepared)
+        reference = self.trained_on.windows(self.prepared)
+        report = inspect(
+            self.job, reference, windows, month, self.champion, scores, self.released, Seen(self.seen)
+        )
+        self.seen.append(report)
+        seen = MonthOf(
+            month=month,
+            champion=self.champion.sha256,
+            value=self._interval(load_scored(scores)),
+            drift=report.decision,
+            reasons=report.reasons,
+            groups=tuple(groups_of(scores, self.job.spec, self.job.policy, self.job.policy.min_windows)),
+            gate=self._gate(month, scores),
+        )
+        return self._retrained(seen, month) if has_next and self._wants(report) else seen
+
+    def _wants(self, report: DriftReport) -> bool:
+        return self.strategy == "monthly" or (self.strategy == "drift" and report.decision == "retrain")
+
+    def _retrained(self, seen: MonthOf, month: str) -> MonthOf:
+        inner = reading_as(self.job, self.champion, until_end_of(month))
+        challenger, what = train_challenger(inner, self.prepared, self.champion, self.released.scores)
+        self.predecessor, self.champion, self.trained_on = self.champion, challenger, inner
+        self.seen = []  # what had lasted was about other data
+        return seen.model_copy(update={"trained": what, "train_seconds": challenger.train_seconds})
+
+    def _gate(self, month: str, scores: Scores) -> Outcome | None:
+        """The quality checks alone: nobody is served in a replay."""
+        if self.predecessor is None:
+            return None
+        before, self.predecessor = self._scores(self.predecessor, month), None
+        references: dict[Reference, Scores] = {"champion": before, "baseline": self.baselines[month]}
+        evaluation = evaluate("steady", self.job.spec, self.job.policy, scores, references)
+        return evaluation.verdict.blessing("quality")
+
+    def _scores(self, checkpoint: Checkpoint, month: str) -> Scores:
+        return score(self.job, self.prepared, checkpoint, month, self.job.plan.target_density, "live")
+
+    def _interval(self, scored: Scored) -> Interval:
+        metric = METRICS[TASK_METRICS[self.job.spec.task][0]]
+        return interval(metric, scored, **resampling(self.job.policy, self.job.spec, scored.num_windows))
+
+
+def _joined(parts: list[Scored]) -> Scored:
+    return Scored(
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.targets for part in parts]),
+        np.concatenate([part.mask for part in parts]),
+    )
+
+
+def _beside(job: Job, course: Course, scored: Scored, monthly: Scored) -> Course:
+    metric = METRICS[TASK_METRICS[job.spec.task][0]]
+    how = resampling(job.policy, job.spec, scored.num_windows)
+    return course.model_copy(update={"versus_monthly": paired_interval(metric, scored, monthly, **how)})

@@ -1,0 +1,176 @@
+"""A batch arrives: what it is taken for, what is kept of it, and that nothing is dropped in silence."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from pipelines import batches as arrivals
+from pipelines.batches import batches
+from pipelines.candidates import train_candidate
+from pipelines.data.spec import load_spec
+from pipelines.job import Job
+from pipelines.labels import attach_labels
+from pipelines.monitor import MonitorReport, monitor_batch, reports
+from pipelines.preparation import source_data
+from pipelines.registry import Tracker
+from pipelines.release import start_pilot
+from pipelines.release_log import ReleaseLog
+from pipelines.settings import Settings
+from tests.tiny_rollout import pump_table, write_dataset, write_policy
+from validation.errors import InputError
+from validation.policy import load_policy
+
+KNOWN_UNTIL = datetime(2024, 5, 11)
+DAYS = 5
+Change = Callable[[pl.DataFrame], pl.DataFrame]
+Send = Callable[..., MonitorReport]
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory, store: Settings, tracker: Tracker) -> Job:
+    """The pump up to May, its dense model live."""
+    folder = tmp_path_factory.mktemp("monitored")
+    table = pump_table().filter(pl.col("at") < KNOWN_UNTIL)
+    spec = load_spec(write_dataset(folder, "monitored", table=table))
+    policy = load_policy(write_policy(folder))
+    job = Job(store, spec, policy, tracker, ReleaseLog.open(store), lambda *_: None)
+    start_pilot(job, train_candidate(job, source_data(job), "dense"), "in use")
+    return job
+
+
+def rows_from(first: datetime) -> pl.DataFrame:
+    return pump_table().filter(pl.col("at").is_between(first, first + timedelta(days=DAYS), closed="left"))
+
+
+@pytest.fixture
+def send(live: Job, tmp_path: Path) -> Send:
+    """Monitor five days of the pump from `first` on, changed by `change`."""
+
+    def one(first: datetime, change: Change = lambda rows: rows) -> MonitorReport:
+        path = tmp_path / f"{first:%m%d}.csv"
+        change(rows_from(first)).write_csv(path)
+        return monitor_batch(live, path)
+
+    return one
+
+
+def is_set_aside(job: Job, report: MonitorReport) -> bool:
+    """The files lie in quarantine as they came, the report is kept, and no row is believed."""
+    kept = Path(report.quarantine or "") / Path(report.arrival.source).name
+    is_same = kept.read_bytes() == Path(report.arrival.source).read_bytes()
+    is_reported = report.batch in {each.batch for each in reports(job.settings, job.spec.name)}
+    return is_same and is_reported and report.batch not in {each.content_hash for each in believed(job)}
+
+
+def believed(job: Job) -> list[arrivals.Batch]:
+    return batches(job.settings, job.spec.name)
+
+
+def test_sound_rows_are_scored_and_known_from_then_on_and_counted_once(live: Job, send: Send) -> None:
+    report = send(KNOWN_UNTIL)
+    assert report.decision in ("none", "watch", "retrain")
+    assert (report.arrival.num_rows, report.arrival.start) == (24 * DAYS, KNOWN_UNTIL)
+    assert report.value is not None
+    assert report.drift is not None
+    assert {effect.kind for effect in report.drift.effects} >= {"inputs", "relations", "predictions"}
+    assert report.batch in {each.content_hash for each in believed(live)}
+    again = send(KNOWN_UNTIL)
+    assert again.model_dump_json() == report.model_copy(update={"repeated": True}).model_dump_json()
+    assert len(believed(live)) == 1
+
+
+def test_outcomes_that_come_later_find_their_rows_or_are_set_aside(
+    live: Job, send: Send, tmp_path: Path
+) -> None:
+    first = KNOWN_UNTIL + timedelta(days=DAYS)
+    report = send(first, lambda rows: rows.with_columns(tripped=pl.lit(None, pl.Int64)))
+    assert report.value is None
+    assert report.drift is not None
+    assert report.drift.performance is None
+    assert report.drift.estimate is not None
+    labels = (
+        rows_from(first)
+        .with_row_index()
+        .with_columns(at=pl.when(pl.col("index") == 0).then(datetime(2030, 1, 1)).otherwise("at"))
+    )
+    labels.drop("index").write_csv(tmp_path / "labels.csv")
+    matched = attach_labels(live, tmp_path / "labels.csv")
+    assert (matched.num_new, matched.num_unknown, matched.num_contradicting) == (24 * DAYS - 1, 1, 0)
+    assert matched.quarantine is not None
+    assert pl.read_parquet(matched.quarantine)["quarantine_reason"].to_list() == ["no batch holds such a row"]
+    [looked_at] = matched.monitored
+    assert looked_at.batch == report.batch
+    assert looked_at.value is not None
+    wrong = labels.drop("index").with_columns(tripped=1 - pl.col("tripped"))
+    wrong.write_csv(tmp_path / "wrong.csv")
+    contradicted = attach_labels(live, tmp_path / "wrong.csv")
+    assert (contradicted.num_new, contradicted.num_contradicting) == (0, 24 * DAYS - 1)
+    assert attach_labels(live, tmp_path / "labels.csv").num_repeated == 24 * DAYS - 1
+
+
+def test_a_batch_that_fills_a_gap_is_kept_and_decides_nothing(live: Job, send: Send) -> None:
+    later = KNOWN_UNTIL + timedelta(days=3 * DAYS)
+    assert send(later).decision != "fault"
+    report = send(later - timedelta(days=DAYS))
+    assert (report.decision, report.arrival.is_late, report.drift) == ("none", True, None)
+    assert "late: rows after" in report.reasons[0]
+    assert report.batch in {each.content_hash for each in believed(live)}
+
+
+LATER = KNOWN_UNTIL + timedelta(days=6 * DAYS)
+STUCK = pl.col("load").is_not_null() & (pl.int_range(pl.len()) > 40)
+FAULTS: dict[str, tuple[Change, str]] = {
+    "empty": (lambda rows: rows.clear(), "no rows"),
+    "out of order": (lambda rows: rows.reverse(), "out of order: row 1"),
+    "repeats rows": (
+        lambda rows: rows.with_columns(at=pl.col("at") - timedelta(days=5 * DAYS)).head(100),
+        "repeats rows that are known",
+    ),
+    "from the future": (
+        lambda rows: rows.with_columns(at=pl.col("at").dt.offset_by("50y")),
+        "from the future",
+    ),
+    "no column": (lambda rows: rows.drop("load"), "unknown column 'load'"),
+    "another type": (lambda rows: rows.with_columns(load=pl.lit("high")), "column 'load' holds String"),
+    "unsound": (lambda rows: rows.with_columns(load=pl.lit(99.0)), "its rows are not sound"),
+    "stuck": (
+        lambda rows: rows.with_columns(load=pl.when(STUCK).then(0.3).otherwise("load")),
+        "stuck sensor: load stood still for",
+    ),
+    "another unit": (
+        lambda rows: rows.with_columns(plan=pl.col("plan") * 100),
+        "unit change: plan looks like",
+    ),
+    "a missing site": (
+        lambda rows: rows.with_columns(site=pl.lit("north")),
+        "missing site: no row of site south",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_the_data_is_set_aside_with_an_alert_and_never_trains(
+    fault: str, live: Job, send: Send, caplog: pytest.LogCaptureFixture
+) -> None:
+    change, words = FAULTS[fault]
+    report = send(LATER, change)
+    assert report.decision == "fault"
+    assert words in report.reasons[0]
+    assert is_set_aside(live, report)
+    assert any("data fault" in record.message and record.levelname == "ERROR" for record in caplog.records)
+
+
+def test_no_batch_at_all_is_the_callers_mistake(live: Job, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no batch there"):
+        monitor_batch(live, tmp_path / "absent.csv")
+
+
+def test_a_dataset_without_a_live_model_cannot_be_monitored(live: Job, tmp_path: Path) -> None:
+    other: Any = live.spec.model_copy(update={"name": "nothing_live"})
+    rows_from(KNOWN_UNTIL).write_csv(tmp_path / "batch.csv")
+    with pytest.raises(InputError, match="nothing is live"):
+        monitor_batch(Job(live.settings, other, live.policy, live.tracker, live.log, live.report), tmp_path)
