@@ -345,7 +345,7 @@ class Tracker:
 
 
 def migrate(uri: str) -> None:
-    """Bring the database at `uri` to the schema of the installed MLflow. Raises InputError where it cannot."""
+    """Bring the database at `uri` to the installed MLflow's schema. Raises InputError where it cannot."""
     from mlflow.db import upgrade
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
