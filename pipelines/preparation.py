@@ -13,6 +13,7 @@ from pipelines.data.snapshot import Snapshot, freeze, kept_snapshots, snapshot_p
 from pipelines.data.spec import DatasetSpec
 from pipelines.data.stream import chunks
 from pipelines.data.windows import Windows, refuse_unusable_split, training_chunks
+from pipelines.devices import refuse_unfit
 from pipelines.files import sha256_of
 from pipelines.job import Job, Prepared, dataset_folder
 from pipelines.settings import Settings
@@ -27,6 +28,7 @@ def refuse_unusable(spec: DatasetSpec, settings: Settings) -> None:
 
     Raises InputError.
     """
+    refuse_unfit(spec.training)
     with TemporaryDirectory() as elsewhere:
         folder = _snapshots(spec, settings)
         is_taken = snapshot_path(spec, folder).exists()

@@ -4,6 +4,8 @@ work."""
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from pipelines.candidates import model_config
 from pipelines.checkpoint import Checkpoint
 from pipelines.data.spec import load_spec
 from pipelines.data.windows import Windows
+from pipelines.preparation import refuse_unusable
+from pipelines.settings import load_settings
 from pipelines.training import train
 from pipelines.training_plan import TrainingPlan
-from tests.tiny_rollout import write_dataset
+from tests.tiny_rollout import ROOT, pump_spec, write_dataset
 from validation.errors import InputError
 
 
@@ -67,10 +71,25 @@ def test_a_killed_rank_ends_the_run_and_the_next_one_ends_as_one_process_does(
     assert_alike(resumed, trained(pump, tmp_path / "one", accumulate=2))
 
 
-def test_sharded_weights_train_to_the_same_model(pump: Windows, tmp_path: Path) -> None:
-    plan = {"num_steps": 6, "accumulate": 1}
-    sharded = trained(pump, tmp_path / "two", "dense", **plan, devices=2, strategy="fsdp")
-    assert_alike(sharded, trained(pump, tmp_path / "one", "dense", **plan))
+def test_weights_sharded_over_two_machines_train_to_the_same_model(
+    pump: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other machine is another installation's command on this one, which sees the same home folder."""
+    from lightning.fabric.plugins.environments.lightning import find_free_network_port
+
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(find_free_network_port()))
+    command = [str(Path(sys.executable).with_name("dankai")), "join", "--once"]
+    there = {**os.environ, "NODE_RANK": "1", "DANKAI_HOME": str(tmp_path), "PYTHONPATH": _path()}
+    with subprocess.Popen(command, env=there, stderr=subprocess.PIPE, text=True) as other:
+        folder = tmp_path / "datasets" / "pump" / "models" / "two"
+        sharded = trained(pump, folder, "dense", num_steps=6, nodes=2, strategy="fsdp")
+        assert other.wait(timeout=60) == 0, other.stderr
+    assert_alike(sharded, trained(pump, tmp_path / "one", "dense", num_steps=6))
+
+
+def _path() -> str:
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +108,15 @@ def test_devices_that_are_not_there_are_refused_before_any_work(
     with pytest.raises(InputError, match=message):
         trained(pump, tmp_path / "model", **settings)
     assert not (tmp_path / "model").exists()
+
+
+def test_a_rollout_is_refused_for_its_devices_before_anything_is_written(tmp_path: Path) -> None:
+    plan = pump_spec()["training"] | {"devices": 4096, "tokens_per_step": 4096 * 80, "curriculum": [[1, 1]]}
+    spec = load_spec(write_dataset(tmp_path, training=plan))
+    home = tmp_path / "home"
+    with pytest.raises(InputError, match=r"training.devices: 4096 are asked"):
+        refuse_unusable(spec, load_settings({"DANKAI_HOME": str(home)}))
+    assert not home.exists()
 
 
 def test_a_batch_that_processes_cannot_share_alike_is_refused_with_the_file(tmp_path: Path) -> None:
