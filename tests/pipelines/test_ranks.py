@@ -4,15 +4,16 @@ work."""
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from flows.commands.reproduce import join
 from pipelines.candidates import model_config
 from pipelines.checkpoint import Checkpoint
 from pipelines.data.spec import load_spec
@@ -21,7 +22,7 @@ from pipelines.preparation import refuse_unusable
 from pipelines.settings import load_settings
 from pipelines.training import train
 from pipelines.training_plan import TrainingPlan
-from tests.tiny_rollout import ROOT, pump_spec, write_dataset
+from tests.tiny_rollout import pump_spec, write_dataset
 from validation.errors import InputError
 
 
@@ -74,22 +75,19 @@ def test_a_killed_rank_ends_the_run_and_the_next_one_ends_as_one_process_does(
 def test_weights_sharded_over_two_machines_train_to_the_same_model(
     pump: Windows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other machine is another installation's command on this one, which sees the same home folder."""
+    """The other machine is a thread of this one, which finds the invitation in the same home folder."""
     from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(find_free_network_port()))
-    command = [str(Path(sys.executable).with_name("dankai")), "join", "--once"]
-    there = {**os.environ, "NODE_RANK": "1", "DANKAI_HOME": str(tmp_path), "PYTHONPATH": _path()}
-    with subprocess.Popen(command, env=there, stderr=subprocess.PIPE, text=True) as other:
+    monkeypatch.setenv("NODE_RANK", "1")
+    monkeypatch.setenv("DANKAI_HOME", str(tmp_path))
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(CliRunner().invoke, join, ["--once"], catch_exceptions=False)
         folder = tmp_path / "datasets" / "pump" / "models" / "two"
         sharded = trained(pump, folder, "dense", num_steps=6, nodes=2, strategy="fsdp")
-        assert other.wait(timeout=60) == 0, other.stderr
+        assert other.result(timeout=60).exit_code == 0
     assert_alike(sharded, trained(pump, tmp_path / "one", "dense", num_steps=6))
-
-
-def _path() -> str:
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 @pytest.mark.parametrize(

@@ -78,13 +78,17 @@ def test_preprocessing_of_a_table_in_parts_is_that_of_the_whole(
 
 
 def test_a_verdict_on_a_table_in_parts_is_that_on_the_whole(
-    taken: tuple[DatasetSpec, Snapshot], small_parts: Callable[[], None], tmp_path: Path
+    taken: tuple[DatasetSpec, Snapshot],
+    small_parts: Callable[[], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     spec, snapshot = taken
     contract = contract_of(spec)
     frame = read_snapshot(snapshot).to_pandas()
     whole = validate(frame, contract, tmp_path / "a/docs", tmp_path / "a", max_quarantined_share=0.1)
     small_parts()
+    monkeypatch.setattr("pipelines.data.stream.CHUNK_ROWS", 250)
     parts = (rows.to_pandas() for rows in chunks(snapshot.uri))
     found = validate_parts(parts, contract, tmp_path / "b/docs", tmp_path / "b", max_quarantined_share=0.1)
     places = {"quarantine_uri": "", "docs_uri": ""}
