@@ -330,7 +330,7 @@ def _run(trainer: lightning.Trainer, module: Fit, resume_point: Path | None) -> 
 def _trainer(module: Fit, keepers: list[ModelCheckpoint], progress: _Progress) -> lightning.Trainer:
     plan = module.plan
     _quiet_lightning()
-    return lightning.Trainer(
+    trainer = lightning.Trainer(
         accelerator="auto",
         devices=plan.devices,
         num_nodes=plan.nodes,
@@ -351,6 +351,10 @@ def _trainer(module: Fit, keepers: list[ModelCheckpoint], progress: _Progress) -
             progress,
         ],
     )
+    # Before every batch Lightning asks all ranks whether one was told to end, and waits for the GPU to hear it.
+    # Here a rank that ends is noticed by the process that started it (pipelines.ranks).
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+    return trainer
 
 
 def _quiet_lightning() -> None:

@@ -63,7 +63,7 @@ def rotary_(x_BHND: Tensor, share: float = 1.0, first_step: int = 0) -> None:
         half.copy_(turned)
 
 
-def _turned(x_BHND: Tensor, share: float, first_step: int) -> tuple[Tensor, Tensor]:
+def _turned(x_BHND: Tensor, share: float, first_step: int = 0) -> tuple[Tensor, Tensor]:
     first, second = x_BHND.chunk(2, dim=-1)
     steps = torch.arange(x_BHND.shape[-2], device=x_BHND.device, dtype=torch.float32) + first_step
     angle_ND = steps[:, None] * rotary_frequencies(x_BHND.shape[-1], share, x_BHND.device)

@@ -8,6 +8,7 @@ from report to report.
 """
 
 import json
+import multiprocessing
 import os
 import signal
 import statistics
@@ -20,7 +21,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-SECONDS = {"shards": 110, "inference": 130, "1 gpu, accumulated": 90, "ddp": 60, "fsdp": 60, "1 gpu": 60}
+SECONDS = {
+    "shards": 110,
+    "inference": 130,
+    "1 gpu, accumulated": 90,
+    "ddp": 60,
+    "fsdp": 60,
+    "1 gpu": 60,
+    "lost rank": 90,
+}
 """Longest that each part may take."""
 NUM_STEPS, WARM_UP = 30, 10
 WINDOW, LOOKBACK, HORIZON = 16_384, 16_320, 64
@@ -39,12 +48,9 @@ def plans(num_gpus: int) -> dict[str, Row]:
     }
 
 
-def training(name: str) -> Row:
-    """One training: its losses, steps a second and peak memory."""
+def plan_of(name: str) -> Any:
     import torch
 
-    from pipelines.benchmarks.timing import environment
-    from pipelines.training import train
     from pipelines.training_plan import TrainingPlan
 
     shared = {
@@ -56,7 +62,15 @@ def training(name: str) -> Row:
         "peak_learning_rate": 1e-3,
         "precision": "bf16-mixed",
     }
-    plan = TrainingPlan.model_validate(shared | plans(torch.cuda.device_count())[name])
+    return TrainingPlan.model_validate(shared | plans(torch.cuda.device_count())[name])
+
+
+def training(name: str) -> Row:
+    """One training: its losses, steps a second and peak memory."""
+    from pipelines.benchmarks.timing import environment
+    from pipelines.training import train
+
+    plan = plan_of(name)
     ends: dict[int, float] = {}
     with TemporaryDirectory() as folder:
         windows, config = _windows(Path(folder), plan)
@@ -74,6 +88,38 @@ def training(name: str) -> Row:
         "validation_loss": checkpoint.validation_loss,
         "train_loss": [loss for _, loss in curve["train_loss"]],
         "environment": environment(),
+    }
+
+
+def lost_rank() -> Row:
+    """The training of "ddp", whose last rank is killed with kill -9 halfway, and the same call once more."""
+    from pipelines.training import train
+    from validation.errors import InputError
+
+    plan, resumed, killed = plan_of("ddp").model_copy(update={"steps_per_epoch": 10}), [], []
+
+    def kill(_label: str, step: int, _total: int) -> None:
+        if step == NUM_STEPS // 2:
+            ranks = sorted(multiprocessing.active_children(), key=lambda rank: rank.pid or 0)
+            killed.append(time.perf_counter())
+            os.kill(ranks[-1].pid or 0, signal.SIGKILL)
+
+    with TemporaryDirectory() as folder:
+        windows, config = _windows(Path(folder), plan)
+        place, said = Path(folder) / "model", ""
+        try:
+            train(windows, config, plan, "sparse", 0, place, kill)
+        except InputError as error:
+            said = str(error).replace(folder, "")
+        seconds = time.perf_counter() - killed[0]
+        _, curve = train(windows, config, plan, "sparse", 0, place, lambda _, step, __: resumed.append(step))
+    return {
+        "training": "ddp, a rank lost",
+        "devices": plan.devices,
+        "said": said,
+        "seconds_until_said": seconds,
+        "first_step_resumed": resumed[0],
+        "train_loss": [loss for _, loss in curve["train_loss"]],
     }
 
 
@@ -121,7 +167,7 @@ def compared(rows: list[Row]) -> list[Row]:
     of = {row["training"]: row for row in rows}
     alone, same_batch = of.get("1 gpu"), of.get("1 gpu, accumulated")
     for row in rows:
-        if row["devices"] > 1 and alone:
+        if row["devices"] > 1 and alone and "steps_per_s" in row:
             row["speed_of_1_gpu"] = row["steps_per_s"] / alone["steps_per_s"]
         if row["devices"] > 1 and same_batch:
             pairs = zip(row["train_loss"], same_batch["train_loss"], strict=True)
@@ -153,7 +199,7 @@ def _run_part(part: str, result: Path) -> None:
 
         sequence_shards.main(part, result)
     else:
-        result.write_text(json.dumps(training(part)))
+        result.write_text(json.dumps(lost_rank() if part == "lost rank" else training(part)))
 
 
 def main(folder: Path | None = None, parts: Sequence[str] = tuple(SECONDS)) -> dict[str, Any]:
