@@ -72,20 +72,27 @@ def _run(job: TrainingJob, node: int, hear: Callable[..., None]) -> None:
     ranks = start_processes(_rank, arguments, job.plan.devices, join=False, start_method=method)
     assert ranks is not None
     sender.close()
+    died: dict[int, int] = {}
     try:
-        _hear_all(ranks, receiver, hear)
+        _hear_all(ranks, receiver, hear, died)
     except Exception as error:
-        raise InputError(_what_happened(job, node, ranks, error)) from None
+        raise InputError(_what_happened(job, node, died, error)) from None
     finally:
         for process in ranks.processes:
             process.kill()  # after Ctrl-C: a rank that waits for another does not hear of it
 
 
-def _hear_all(ranks: "ProcessContext", receiver: Connection, hear: Callable[..., None]) -> None:
-    """Pass on what the first rank tells until all have ended."""
+def _hear_all(
+    ranks: "ProcessContext", receiver: Connection, hear: Callable[..., None], died: dict[int, int]
+) -> None:
+    """Pass on what the first rank tells until all have ended; `died` notes the exit status of who died first.
+
+    Those that waited for it fail a moment later, or are killed when they do not hear that they are to end.
+    """
     is_open = True
     while not ranks.join(timeout=0, grace_period=_GRACE_SECONDS):
         wait([*ranks.sentinels, *([receiver] if is_open else [])])
+        died.update({n: p.exitcode for n, p in enumerate(ranks.processes) if p.exitcode and not died})
         try:
             while is_open and receiver.poll():
                 hear(*receiver.recv())
@@ -93,17 +100,12 @@ def _hear_all(ranks: "ProcessContext", receiver: Connection, hear: Callable[...,
             is_open = False
 
 
-def _what_happened(job: TrainingJob, node: int, ranks: "ProcessContext", error: Exception) -> str:
-    """The rank that went first: those that were waiting for it fail too, or were told to end."""
-    killed = [
-        (number, -process.exitcode)
-        for number, process in enumerate(ranks.processes)
-        if process.exitcode is not None and process.exitcode < 0 and -process.exitcode != signal.SIGTERM
-    ]
-    if killed:
-        number, cause = killed[0][0], f"was killed ({signal.Signals(killed[0][1]).name})"
+def _what_happened(job: TrainingJob, node: int, died: dict[int, int], error: Exception) -> str:
+    """Who went first, by a signal if any did: a rank that lost another one ends with a status of its own."""
+    number = min(died, key=lambda rank: died[rank], default=getattr(error, "error_index", 0))
+    if died.get(number, 0) < 0:
+        cause = f"was killed ({signal.Signals(-died[number]).name})"
     else:
-        number = getattr(error, "error_index", 0)
         cause = f"failed: {str(error).strip().splitlines()[-1]}"
     number += node * job.plan.devices
     last = Path(job.folder) / "last.ckpt"

@@ -351,8 +351,8 @@ def _trainer(module: Fit, keepers: list[ModelCheckpoint], progress: _Progress) -
             progress,
         ],
     )
-    # Before every batch Lightning asks all ranks whether one was told to end, and waits for the GPU to hear it.
-    # Here a rank that ends is noticed by the process that started it (pipelines.ranks).
+    # Before every batch Lightning asks all ranks whether one was told to end, and waits for the GPU to hear
+    # it. Here a rank that ends is noticed by the process that started it (pipelines.ranks).
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
     return trainer
 
