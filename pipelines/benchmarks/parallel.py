@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 SECONDS = {
+    "traffic": 60,
     "shards": 110,
     "inference": 130,
     "1 gpu, accumulated": 90,
@@ -194,7 +195,7 @@ def _in_time(part: str, result: Path) -> Row:
 
 
 def _run_part(part: str, result: Path) -> None:
-    if part in ("shards", "inference"):
+    if part in ("traffic", "shards", "inference"):
         from pipelines.benchmarks import sequence_shards
 
         sequence_shards.main(part, result)

@@ -31,22 +31,33 @@ Row = dict[str, Any]
 
 
 def main(part: str, result: Path) -> None:
-    """Run one part on all GPUs here; the first one's findings go to `result`, anew after each row."""
+    """Run one part on all GPUs here; the first one's findings go to `result`, anew after each row.
+
+    What only counts bytes needs none: then two processes take their place.
+    """
     from lightning.fabric.plugins.environments.lightning import find_free_network_port
     from torch.multiprocessing import spawn
 
-    count, address = torch.cuda.device_count(), f"tcp://127.0.0.1:{find_free_network_port()}"
+    count = 2 if part == "traffic" else torch.cuda.device_count()
+    address = f"tcp://127.0.0.1:{find_free_network_port()}"
     spawn(_process, (count, address, part, result), nprocs=count)
 
 
 def _process(rank: int, count: int, address: str, part: str, result: Path) -> None:
-    torch.cuda.set_device(rank)
-    device = torch.device("cuda", rank)
-    distributed.init_process_group("nccl", init_method=address, rank=rank, world_size=count, device_id=device)
-    from pipelines.benchmarks.timing import environment
+    found: Row = {"processes": count, "rows": []}
+    if part == "traffic":
+        distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=count)
+        found["environment"] = {"torch": torch.__version__}
+    else:
+        torch.cuda.set_device(rank)
+        device = torch.device("cuda", rank)
+        distributed.init_process_group(
+            "nccl", init_method=address, rank=rank, world_size=count, device_id=device
+        )
+        from pipelines.benchmarks.timing import environment
 
-    found: Row = {"gpus": count, "environment": environment(), "rows": []}
-    for row in (operations if part == "shards" else inference)():
+        found["environment"] = environment()
+    for row in {"shards": operations, "inference": inference, "traffic": traffic}[part]():
         found["rows"].append(row)
         if rank == 0:
             print(json.dumps(row), flush=True)
@@ -59,6 +70,32 @@ def operations() -> Any:
     for num_steps in LENGTHS:
         for kind in ("spread", "shared"):
             yield operation(num_steps, kind)
+
+
+def traffic(num_steps: int = 65_536) -> Any:
+    """MiB that one of two processes receives, by how far the query blocks agree on what they read.
+
+    Every query block reads 1/8 of the blocks, drawn from the share of them that is in question at all.
+    """
+    shards, num_blocks = Shards(), num_steps // BLOCK
+    num_own = num_blocks // shards.count
+    k, v = torch.zeros(2, 1, HEADS, num_steps // shards.count, CHANNELS, dtype=torch.bfloat16).unbind()
+    sk = torch.zeros(1, RANKINGS, num_steps // shards.count, SELECTOR_DIM, dtype=torch.bfloat16)
+    random = torch.Generator().manual_seed(0)
+    for share in (1.0, 0.5, 0.25, 0.125):
+        in_question = torch.randperm(num_blocks, generator=random)[: round(share * num_blocks)]
+        drawn = torch.rand(1, RANKINGS, num_own, len(in_question), generator=random).argsort(-1)
+        lists = in_question[drawn[..., : num_blocks // 8]]
+        shards.received_bytes = 0
+        shards.gather(sk, dim=2)
+        shards.summaries(k, v, BLOCK)
+        shards.fetch(k, v, BlockSelection(lists, torch.full(lists.shape[:3], num_blocks // 8), BLOCK))
+        row = {"steps": num_steps, "share_in_question": share, "ours_mib": shards.received_bytes / 2**20}
+        shards.received_bytes = 0
+        for t in (sk, k, v):
+            shards.gather(t, dim=2)
+        row["gathered_mib"] = shards.received_bytes / 2**20
+        yield row | {"bytes_of_gathered": row["ours_mib"] / row["gathered_mib"]}
 
 
 def operation(num_steps: int, kind: str) -> Row:
