@@ -46,6 +46,14 @@ def killed_halfway(cluster: Any, finished: Callable[[], int]) -> threading.Threa
     return thread
 
 
+def as_in_a_rollout(*arguments: Any) -> Any:
+    """Scored by a task of a flow, as flows.rollout does it."""
+    from prefect import flow, task
+
+    step = task(lambda: fan_out.score_in_pieces(*arguments), name="score", persist_result=False)
+    return flow(lambda: step(), name="rollout")()
+
+
 def main(folder: Path) -> dict[str, Any]:
     from dask.distributed import LocalCluster  # pyright: ignore[reportMissingImports]
 
