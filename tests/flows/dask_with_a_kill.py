@@ -74,9 +74,7 @@ def main(folder: Path) -> dict[str, Any]:
             return on_dask(cluster.scheduler_address, function, pieces)
 
         killer = killed_halfway(cluster, lambda: len(list(folder.glob("scores/pieces/*.npz"))))
-        scores = fan_out.score_in_pieces(
-            spread, checkpoint, windows, "test", None, "dense", folder / "scores"
-        )
+        scores = as_in_a_rollout(spread, checkpoint, windows, "test", None, "dense", folder / "scores")
         killer.join()
         killer = killed_halfway(cluster, lambda: len(list(folder.glob("b/pieces/aside/*/report.json"))))
         docs, aside = folder / "b/docs", folder / "b/aside"
