@@ -19,6 +19,7 @@ from flows.commands.monitor import monitor, retrain
 from flows.commands.options import ROOT, policy_option
 from flows.commands.release import COMMANDS
 from flows.commands.replay import replay
+from flows.commands.reproduce import join, reproduce
 from flows.commands.serve import serve, shadow
 from flows.commands.up import up
 
@@ -148,6 +149,8 @@ dankai.add_command(bench)
 dankai.add_command(gate)
 dankai.add_command(budget)
 dankai.add_command(explain)
+dankai.add_command(join)
+dankai.add_command(reproduce)
 dankai.add_command(monitor)
 dankai.add_command(retrain)
 dankai.add_command(replay)

@@ -10,6 +10,7 @@ from prefect import flow
 from flows import tasks
 from flows.actors import who_runs
 from flows.approval import ask_in_prefect
+from flows.dask import spread_of
 from flows.progress import progress
 from pipelines.budgets import Calibration
 from pipelines.checkpoint import Checkpoint
@@ -69,7 +70,8 @@ def rollout(
         job = open_job(Path(dataset), Path(policy), load_settings(), report)
         refuse_without_bootstrap(job.log, job.spec.name, bootstrap_reason)
         with job.tracker.run(f"{job.spec.name} rollout", "rollout", start_tags(job)) as run_id:
-            climb = begin(replace(job, parent_run=run_id, actor=who_runs()), bootstrap_reason)
+            job = replace(job, parent_run=run_id, actor=who_runs(), spread=spread_of(job.settings))
+            climb = begin(job, bootstrap_reason)
             passed = pilot(climb)
             trained = full_training(climb) if passed else None
             if trained is not None and edge(climb, trained):

@@ -75,7 +75,12 @@ def score(
     folder = job.folder / "scores"
 
     def compute() -> Scores:
-        return score_model(checkpoint, windows, part, density, subject, folder, job.report, max_windows)
+        if job.spread is None or max_windows is not None:
+            return score_model(checkpoint, windows, part, density, subject, folder, job.report, max_windows)
+        from pipelines.fan_out import score_in_pieces
+
+        with job.reporting(f"scoring {part} with {subject} on several processes"):
+            return score_in_pieces(job.spread, checkpoint, windows, part, density, subject, folder)
 
     return job.once(f"score-{subject}-{part}", inputs, Scores, compute, lambda stored: is_fresh(job, stored))
 
