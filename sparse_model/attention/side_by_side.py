@@ -15,8 +15,8 @@ from torch import Tensor
 
 Part = TypeVar("Part")
 _MANY = 16
-"""Parts that are worth handing over. Two threads, 12.5% of blocks: with 33 parts (8,448 steps) an encoder takes
-241-247 ms side by side and 272-391 otherwise, with 9 (2,304 steps) 38-53 ms and 34-48."""
+"""Parts that are worth handing over. Two threads, 12.5% of blocks: with 33 parts (8,448 steps) an encoder
+takes 241-247 ms side by side and 272-391 otherwise, with 9 (2,304 steps) 38-53 ms and 34-48."""
 
 
 def side_by_side(work: Callable[[Part], Tensor], parts: Sequence[Part], device: torch.device) -> list[Tensor]:
