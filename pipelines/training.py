@@ -27,6 +27,7 @@ from pipelines.training_plan import Mode, TrainingPlan
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.detection import hide_spans
 from sparse_model.losses import Probes, task_loss
+from sparse_model.memory import keep_freed_memory
 from sparse_model.model import SparseEncoder, Training
 from validation.errors import InputError
 
@@ -232,6 +233,7 @@ def train(
     if mode in TRAINED_PARTS and warm_start is None:
         raise ValueError(f"warm_start: {mode} trains a part of a model and needs the model")
     lightning.seed_everything(seed, verbose=False)
+    keep_freed_memory()
     model = load_model(warm_start).train() if warm_start else SparseEncoder(config)
     fit = Fit(model, windows, plan, mode, seed)
     best, last = _keep(folder, "best", monitor="validation_loss"), _keep(folder, "last")
