@@ -32,6 +32,7 @@ from pipelines.training_plan import Mode, TrainingPlan
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.detection import drawn_spans
 from sparse_model.losses import Probes, task_loss
+from sparse_model.memory import keep_freed_memory
 from sparse_model.model import SparseEncoder, Training
 from validation.errors import InputError
 
@@ -261,6 +262,7 @@ def fit(
 ) -> tuple[Checkpoint, Curve]:
     """What every process of a training does; the first one keeps the weights and says what came of it."""
     lightning.seed_everything(seed, verbose=False)
+    keep_freed_memory()
     model = load_model(warm_start).train() if warm_start else SparseEncoder(config)
     module = Fit(model, windows, plan, mode, seed)
     best, last = _keep(folder, "best", monitor="validation_loss"), _keep(folder, "last")

@@ -14,16 +14,13 @@ import torch
 from torch import Tensor
 
 Part = TypeVar("Part")
-_MANY = 16
-"""Parts that are worth handing over. Two threads, 12.5% of blocks: with 33 parts (8,448 steps) an encoder takes
-241-247 ms side by side and 272-391 otherwise, with 9 (2,304 steps) 38-53 ms and 34-48."""
 
 
 def side_by_side(work: Callable[[Part], Tensor], parts: Sequence[Part], device: torch.device) -> list[Tensor]:
     """`work` of every part, in order; one after another under a gradient, a compiler or on another device."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or device.type != "cpu":
         return [work(part) for part in parts]
-    if torch.get_num_threads() < 2 or len(parts) < _MANY:
+    if torch.get_num_threads() < 2 or len(parts) < 2:
         return [work(part) for part in parts]
     is_inference = torch.is_inference_mode_enabled()
 
