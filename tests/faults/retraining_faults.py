@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import psutil
 import yaml
 
 from pipelines.files import exclusive_lock, replace_file
