@@ -19,6 +19,7 @@ from flows.commands.monitor import monitor, retrain
 from flows.commands.options import ROOT, policy_option
 from flows.commands.release import COMMANDS
 from flows.commands.replay import replay
+from flows.commands.reproduce import join, reproduce
 from flows.commands.serve import serve, shadow
 from flows.commands.up import up
 
@@ -106,8 +107,11 @@ def _run(dataset: Path, policy: Path, quiet: bool, bootstrap: str | None) -> Non
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # what fails is said once, by this command
     settings = _settings()
     name = _check(dataset, policy, settings, bootstrap)
+    from pipelines.addresses import require_answer
     from pipelines.files import exclusive_lock
 
+    if settings.prefect_api_url is not None:
+        require_answer(settings.prefect_api_url, "PREFECT_API_URL")
     with exclusive_lock(settings.home / f"{name}.lock", wait=False):
         from flows.rollout import rollout as rollout_flow
         from flows.servers import stop_orphans
@@ -145,6 +149,8 @@ dankai.add_command(bench)
 dankai.add_command(gate)
 dankai.add_command(budget)
 dankai.add_command(explain)
+dankai.add_command(join)
+dankai.add_command(reproduce)
 dankai.add_command(monitor)
 dankai.add_command(retrain)
 dankai.add_command(replay)

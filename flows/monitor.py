@@ -8,6 +8,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.actors import who_runs
+from flows.dask import spread_of
 from flows.drift_events import announce
 from pipelines.due import open_reason
 from pipelines.job import Job, open_job
@@ -58,4 +59,4 @@ def said(report: MonitorReport) -> str:
 def open_flow_job(dataset: str, policy: str) -> Job:
     """The job of a run without a terminal, in the name of its deployment."""
     job = open_job(Path(dataset), Path(policy), load_settings(), lambda *_: None)
-    return replace(job, actor=who_runs())
+    return replace(job, actor=who_runs(), spread=spread_of(job.settings))

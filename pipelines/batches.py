@@ -73,9 +73,9 @@ def read_rows(path: Path, spec: DatasetSpec, may_lack: Collection[str]) -> "pl.D
     place = path if path.is_file() else path / f"*{files[0].suffix}"
     source = Source(kind=files[0].suffix[1:], path=str(place.resolve()))  # type: ignore[arg-type]
     try:
-        return read_source(
-            spec.model_copy(update={"source": source, "file": str(path)}), may_lack=may_lack
-        ).collect()
+        named = spec.model_copy(update={"source": source, "file": str(path)})
+        rows = read_source(named, may_lack=may_lack).collect()
+        return rows.sort("entity", maintain_order=True) if spec.entity else rows
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{path}: cannot be read: {str(error).strip().splitlines()[0]}") from None
 

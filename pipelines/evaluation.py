@@ -26,7 +26,7 @@ from pipelines.panel import (
 )
 from pipelines.payback import Payback
 from pipelines.scoring import Report, Scores, load_scored
-from pipelines.training import to_tensors
+from pipelines.training_batches import to_tensors
 from validation.errors import InputError
 from validation.evidence import Evidence, Look
 from validation.gates import Stage, Verdict, judge

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.actors import Actor, person
 from pipelines.clock import now
@@ -23,6 +23,9 @@ from validation.data import DataReport
 from validation.evidence import too_old
 from validation.policy import Policy, load_policy
 from validation.record import Record
+
+if TYPE_CHECKING:
+    from pipelines.fan_out import Spread
 
 T = TypeVar("T")
 Report = Callable[[str, int, int], None]
@@ -51,6 +54,8 @@ class Job:
     """Who the decisions of this run are recorded under."""
     alias_changes: tuple[AliasChange, ...] = ()
     """What was put right in the registry at the start."""
+    spread: "Spread | None" = None
+    """Runs pieces of scoring and validation on several machines; None does all of it here."""
     _windows: dict[str, Windows] = field(default_factory=dict, repr=False)
 
     @property

@@ -9,23 +9,18 @@ from pipelines.candidates import model_config
 from pipelines.checkpoint import Checkpoint
 from pipelines.data.contract import contract_of
 from pipelines.data.preprocessing import fit_preprocessing
-from pipelines.data.snapshot import (
-    Snapshot,
-    freeze,
-    kept_snapshots,
-    read_snapshot,
-    snapshot_path,
-    take_snapshot,
-)
+from pipelines.data.snapshot import Snapshot, freeze, kept_snapshots, snapshot_path, take_snapshot
 from pipelines.data.spec import DatasetSpec
-from pipelines.data.windows import Windows, refuse_unusable_split, training_rows
+from pipelines.data.stream import chunks
+from pipelines.data.windows import Windows, refuse_unusable_split, training_chunks
+from pipelines.devices import refuse_unfit
 from pipelines.files import sha256_of
 from pipelines.job import Job, Prepared, dataset_folder
 from pipelines.settings import Settings
-from validation.data import DataReport, validate
+from validation.data import DataReport, validate_parts
 from validation.errors import InputError
 from validation.gates import Outcome
-from validation.structure import refuse_broken
+from validation.structure import Structure
 
 
 def refuse_unusable(spec: DatasetSpec, settings: Settings) -> None:
@@ -33,13 +28,16 @@ def refuse_unusable(spec: DatasetSpec, settings: Settings) -> None:
 
     Raises InputError.
     """
+    refuse_unfit(spec.training)
     with TemporaryDirectory() as elsewhere:
         folder = _snapshots(spec, settings)
         is_taken = snapshot_path(spec, folder).exists()
         snapshot = take_snapshot(spec, folder if is_taken else Path(elsewhere))
-        table = read_snapshot(snapshot)
-        refuse_broken(table.to_pandas(), contract_of(spec))
-        windows = Windows(snapshot, spec, fit_preprocessing(training_rows(table, spec), spec), table)
+        structure = Structure(contract_of(spec))
+        for rows in chunks(snapshot.uri):
+            structure.see(rows.to_pandas())
+        structure.end()
+        windows = Windows(snapshot, spec, fit_preprocessing(training_chunks(snapshot, spec), spec))
         refuse_unusable_split(windows)
         model_config(windows, spec)
 
@@ -50,8 +48,7 @@ def windows_of(checkpoint: Checkpoint, spec: DatasetSpec, settings: Settings) ->
     snapshot = next((each for each in taken if each.content_hash == checkpoint.snapshot), None)
     if snapshot is None:
         raise spec.refuse("source", "its table changed since the model was trained; run the rollout again")
-    fitted = fit_preprocessing(training_rows(read_snapshot(taken[0]), spec), spec)
-    return Windows(snapshot, spec, fitted)
+    return Windows(snapshot, spec, fit_preprocessing(training_chunks(taken[0], spec), spec))
 
 
 def snapshot_data(job: Job) -> Snapshot:
@@ -70,14 +67,15 @@ def validate_snapshot(job: Job, snapshot: Snapshot) -> DataReport:
     share = job.policy.data.max_quarantined_share
 
     def compute() -> DataReport:
+        name = snapshot.content_hash[:12]
+        docs, aside = job.folder / "data_docs" / name, job.folder / "quarantine" / name
         with job.reporting("validating the data"):
-            return validate(
-                read_snapshot(snapshot).to_pandas(),
-                contract,
-                job.folder / "data_docs" / snapshot.content_hash[:12],
-                job.folder / "quarantine" / snapshot.content_hash[:12],
-                max_quarantined_share=share,
-            )
+            if job.spread is not None:
+                from pipelines.fan_out import validate_in_pieces
+
+                return validate_in_pieces(job.spread, snapshot, contract, docs, aside, share)
+            parts = (rows.to_pandas() for rows in chunks(snapshot.uri))
+            return validate_parts(parts, contract, docs, aside, max_quarantined_share=share)
 
     inputs = {"snapshot": snapshot.content_hash, "contract": contract, "share": share}
     return job.once("validate", inputs, DataReport, compute)
@@ -88,8 +86,7 @@ def prepare(job: Job, snapshot: Snapshot, report: DataReport) -> Prepared:
     if report.outcome is not Outcome.PASS:
         raise InputError(f"{job.spec.file}: the data is not fit for training: {report.reason}")
     with job.reporting("preparing the data"):
-        table = read_snapshot(snapshot)
-        preprocessing = fit_preprocessing(training_rows(table, job.spec), job.spec)
+        preprocessing = fit_preprocessing(training_chunks(snapshot, job.spec), job.spec)
         refuse_unusable_split(Windows(snapshot, job.spec, preprocessing))
     return Prepared(snapshot=snapshot, report=report, preprocessing=preprocessing)
 

@@ -2,9 +2,9 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,12 @@ def score_model(
 
     All windows, or at most `max_windows` evenly spread over the part.
     """
+    score, digest = model_scorer(checkpoint, density), checkpoint.sha256
+    return collect_scores(windows, part, score, subject, digest, folder, report, density, max_windows)
+
+
+def model_scorer(checkpoint: Checkpoint, density: float | None) -> Callable[[WindowBatch], Array]:
+    """A checkpoint's scores of a batch, on this machine's GPU where it has one."""
     import torch
 
     from sparse_model.config import Budget
@@ -96,8 +102,7 @@ def score_model(
         with torch.inference_mode():
             return _model_scores(model, batch, budget, device)
 
-    digest = checkpoint.sha256
-    return collect_scores(windows, part, score, subject, digest, folder, report, density, max_windows)
+    return score
 
 
 def _model_scores(
@@ -139,6 +144,21 @@ def collect_scores(
 ) -> Scores:
     """Run `score` over the evaluation windows of `part` and keep the scored steps in one file."""
     cutoffs = windows.some_cutoffs(part, max_windows) if max_windows else windows.cutoffs(part)
+
+    def told(done: int) -> None:
+        report(f"scoring {part} with {subject}", done, len(cutoffs))
+
+    content = scored_arrays(windows, cutoffs, score, told)
+    return _kept(content, windows, part, subject, digest, folder, density, len(cutoffs))
+
+
+def scored_arrays(
+    windows: Windows,
+    cutoffs: NDArray[np.int64],
+    score: Callable[[WindowBatch], Array],
+    told: Callable[[int], None],
+) -> bytes:
+    """The scored steps of the windows at `cutoffs`, as the content of a file of arrays."""
     columns: dict[str, list[NDArray]] = {}
     done = 0
     for group in _groups(cutoffs, windows.lookback + windows.horizon):
@@ -146,14 +166,53 @@ def collect_scores(
         for name, values in _scored_steps(windows, batch, score(batch)).items():
             columns.setdefault(name, []).append(values)
         done += len(group)
-        report(f"scoring {part} with {subject}", done, len(cutoffs))
-    arrays: dict[str, Any] = {name: np.concatenate(parts) for name, parts in columns.items()}
+        told(done)
+    return _file_of({name: np.concatenate(parts) for name, parts in columns.items()})
+
+
+def load_pieces(paths: Sequence[Path]) -> dict[str, NDArray]:
+    """The arrays of several such files, one under the other."""
+    pieces = []
+    for path in paths:
+        with np.load(path, allow_pickle=False) as file:
+            pieces.append({name: file[name] for name in file.files})
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def keep_scores(
+    arrays: Mapping[str, NDArray],
+    windows: Windows,
+    part: str,
+    subject: str,
+    digest: str,
+    folder: Path,
+    density: float | None,
+) -> Scores:
+    """One file of the scored steps of all evaluation windows of a part."""
+    num_windows = len(arrays["scores"])
+    return _kept(_file_of(arrays), windows, part, subject, digest, folder, density, num_windows)
+
+
+def _file_of(arrays: Mapping[str, NDArray]) -> bytes:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    content = hashlib.sha256(buffer.getvalue()).hexdigest()
+    np.savez_compressed(buffer, **cast(Any, arrays))
+    return buffer.getvalue()
+
+
+def _kept(
+    file: bytes,
+    windows: Windows,
+    part: str,
+    subject: str,
+    digest: str,
+    folder: Path,
+    density: float | None,
+    num_windows: int,
+) -> Scores:
+    content = hashlib.sha256(file).hexdigest()
     # Named by its content, so that scores of another stride or lookback never take its place.
     path = folder / f"{subject}-{part}-{content[:16]}.npz"
-    replace_file(path, buffer.getvalue())
+    replace_file(path, file)
     return Scores(
         path=str(path),
         sha256=content,
@@ -161,7 +220,7 @@ def collect_scores(
         scored=digest,
         part=part,
         snapshot=windows.snapshot.content_hash,
-        num_windows=len(cutoffs),
+        num_windows=num_windows,
         density=density,
         scored_at=now(),
     )
@@ -181,5 +240,5 @@ def _scored_steps(windows: Windows, batch: WindowBatch, scores: Array) -> dict[s
         mask = mask.max(-1, keepdims=True)
     arrays = {"scores": scores, "targets": targets, "mask": mask, "rows": batch.rows}
     for name in windows.spec.slices:
-        arrays[f"slice.{name}"] = windows.column(name).astype(str)[batch.rows]
+        arrays[f"slice.{name}"] = windows.column(name)[batch.rows].astype(str)
     return {name: values[:, first:] for name, values in arrays.items()}

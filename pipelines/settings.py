@@ -39,6 +39,8 @@ class Settings:
     """A running Prefect server; None runs flows without one."""
     threads: int
     """Threads for numeric work."""
+    dask: str | None = None
+    """Who scores and validates in pieces: a Dask scheduler's address, or a number of processes to start."""
     database_url: str | None = field(default=None, repr=False)
     """PostgreSQL that holds the release log, perhaps with a password; None keeps it in the home folder."""
 
@@ -70,6 +72,7 @@ def load_settings(environ: Mapping[str, str] = os.environ) -> Settings:
         tracking_uri=_tracking_uri(environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home}/mlflow.db"),
         prefect_api_url=environ.get("PREFECT_API_URL") or None,
         threads=_threads(environ.get("DANKAI_THREADS") or str(os.cpu_count() or 1)),
+        dask=_dask(environ.get("DANKAI_DASK") or None),
         database_url=_database_url(environ.get(DATABASE) or None),
     )
 
@@ -111,6 +114,14 @@ def _database_url(value: str | None) -> str | None:
             f"{DATABASE}: {scheme!r} is not supported; use postgresql://USER:PASSWORD@HOST/DATABASE"
         )
     return value
+
+
+def _dask(value: str | None) -> str | None:
+    if value is None or (value.isdecimal() and int(value) > 0) or value.startswith(("tcp://", "tls://")):
+        return value
+    raise InputError(
+        f"DANKAI_DASK: {value!r} is no scheduler's address (tcp://HOST:8786) nor a number of workers"
+    )
 
 
 def _threads(value: str) -> int:

@@ -1,7 +1,8 @@
 """Training under Lightning: dense, sparse end to end, or parts alone. Runs without MLflow or Prefect.
 
 Every batch is a pure function of (seed, step), so a training that was killed goes on from its last
-checkpoint with exactly the batches it would have seen.
+checkpoint with exactly the batches it would have seen. `train` is the door; a plan for several processes
+sends each of them through `fit` (pipelines.ranks), which is what one process runs too.
 """
 
 import logging
@@ -14,18 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from pipelines.checkpoint import Checkpoint, load_model, save_weights
-from pipelines.data.windows import WindowBatch, Windows
+from pipelines.data.windows import Windows
+from pipelines.devices import refuse_unfit, shard, strategy_of
+from pipelines.files import sha256_of
+from pipelines.fingerprint import environment
 from pipelines.pilot import disagreement, kept_dense_where_needed
+from pipelines.training_batches import Batches, ValidationBatches
+from pipelines.training_job import TrainingJob
 from pipelines.training_plan import Mode, TrainingPlan
 from sparse_model.config import Budget, ModelConfig
-from sparse_model.detection import hide_spans
+from sparse_model.detection import drawn_spans
 from sparse_model.losses import Probes, task_loss
 from sparse_model.model import SparseEncoder, Training
 from validation.errors import InputError
@@ -40,33 +45,8 @@ TRAINED_PARTS: dict[Mode, frozenset[str]] = {
     "selector": frozenset({"selector"}),
     "adapt": frozenset({"selector", "head"}),
 }
-"""Modes that start from given weights and train some modules of the model, by name; the others train all."""
-
-
-class Batches(Dataset[list[Tensor]]):
-    """Batch number `step` of a training, made when asked for."""
-
-    def __init__(self, windows: Windows, plan: TrainingPlan, mode: Mode, seed: int, first: int, count: int):
-        self.windows, self.plan, self.seed = windows, plan, seed
-        self.mode: Mode = mode
-        self.first, self.count = first, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> list[Tensor]:
-        step = self.first + index
-        lookback = max(1, round(self.windows.lookback * self.plan.length_share(step, self.mode)))
-        size = max(1, self.plan.tokens_per_step // (lookback + self.windows.horizon))
-        generator = np.random.default_rng((self.seed, step))
-        cutoffs = generator.choice(self.windows.cutoffs("train"), size=size)
-        return to_tensors(self.windows.batch(cutoffs, lookback))
-
-
-def to_tensors(batch: WindowBatch) -> list[Tensor]:
-    """Numeric, known, categorical, target, target mask: what a model is trained on."""
-    arrays = (batch.numeric, batch.known, batch.categorical, batch.target, batch.target_mask)
-    return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+"""Modes that start from given weights and train some modules of the model, by name; "sparse" trains all."""
+_FAR_APART = 1_000_000_007  # random numbers of one part of a batch from those of the next
 
 
 class Fit(lightning.LightningModule):
@@ -77,26 +57,31 @@ class Fit(lightning.LightningModule):
         self.model, self.windows, self.plan, self.seed = model, windows, plan, seed
         self.mode: Mode = mode
         self.curve: Curve = {}
-        if mode in TRAINED_PARTS:
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(not TRAINED_PARTS[mode].isdisjoint(name.split(".")))
+        self._noted: list[dict[str, Tensor]] = []
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(_is_trained(mode, frozenset(name.split("."))))
+
+    def configure_model(self) -> None:
+        if self.plan.strategy == "fsdp" and self.plan.num_ranks > 1:
+            shard(self.model)
 
     def train_dataloader(self) -> DataLoader[list[Tensor]]:
         """The batches of the current epoch; the dataloader is made anew for each (see Trainer)."""
         first = self.current_epoch * self.plan.steps_per_epoch
-        count = min(self.plan.steps_per_epoch, self.plan.steps_of(self.mode) - first)
-        batches = Batches(self.windows, self.plan, self.mode, self.seed, first, max(0, count))
+        count = max(0, min(self.plan.steps_per_epoch, self.plan.steps_of(self.mode) - first))
+        batches = Batches(self.windows, self.plan, self.mode, self.seed, first, count, self.global_rank)
         return DataLoader(batches, batch_size=None)
 
     def val_dataloader(self) -> DataLoader[list[Tensor]]:
-        return DataLoader(_ValidationBatches(self.windows, self.plan.validation_windows), batch_size=None)
+        return DataLoader(ValidationBatches(self.windows, self.plan.validation_windows), batch_size=None)
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
         number = self.seed * 1_000_003 + self.global_step
-        torch.manual_seed(number)  # the noise on the ranking, which a resumed training has to draw again
-        random = torch.Generator().manual_seed(number)
-        loss, terms = self._loss(batch, random)
-        self._note({"train_loss": loss, **terms})
+        part = self.plan.part_of(self.global_rank, index % self.plan.accumulate)
+        # the noise on the ranking: a part's own, and a resumed training has to draw it again
+        torch.manual_seed(number + part * _FAR_APART)
+        loss, terms = self._loss(batch, torch.Generator().manual_seed(number))
+        self._noted.append({"train_loss": loss.detach(), **terms})
         return loss
 
     def validation_step(self, batch: list[Tensor], index: int) -> Tensor:
@@ -109,19 +94,22 @@ class Fit(lightning.LightningModule):
         random = torch.Generator().manual_seed(index)
         total, terms = self._loss(batch, random, Budget(self.plan.target_density))
         loss = total if self.mode == "selector" else terms["task_loss"]
-        self.log("validation_loss", loss, batch_size=batch[0].shape[0])
+        self.log("validation_loss", loss, batch_size=batch[0].shape[0], sync_dist=True)
         return loss
 
     def on_validation_epoch_end(self) -> None:
-        if not self.trainer.sanity_checking:
-            self._note({"validation_loss": self.trainer.callback_metrics["validation_loss"]})
+        self._gather()
+        value = float(self.trainer.callback_metrics["validation_loss"])
+        self.curve.setdefault("validation_loss", []).append((self.global_step, value))
 
     def _loss(
         self, batch: list[Tensor], random: torch.Generator, budget: Budget | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        numeric, known, categorical, target, mask = batch
+        numeric, known, categorical, target, mask, *whole = batch
+        scored = whole[0] / self.plan.num_parts if whole else mask.sum(0)
         if self.model.config.task == "detect":
-            known, mask = hide_spans(known, mask, random)
+            hidden = drawn_spans(known.shape[1], random).to(known.device)[:, None]
+            known, mask, scored = known * ~hidden, mask * hidden, scored * hidden
         request = (
             None if self.mode == "dense" else Training(self._probes(numeric, random), self._noise(budget))
         )
@@ -130,12 +118,17 @@ class Fit(lightning.LightningModule):
         outputs, selector = self.model.predict(
             numeric, known, categorical, budget, training=request, recompute=self.plan.recompute
         )
-        loss = task_loss(outputs, target, mask, self.model.config.task)
+        least = 1.0 / self.plan.num_parts if whole else 1.0
+        loss = task_loss(outputs, target, mask, self.model.config.task, scored.sum().clamp_min(least))
         if not selector:
-            return loss, {"task_loss": loss}
+            return loss, {"task_loss": loss.detach()}
         divergence = torch.stack([term.divergence for term in selector]).mean()
         entropy = torch.stack([term.entropy for term in selector]).mean()
-        terms = {"task_loss": loss, "selector_divergence": divergence, "selector_entropy": entropy}
+        terms = {
+            "task_loss": loss.detach(),
+            "selector_divergence": divergence.detach(),
+            "selector_entropy": entropy.detach(),
+        }
         if self.mode == "selector":
             return divergence, terms
         return loss + self.plan.selector_weight * divergence + self.plan.sparsity_weight * entropy, terms
@@ -155,9 +148,20 @@ class Fit(lightning.LightningModule):
         early = self.global_step < self.plan.steps_of(self.mode) / 3
         return self.plan.ranking_noise if early and budget is None and self.mode == "sparse" else 0.0
 
-    def _note(self, metrics: dict[str, Tensor]) -> None:
-        for name, value in metrics.items():
-            self.curve.setdefault(name, []).append((self.global_step, float(value.detach())))
+    def _gather(self) -> None:
+        """Move what was noted since the last time into the curve: the mean over the parts of each batch.
+
+        Once a validation, because it waits for the device and for the other processes.
+        """
+        if not self._noted:
+            return
+        names = tuple(self._noted[0])
+        parts = torch.stack([torch.stack([noted[name] for name in names]) for noted in self._noted])
+        steps = self.trainer.strategy.reduce(parts.unflatten(0, (-1, self.plan.accumulate)).mean(1)).cpu()
+        first = self.global_step - len(steps)
+        for name, values in zip(names, steps.T.tolist(), strict=True):
+            self.curve.setdefault(name, []).extend(enumerate(values, first))
+        self._noted.clear()
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and cosine decay."""
@@ -180,23 +184,10 @@ class Fit(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["curve"] = self.curve
+        checkpoint["plan"] = self.plan.model_dump(mode="json")
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.curve = checkpoint["curve"]
-
-
-class _ValidationBatches(Dataset[list[Tensor]]):
-    """Fixed windows of the validation part, evenly spread over its time."""
-
-    def __init__(self, windows: Windows, num_windows: int) -> None:
-        picked = windows.some_cutoffs("validation", num_windows)
-        self.windows, self.groups = windows, np.array_split(picked, max(1, len(picked) // 4))
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, index: int) -> list[Tensor]:
-        return to_tensors(self.windows.batch(self.groups[index], None))
 
 
 class _Progress(Callback):
@@ -224,45 +215,101 @@ def train(
 ) -> tuple[Checkpoint, Curve]:
     """Train one model and keep the weights with the best validation loss.
 
-    A checkpoint is kept in `folder` after every `plan.steps_per_epoch` steps; called again with the
-    same arguments after a crash, the training goes on from there. `warm_start` gives the first
-    weights ("selector" needs the dense model whose attention it learns, "adapt" the model of another site).
-    `follow` is told the curve as it grows; after a resume that begins with what was noted before the crash.
+    A checkpoint is kept in `folder` after every `plan.steps_per_epoch` steps; called again with the same
+    arguments after a crash, the training goes on from there. `warm_start` gives the first weights ("selector"
+    needs the dense model whose attention it learns, "adapt" the model of another site). `follow` is told the
+    curve as it grows; after a resume that begins with what was noted before the crash. Raises InputError for
+    devices that are not there, a checkpoint that must not be gone on from, and a process of several that
+    ended before its time.
     """
     if mode in TRAINED_PARTS and warm_start is None:
         raise ValueError(f"warm_start: {mode} trains a part of a model and needs the model")
+    refuse_unfit(plan)
+    _resume_point(folder, plan)
+    job = TrainingJob(
+        snapshot=windows.snapshot,
+        spec=windows.spec,
+        preprocessing=windows.preprocessing,
+        config=config.to_dict(),
+        plan=plan,
+        mode=mode,
+        seed=seed,
+        folder=str(folder),
+        warm_start=warm_start,
+        made_with=environment(),
+    )
+    job.save()
+    if plan.num_ranks == 1:
+        return fit(windows, config, plan, mode, seed, folder, report, warm_start, follow)
+    if len(windows.time_us) != windows.snapshot.num_rows:
+        raise ValueError("windows: of a part of a snapshot, which other processes would not know")
+    from pipelines.ranks import train_on_ranks
+
+    return train_on_ranks(job, report, follow)
+
+
+def fit(
+    windows: Windows,
+    config: ModelConfig,
+    plan: TrainingPlan,
+    mode: Mode,
+    seed: int,
+    folder: Path,
+    report: Report,
+    warm_start: Checkpoint | None,
+    follow: Follow,
+) -> tuple[Checkpoint, Curve]:
+    """What every process of a training does; the first one keeps the weights and says what came of it."""
     lightning.seed_everything(seed, verbose=False)
     model = load_model(warm_start).train() if warm_start else SparseEncoder(config)
-    fit = Fit(model, windows, plan, mode, seed)
+    module = Fit(model, windows, plan, mode, seed)
     best, last = _keep(folder, "best", monitor="validation_loss"), _keep(folder, "last")
     started = time.monotonic()
-    _run(_trainer(fit, [best, last], _Progress(report, follow, fit)), fit, folder)
-    fit.load_state_dict(_state(folder / "best.ckpt"))
-    if mode == "selector":
-        model = _agreeing(fit)
+    trainer = _trainer(module, [best, last], _Progress(report, follow, module))
+    _run(trainer, module, _resume_point(folder, plan))
+    if trainer.is_global_zero:
+        model = _best(module, folder / "best.ckpt")
+        save_weights(model, folder)
+    trainer.strategy.barrier()
     checkpoint = Checkpoint(
         folder=str(folder),
-        sha256=save_weights(model, folder),
+        sha256=sha256_of(folder / "model.safetensors"),
         config=model.config.to_dict(),
         snapshot=windows.snapshot.content_hash,
         plan=plan.digest(),
         mode=mode,
         seed=seed,
-        num_steps=int(fit.curve["train_loss"][-1][0]) + 1,
+        num_steps=int(module.curve["train_loss"][-1][0]) + 1,
         validation_loss=float(best.best_model_score) if best.best_model_score is not None else math.nan,
         train_seconds=time.monotonic() - started,
         peak_memory_bytes=_peak_memory(),
     )
-    return checkpoint, fit.curve
+    return checkpoint, module.curve
 
 
-def _agreeing(fit: Fit) -> SparseEncoder:
+def _is_trained(mode: Mode, parts: frozenset[str]) -> bool:
+    """Whether a parameter with these parts in its name is; a dense model reads no selector."""
+    if mode == "dense":
+        return "selector" not in parts
+    return mode not in TRAINED_PARTS or not TRAINED_PARTS[mode].isdisjoint(parts)
+
+
+def _best(module: Fit, path: Path) -> SparseEncoder:
+    """The best weights, in a model of this process alone: the trained one may be spread over several."""
+    model = SparseEncoder(module.model.config)
+    model.load_state_dict({name.removeprefix("model."): value for name, value in _state(path).items()})
+    if module.mode != "selector":
+        return model
+    return _agreeing(module, model.train())
+
+
+def _agreeing(module: Fit, fitted: SparseEncoder) -> SparseEncoder:
     """The fitted model, with layers kept dense where its answers to the validation windows would differ."""
-    held_out, budget = list(fit.val_dataloader()), Budget(fit.plan.target_density)
-    kept = kept_dense_where_needed(fit.model, held_out, budget, fit.plan.max_disagreement)
-    last_step = fit.curve["train_loss"][-1][0]
-    for name, model in (("disagreement_all_sparse", fit.model), ("disagreement", kept)):
-        fit.curve[name] = [(last_step, disagreement(model, held_out, budget))]
+    held_out, budget = list(module.val_dataloader()), Budget(module.plan.target_density)
+    kept = kept_dense_where_needed(fitted, held_out, budget, module.plan.max_disagreement)
+    last_step = module.curve["train_loss"][-1][0]
+    for name, model in (("disagreement_all_sparse", fitted), ("disagreement", kept)):
+        module.curve[name] = [(last_step, disagreement(model, held_out, budget))]
     return kept
 
 
@@ -273,24 +320,28 @@ def _keep(folder: Path, name: str, monitor: str | None = None) -> ModelCheckpoin
     )
 
 
-def _run(trainer: lightning.Trainer, fit: Fit, folder: Path) -> None:
+def _run(trainer: lightning.Trainer, module: Fit, resume_point: Path | None) -> None:
     try:
-        trainer.fit(fit, ckpt_path=_resume_point(folder), weights_only=True)
+        trainer.fit(module, ckpt_path=resume_point, weights_only=True)
     except SystemExit as end:  # how Lightning ends on Ctrl-C
         raise KeyboardInterrupt from end
 
 
-def _trainer(fit: Fit, keepers: list[ModelCheckpoint], progress: _Progress) -> lightning.Trainer:
-    plan = fit.plan
+def _trainer(module: Fit, keepers: list[ModelCheckpoint], progress: _Progress) -> lightning.Trainer:
+    plan = module.plan
     _quiet_lightning()
-    return lightning.Trainer(
+    trainer = lightning.Trainer(
         accelerator="auto",
         devices=plan.devices,
+        num_nodes=plan.nodes,
+        strategy=strategy_of(plan),
         precision=plan.precision,
+        accumulate_grad_batches=plan.accumulate,
         max_steps=progress.total,
         gradient_clip_val=1.0,
         num_sanity_val_steps=0,
         reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,  # Batches knows the process's part
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -300,6 +351,10 @@ def _trainer(fit: Fit, keepers: list[ModelCheckpoint], progress: _Progress) -> l
             progress,
         ],
     )
+    # Before every batch Lightning asks all ranks whether one was told to end, and waits for the GPU to hear
+    # it. Here a rank that ends is noticed by the process that started it (pipelines.ranks).
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
+    return trainer
 
 
 def _quiet_lightning() -> None:
@@ -309,19 +364,31 @@ def _quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
 
 
-def _resume_point(folder: Path) -> Path | None:
-    """The newest checkpoint of an interrupted training. Raises InputError on one that must not be read."""
+def _resume_point(folder: Path, plan: TrainingPlan) -> Path | None:
+    """The newest checkpoint of an interrupted training. Raises InputError on one that must not be gone on
+    from."""
     last = folder / "last.ckpt"
     if not last.is_file():
         return None
-    _state(last)
+    begun = TrainingPlan.model_validate(_checkpoint(last)["plan"])
+    for name in ("precision", "strategy", "tokens_per_step"):
+        before, asked = getattr(begun, name), getattr(plan, name)
+        if before != asked:
+            fix = f"set it back, or remove {folder} to start anew"
+            raise InputError(f"{last}: training.{name}: begun with {before}, {asked} is asked now; {fix}")
     return last
 
 
 def _state(path: Path) -> dict[str, Tensor]:
-    """Weights in a checkpoint. Anything in it but tensors and plain values is refused, and nothing run."""
+    """Weights in a checkpoint."""
+    return _checkpoint(path)["state_dict"]
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    """Anything in a checkpoint but tensors and plain values is refused, and nothing run."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        return {"state_dict": found["state_dict"], "plan": found["plan"]}
     except Exception as error:  # whatever torch says of a damaged or a dangerous file
         fix = "remove it, and the training starts anew"
         raise InputError(f"{path}: no checkpoint that may be read ({type(error).__name__}); {fix}") from None

@@ -51,6 +51,13 @@ class TrainingPlan(Record):
     """Validations without a better loss before the training stops early."""
     validation_windows: Positive = 32
     devices: Positive = 1
+    """Processes of a node: one a GPU where there are GPUs, else one a share of the cores."""
+    nodes: Positive = 1
+    """Machines that train together over one home folder; all but the first run `dankai join`."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: every one holds the whole model, or a share of its weights and optimiser."""
+    accumulate: Positive = 1
+    """Parts, one after another, that a process makes of its share of a batch: less memory, the same step."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     recompute: bool = False
     """Keep little more than each layer's input for the gradient and make the rest again: long windows fit
@@ -61,6 +68,20 @@ class TrainingPlan(Record):
         if abs(sum(share for _, share in self.curriculum) - 1.0) > 1e-6:
             raise ValueError("curriculum: the shares of the training must add up to 1")
         return self
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that train together."""
+        return self.devices * self.nodes
+
+    @property
+    def num_parts(self) -> int:
+        """Equal parts that every batch is cut into."""
+        return self.num_ranks * self.accumulate
+
+    def part_of(self, rank: int, turn: int) -> int:
+        """Which part of a batch process number `rank` works on in its turn number `turn`."""
+        return rank * self.accumulate + turn
 
     def steps_of(self, mode: Mode) -> int:
         """Optimiser steps planned for a mode."""
@@ -78,6 +99,24 @@ class TrainingPlan(Record):
                 "ranking_noise": 0.0,
             }
         )
+
+    def batch_shape(self, length_share: float, lookback: int, horizon: int) -> tuple[int, int]:
+        """Steps of lookback, and windows, of a batch at one length of the curriculum."""
+        past = max(1, round(lookback * length_share))
+        return past, max(1, self.tokens_per_step // (past + horizon))
+
+    def undivided(self, lookback: int, horizon: int) -> str:
+        """What is wrong with a batch that its processes cannot share alike; "" when nothing is."""
+        for share in {*(share for share, _ in self.curriculum), 1.0}:
+            past, count = self.batch_shape(share, lookback, horizon)
+            if count % self.num_parts:
+                steps, wanted = past + horizon, -(-count // self.num_parts) * self.num_parts
+                parts = f"{self.devices} devices x {self.nodes} nodes x {self.accumulate} accumulated"
+                return (
+                    f"{self.tokens_per_step} steps make {count} windows of {steps}, which {parts} "
+                    f"cannot share alike; give {wanted * steps}, or other devices"
+                )
+        return ""
 
     def length_share(self, step: int, mode: Mode) -> float:
         """Share of the lookback that step number `step` trains on; what starts from weights has all of it."""

@@ -12,8 +12,6 @@ def fold_of(num_steps: int, fold: int) -> Tensor:
     return (torch.arange(num_steps) // SPAN) % NUM_FOLDS == fold
 
 
-def hide_spans(known_BNF: Tensor, mask_BNO: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Hide one fold, drawn at random: its values become unknown and only its steps count in the loss."""
-    fold = int(torch.randint(NUM_FOLDS, (1,), generator=random))
-    hidden = fold_of(known_BNF.shape[1], fold).to(known_BNF.device)[None, :, None]
-    return known_BNF * ~hidden, mask_BNO * hidden
+def drawn_spans(num_steps: int, random: torch.Generator) -> Tensor:
+    """bool [N]: one fold, drawn at random, to be hidden in training; only its steps count in the loss."""
+    return fold_of(num_steps, int(torch.randint(NUM_FOLDS, (1,), generator=random)))

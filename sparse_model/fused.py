@@ -19,17 +19,18 @@ from torch import Tensor
 _ROWS, _COLUMNS = 32, 512
 
 
-@triton.jit(do_not_specialize=["heads", "num_steps"])
+@triton.jit(do_not_specialize=["heads", "num_steps", "first_step"])
 def _rotation(
-    x_ptr, out_ptr, frequency_ptr, x_b, x_h, x_n, out_b, out_h, out_n, heads, num_steps, sign,
+    x_ptr, out_ptr, frequency_ptr, x_b, x_h, x_n, out_b, out_h, out_n, heads, num_steps, first_step, sign,
     HALF: tl.constexpr, HALF_POW2: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Channels j and j + HALF of step n turned by sign * n * frequency[j]; all heads of ROWS steps."""
+    """Channels j and j + HALF of step n, counted from `first_step`, turned by sign * n * frequency[j]; all
+    heads of ROWS steps."""
     steps, pair = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, HALF_POW2)
     inside = (steps < num_steps)[:, None] & (pair < HALF)[None, :]
     frequency = tl.load(frequency_ptr + pair, mask=pair < HALF, other=0.0)
     # whole turns are taken off in float64: the fast cosine is exact near zero only
-    angle = (steps.to(tl.float32)[:, None] * frequency[None, :]).to(tl.float64)
+    angle = ((first_step + steps).to(tl.float32)[:, None] * frequency[None, :]).to(tl.float64)
     angle = (angle - tl.floor(angle * 0.15915494309189535 + 0.5) * 6.283185307179586).to(tl.float32)
     cos, sin = tl.cos(angle), tl.sin(angle) * sign
     at = steps.to(tl.int64)[:, None]
@@ -42,37 +43,38 @@ def _rotation(
         tl.store(out + HALF, (first * sin + second * cos).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-def _rotate_into(out_BHND: Tensor, x_BHND: Tensor, frequency: Tensor, sign: float) -> None:
+def _rotate_into(out_BHND: Tensor, x_BHND: Tensor, frequency: Tensor, sign: float, first_step: int) -> None:
     batch, heads, num_steps, channels = x_BHND.shape
     half = channels // 2
     _rotation[(triton.cdiv(num_steps, _ROWS), batch)](
-        x_BHND, out_BHND, frequency, *x_BHND.stride()[:3], *out_BHND.stride()[:3], heads, num_steps, sign,
+        x_BHND, out_BHND, frequency, *x_BHND.stride()[:3], *out_BHND.stride()[:3], heads, num_steps,
+        first_step, sign,
         HALF=half, HALF_POW2=triton.next_power_of_2(half), ROWS=_ROWS, num_warps=4,
     )  # fmt: skip
 
 
-def rotate_(x_BHND: Tensor, frequency: Tensor) -> None:
+def rotate_(x_BHND: Tensor, frequency: Tensor, first_step: int = 0) -> None:
     """Rotate in place (see sparse_model.layers.rotary); channels side by side, any other strides."""
-    _rotate_into(x_BHND, x_BHND, frequency, 1.0)
+    _rotate_into(x_BHND, x_BHND, frequency, 1.0, first_step)
 
 
 class Rotate(torch.autograd.Function):
     """`sparse_model.layers.rotary` with its gradient, which is the rotation back."""
 
     @staticmethod
-    def forward(ctx: Any, x_BHND: Tensor, frequency: Tensor) -> Tensor:
-        ctx.frequency = frequency
-        return _rotated(x_BHND, frequency, 1.0)
+    def forward(ctx: Any, x_BHND: Tensor, frequency: Tensor, first_step: int = 0) -> Tensor:
+        ctx.frequency, ctx.first_step = frequency, first_step
+        return _rotated(x_BHND, frequency, 1.0, first_step)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return _rotated(grads[0], ctx.frequency, -1.0), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _rotated(grads[0], ctx.frequency, -1.0, ctx.first_step), None, None
 
 
-def _rotated(x_BHND: Tensor, frequency: Tensor, sign: float) -> Tensor:
+def _rotated(x_BHND: Tensor, frequency: Tensor, sign: float, first_step: int) -> Tensor:
     x_BHND = x_BHND if x_BHND.stride(3) == 1 else x_BHND.contiguous()
     out = torch.empty_like(x_BHND)
-    _rotate_into(out, x_BHND, frequency, sign)
+    _rotate_into(out, x_BHND, frequency, sign, first_step)
     return out
 
 

@@ -9,6 +9,7 @@ D head channels, E selector channels, F hidden channels.
 """
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from sparse_model.attention import BlockSelection, attend, dense, select
 from sparse_model.attention.selection import num_blocks_of
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.losses import Probes, SelectorTerms, selector_terms
+
+if TYPE_CHECKING:
+    from sparse_model.attention.sharded import Shards
 
 _ROTARY_BASE = 10_000.0
 # What inference holds at once. On a GPU large enough to fill it, on a CPU small enough for its cache.
@@ -37,28 +41,31 @@ def rotary_frequencies(channels: int, share: float, device: torch.device) -> Ten
         return (_ROTARY_BASE ** (-pair / half) * (pair < round(share * half))).to(device)
 
 
-def rotary(x_BHND: Tensor, share: float = 1.0) -> Tensor:
-    """Rotate channel pairs by step number (RoPE, Su et al. 2021); computed, not tabled, so any N works."""
+def rotary(x_BHND: Tensor, share: float = 1.0, first_step: int = 0) -> Tensor:
+    """Rotate channel pairs by step number (RoPE, Su et al. 2021); computed, not tabled, so any N works.
+
+    `first_step` is the number of the first step, where `x` is a shard of a longer sequence.
+    """
     if x_BHND.is_cuda:
         from sparse_model.fused import Rotate  # needs Triton, which comes with PyTorch for GPUs
 
-        return Rotate.apply(x_BHND, rotary_frequencies(x_BHND.shape[-1], share, x_BHND.device))
-    return torch.cat(_turned(x_BHND, share), dim=-1)
+        return Rotate.apply(x_BHND, rotary_frequencies(x_BHND.shape[-1], share, x_BHND.device), first_step)
+    return torch.cat(_turned(x_BHND, share, first_step), dim=-1)
 
 
-def rotary_(x_BHND: Tensor, share: float = 1.0) -> None:
+def rotary_(x_BHND: Tensor, share: float = 1.0, first_step: int = 0) -> None:
     """`rotary` in place."""
     if x_BHND.is_cuda:
         from sparse_model.fused import rotate_
 
-        return rotate_(x_BHND, rotary_frequencies(x_BHND.shape[-1], share, x_BHND.device))
-    for half, turned in zip(x_BHND.chunk(2, dim=-1), _turned(x_BHND, share), strict=True):
+        return rotate_(x_BHND, rotary_frequencies(x_BHND.shape[-1], share, x_BHND.device), first_step)
+    for half, turned in zip(x_BHND.chunk(2, dim=-1), _turned(x_BHND, share, first_step), strict=True):
         half.copy_(turned)
 
 
-def _turned(x_BHND: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def _turned(x_BHND: Tensor, share: float, first_step: int = 0) -> tuple[Tensor, Tensor]:
     first, second = x_BHND.chunk(2, dim=-1)
-    steps = torch.arange(x_BHND.shape[-2], device=x_BHND.device, dtype=torch.float32)
+    steps = torch.arange(x_BHND.shape[-2], device=x_BHND.device, dtype=torch.float32) + first_step
     angle_ND = steps[:, None] * rotary_frequencies(x_BHND.shape[-1], share, x_BHND.device)
     cos, sin = angle_ND.cos().to(x_BHND.dtype), angle_ND.sin().to(x_BHND.dtype)
     return first * cos - second * sin, first * sin + second * cos
@@ -72,10 +79,10 @@ class Selector(nn.Module):
         self.config = config
         self.to_qk = nn.Linear(config.width, 2 * config.selector_heads * config.selector_dim, bias=False)
 
-    def forward(self, x_BNW: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_BNW: Tensor, first_step: int = 0) -> tuple[Tensor, Tensor]:
         """Selector queries and keys, each [B, S, N, E], rotated by position like the attention's own."""
         qk = self.to_qk(x_BNW).unflatten(-1, (2 * self.config.selector_heads, -1)).transpose(1, 2)
-        queries, keys = rotary(qk, self.config.rotary_share).chunk(2, dim=1)
+        queries, keys = rotary(qk, self.config.rotary_share, first_step).chunk(2, dim=1)
         return queries, keys
 
 
@@ -88,6 +95,8 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, reads_all: bool = False) -> None:
         super().__init__()
         self.config, self.reads_all = config, reads_all
+        self.shards: Shards | None = None
+        """Set where the steps are one shard of longer sequences (SparseEncoder.spread)."""
         kv_width = config.num_kv_heads * config.head_dim
         self.to_q = nn.Linear(config.width, config.width, bias=False)
         self.to_kv = nn.Linear(config.width, 2 * kv_width, bias=False)
@@ -99,7 +108,11 @@ class Attention(nn.Module):
         q = self.to_q(x_BNW).unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2)
         kv = self.to_kv(x_BNW).unflatten(-1, (2 * self.config.num_kv_heads, -1)).transpose(1, 2)
         k, v = kv.chunk(2, dim=1)  # not indexed: the gradient of an index is a tensor of zeros, and a sum
-        return rotary(q, self.config.rotary_share), rotary(k, self.config.rotary_share), v
+        first, share = self._first_step(x_BNW), self.config.rotary_share
+        return rotary(q, share, first), rotary(k, share, first), v
+
+    def _first_step(self, x_BNW: Tensor) -> int:
+        return 0 if self.shards is None else self.shards.first_step(x_BNW.shape[1])
 
     def select(
         self, x_BNW: Tensor, budget: Budget, lengths_B: Tensor | None = None, ranking_noise: float = 0.0
@@ -107,7 +120,9 @@ class Attention(nn.Module):
         """The blocks that are read for this input."""
         size = self.config.block_size
         with torch.no_grad():
-            sq, sk = self.selector(x_BNW)
+            sq, sk = self.selector(x_BNW, self._first_step(x_BNW))
+        if self.shards is not None:
+            return self.shards.select(sq, sk, budget, size)
         num_blocks = num_blocks_of(x_BNW.shape[1], size)
         num_selected = num_blocks if self.reads_all else budget.num_selected(num_blocks)
         return select(sq, sk, num_selected, size, lengths_B=lengths_B, ranking_noise=ranking_noise)
@@ -152,8 +167,8 @@ class Attention(nn.Module):
             return None
         return self.select(x_BNW, budget, lengths_B, ranking_noise)
 
-    @staticmethod
     def _read(
+        self,
         q_BHND: Tensor,
         k_BGND: Tensor,
         v_BGND: Tensor,
@@ -161,7 +176,9 @@ class Attention(nn.Module):
         lengths_B: Tensor | None,
     ) -> Tensor:
         """Attention output [B, N, H * D], dense where no blocks are chosen."""
-        if chosen is None:
+        if self.shards is not None:
+            out = self.shards.attend(q_BHND, k_BGND, v_BGND, chosen)
+        elif chosen is None:
             out = dense(q_BHND, k_BGND, v_BGND, causal=False, lengths_B=lengths_B)
         else:
             out = attend(q_BHND, k_BGND, v_BGND, chosen, lengths_B=lengths_B)
@@ -187,7 +204,8 @@ class Attention(nn.Module):
         to_k, to_v = self.to_kv.weight.unflatten(0, (2, -1, channels))[:, groups].flatten(1, 2)
         to_q = self.to_q.weight.unflatten(0, (-1, channels))[heads].flatten(0, 1)
         qkv_BHND = linear(x_BNW, torch.cat([to_q, to_k, to_v])).unflatten(-1, (-1, channels)).transpose(1, 2)
-        rotary_(qkv_BHND[:, : num_queries + num_keys], self.config.rotary_share)
+        turned = qkv_BHND[:, : num_queries + num_keys]
+        rotary_(turned, self.config.rotary_share, self._first_step(x_BNW))
         q, k, v = qkv_BHND.split([num_queries, num_keys, num_keys], dim=1)
         return q, k, v
 

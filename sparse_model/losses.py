@@ -40,13 +40,18 @@ class Probes(NamedTuple):
     against every key: meant for a frozen model, whose links nothing else points out."""
 
 
-def task_loss(outputs_BNO: Tensor, target_BNO: Tensor, mask_BNO: Tensor, task: Task) -> Tensor:
-    """Mean loss over the scored steps (mask 1): cross-entropy for events, squared error otherwise."""
+def task_loss(
+    outputs_BNO: Tensor, target_BNO: Tensor, mask_BNO: Tensor, task: Task, divisor: Tensor | None = None
+) -> Tensor:
+    """Mean loss over the scored steps (mask 1): cross-entropy for events, squared error otherwise.
+
+    `divisor` takes the place of the number of scored steps: a part of a batch is told the whole batch's.
+    """
     if task == "event":
         loss = binary_cross_entropy_with_logits(outputs_BNO, target_BNO, reduction="none")
     else:
         loss = (outputs_BNO - target_BNO).square()
-    return (loss * mask_BNO).sum() / mask_BNO.sum().clamp_min(1.0)
+    return (loss * mask_BNO).sum() / (mask_BNO.sum().clamp_min(1.0) if divisor is None else divisor)
 
 
 def selector_terms(

@@ -4,7 +4,7 @@ Shape suffixes: B batch, N steps, F numeric columns, C categorical columns, W wi
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from sparse_model.config import Budget, ModelConfig
 from sparse_model.layers import Layer
 from sparse_model.losses import Probes, SelectorTerms
 from sparse_model.recomputation import recomputed
+
+if TYPE_CHECKING:
+    from sparse_model.attention.sharded import Shards
 
 
 class Training(NamedTuple):
@@ -59,6 +62,14 @@ class SparseEncoder(nn.Module):
         for column, embedding in enumerate(self.embed_categorical):
             x = x + embedding(categorical_BNC[..., column])
         return x
+
+    def spread(self, shards: "Shards | None") -> None:
+        """From now on every process of a group gives its own shard of the steps, and gets its outputs.
+
+        For inference with a budget: sequences longer than one device holds. None ends it.
+        """
+        for layer in self.layers:
+            layer.attention.shards = shards  # pyright: ignore
 
     def predict(
         self,

@@ -4,31 +4,26 @@ Faults of the whole table (a column that is not there, times out of order) raise
 written. Faults of single rows are found by a Great Expectations checkpoint and quarantined with their reason.
 """
 
-# Great Expectations does not declare its public expectations as exports.
-# pyright: reportPrivateImportUsage=false
-
-import html
-import logging
 import os
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from validation.data_docs import make_offline
+from validation.data_docs import index_of_pieces, make_offline
 from validation.gates import Outcome
 from validation.record import Record
-from validation.structure import refuse_broken
+from validation.structure import Structure
+from validation.suite import ROW, Suite, expectations_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ROW = "quarantined_row"  # position in the validated table, from 0
 REASON = "quarantine_reason"
 
 
@@ -97,140 +92,135 @@ def validate(
     *,
     max_quarantined_share: float,
 ) -> DataReport:
+    """`validate_parts` of a table that is in memory."""
+    return validate_parts(
+        [frame], contract, docs_folder, quarantine_folder, max_quarantined_share=max_quarantined_share
+    )
+
+
+def validate_parts(
+    frames: "Iterable[pd.DataFrame]",
+    contract: Contract,
+    docs_folder: Path,
+    quarantine_folder: Path,
+    *,
+    max_quarantined_share: float,
+) -> DataReport:
     """Check a table against its contract; write Data Docs and, where rows failed, a file of those rows.
 
+    The table comes in parts, in order, of which one is held at a time; Data Docs have a page for each.
     `<quarantine_folder>/<name>.parquet` holds the failing rows with their position (ROW) and reason (REASON);
     the table itself is left as it is: its readers take values that were not allowed as unknown. Raises
     InputError for a fault of the whole table, with nothing written.
     """
-    refuse_broken(frame, contract)
-    shown, escaped = _escaped(frame, contract)
-    expectations = _expectations(escaped)
+    structure, found = Structure(contract), _Found()
     docs_folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{docs_folder.name}-", dir=docs_folder.parent) as scratch:
         unfinished = Path(scratch) / "docs"
-        results = _run_checkpoint(shown, contract.name, expectations, unfinished)
+        suite = Suite(contract, unfinished)
+        for frame in frames:
+            structure.see(frame)
+            found.add(frame, suite.run(frame))
+        structure.end()
         make_offline(unfinished)
         _publish(unfinished, docs_folder)
-    failures = tuple(_failure(result) for result in results if not result["success"])
-    reasons = _reasons_by_row(results)
-    outcome, reason = _decide(
-        len(results), len(expectations), failures, len(reasons) / len(frame), max_quarantined_share
+    return _report(
+        contract, found, suite.num_expectations, docs_folder, quarantine_folder, max_quarantined_share
     )
+
+
+def _report(
+    contract: Contract,
+    found: "_Found",
+    num_expected: int,
+    docs_folder: Path,
+    quarantine_folder: Path,
+    max_quarantined_share: float,
+) -> DataReport:
+    failures = tuple(found.failures.values())
+    share = found.num_quarantined / found.num_rows
+    outcome, reason = _decide(found.num_evaluated, num_expected, failures, share, max_quarantined_share)
     return DataReport(
         suite=contract.name,
-        num_expectations=len(results),
-        num_rows=len(frame),
+        num_expectations=found.num_evaluated,
+        num_rows=found.num_rows,
         failures=failures,
-        num_quarantined=len(reasons),
-        quarantine_uri=_quarantine(frame, reasons, quarantine_folder / f"{contract.name}.parquet"),
+        num_quarantined=found.num_quarantined,
+        quarantine_uri=_quarantine(found.aside, quarantine_folder / f"{contract.name}.parquet"),
         docs_uri=str(docs_folder / "index.html"),
         outcome=outcome,
         reason=reason,
     )
 
 
-def _escaped(frame: "pd.DataFrame", contract: Contract) -> "tuple[pd.DataFrame, Contract]":
-    """The same for HTML: Great Expectations writes names and values into its pages as they are."""
-    texts = [column.name for column in contract.columns if column.type == "text"]
-    changed = {name: _escaped_text(frame, name) for name in texts}
-    columns = [
-        column.model_copy(
-            update={
-                "name": html.escape(column.name),
-                "allowed": tuple(html.escape(v) if isinstance(v, str) else v for v in column.allowed),
-            }
-        )
-        for column in contract.columns
-    ]
-    key = tuple(html.escape(name) for name in contract.key)
-    renamed = frame.assign(**changed).rename(columns={name: html.escape(str(name)) for name in frame.columns})
-    return renamed, contract.model_copy(update={"columns": tuple(columns), "key": key})
+def together(
+    reports: Sequence[DataReport],
+    first_rows: Sequence[int],
+    contract: Contract,
+    docs_folder: Path,
+    quarantine_folder: Path,
+    max_quarantined_share: float,
+) -> DataReport:
+    """One report of a table that was validated in pieces, each by itself, from `first_rows` on.
 
-
-def _escaped_text(frame: "pd.DataFrame", name: str) -> Any:
-    """Only the values that need it are touched, and most columns have none."""
-    values = frame[name]
-    risky = {value: html.escape(value) for value in values.dropna().unique() if html.escape(value) != value}
-    return values.astype(object).replace(risky) if risky else values
-
-
-def _expectations(contract: Contract) -> list[Any]:
-    """The suite: one expectation per promise."""
-    import great_expectations.expectations as gxe
-
-    suite: list[Any] = [gxe.ExpectTableRowCountToBeBetween(min_value=1)]
-    if len(contract.key) > 1:
-        suite.append(gxe.ExpectCompoundColumnsToBeUnique(column_list=list(contract.key)))
-    if len(contract.key) == 1:
-        suite.append(gxe.ExpectColumnValuesToBeUnique(column=contract.key[0]))
-    for column in contract.columns:
-        suite.append(gxe.ExpectColumnToExist(column=column.name))
-        suite.extend(_row_expectations(column))
-    return suite
-
-
-def _row_expectations(column: Column) -> list[Any]:
-    import great_expectations.expectations as gxe
-
-    suite: list[Any] = []
-    if not column.nullable:
-        suite.append(gxe.ExpectColumnValuesToNotBeNull(column=column.name))
-    if column.type == "number":  # without bounds of its own, a number still has to be finite
-        lowest = -sys.float_info.max if column.minimum is None else column.minimum
-        highest = sys.float_info.max if column.maximum is None else column.maximum
-        suite.append(
-            gxe.ExpectColumnValuesToBeBetween(column=column.name, min_value=lowest, max_value=highest)
-        )
-    if column.allowed:
-        suite.append(gxe.ExpectColumnValuesToBeInSet(column=column.name, value_set=list(column.allowed)))
-    return suite
-
-
-def _run_checkpoint(
-    frame: "pd.DataFrame", name: str, expectations: list[Any], unfinished: Path
-) -> list[dict[str, Any]]:
-    """The result of every expectation, with Data Docs in the folder `unfinished`.
-
-    The context is ephemeral because several processes on one file context corrupt it.
+    Data Docs of the pieces are moved below `docs_folder`, whose index leads to them.
     """
-    import great_expectations as gx
-    from great_expectations.checkpoint.actions import UpdateDataDocsAction
-    from great_expectations.data_context.types.base import ProgressBarsConfig
+    import pandas as pd
 
-    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)  # it announces its temporary folders
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    context.add_data_docs_site(name, _site(unfinished))
-    batch = (
-        context.data_sources.add_pandas(name)
-        .add_dataframe_asset(name)
-        .add_batch_definition_whole_dataframe(name)
-    )
-    suite = context.suites.add(gx.ExpectationSuite(name, expectations=expectations))
-    definition = gx.ValidationDefinition(name=name, data=batch, suite=suite)
-    checkpoint = gx.Checkpoint(
-        name=name,
-        validation_definitions=[context.validation_definitions.add(definition)],
-        actions=[UpdateDataDocsAction(name=name, site_names=[name])],
-        result_format={"result_format": "COMPLETE", "unexpected_index_column_names": [ROW]},
-    )
-    numbered = frame.assign(**{ROW: range(len(frame))})
-    outcome = context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": numbered})
-    (validation,) = outcome.run_results.values()
-    return [_plain(result) for result in validation.results]
+    found = _Found()
+    for report, first in zip(reports, first_rows, strict=True):
+        found.add_report(report)
+        if report.quarantine_uri is not None:
+            rows = pd.read_parquet(report.quarantine_uri)
+            found.aside.append(rows.assign(**{ROW: rows[ROW] + first}))
+    shutil.rmtree(docs_folder, ignore_errors=True)
+    docs_folder.mkdir(parents=True)
+    for report, first in zip(reports, first_rows, strict=True):
+        os.replace(Path(report.docs_uri).parent, docs_folder / f"from_row_{first}")
+    index_of_pieces(docs_folder)
+    num_expected = len(expectations_of(contract))
+    return _report(contract, found, num_expected, docs_folder, quarantine_folder, max_quarantined_share)
 
 
-def _site(folder: Path) -> Any:
-    return {
-        "class_name": "SiteBuilder",
-        "store_backend": {
-            "class_name": "TupleFilesystemStoreBackend",
-            "base_directory": str(folder.resolve()),
-        },
-        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-    }
+class _Found:
+    """What came of the parts so far."""
+
+    def __init__(self) -> None:
+        self.num_rows = self.num_quarantined = 0
+        self.num_evaluated = sys.maxsize
+        self.failures: dict[tuple[str, str | None], Failure] = {}
+        self.aside: list[pd.DataFrame] = []
+
+    def add(self, frame: "pd.DataFrame", results: list[dict[str, Any]]) -> None:
+        self.num_evaluated = min(self.num_evaluated, len(results))
+        self._add_failures(_failure(result) for result in results if not result["success"])
+        if reasons := _reasons_by_row(results):
+            numbers = [self.num_rows + row for row in reasons]
+            self.aside.append(
+                frame.iloc[list(reasons)].assign(**{ROW: numbers, REASON: list(reasons.values())})
+            )
+        self.num_quarantined += len(reasons)
+        self.num_rows += len(frame)
+
+    def add_report(self, report: DataReport) -> None:
+        self.num_evaluated = min(self.num_evaluated, report.num_expectations)
+        self._add_failures(report.failures)
+        self.num_quarantined += report.num_quarantined
+        self.num_rows += report.num_rows
+
+    def _add_failures(self, failures: Iterable[Failure]) -> None:
+        for failure in failures:
+            key = failure.expectation, failure.column
+            self.failures[key] = _both(self.failures.get(key), failure)
+
+
+def _both(first: Failure | None, later: Failure) -> Failure:
+    """A failure that names no rows keeps its zero: it could not be evaluated in some part."""
+    if first is None:
+        return later
+    is_evaluated = first.num_rows and later.num_rows
+    num_rows = first.num_rows + later.num_rows if is_evaluated else 0
+    return first.model_copy(update={"num_rows": num_rows})
 
 
 def _publish(unfinished: Path, docs_folder: Path) -> None:
@@ -238,22 +228,6 @@ def _publish(unfinished: Path, docs_folder: Path) -> None:
     if docs_folder.exists():
         shutil.rmtree(docs_folder)
     os.replace(unfinished, docs_folder)
-
-
-def _plain(result: Any) -> dict[str, Any]:
-    """What is needed of one result; its own JSON methods would copy every unexpected value."""
-    found = result.result or {}
-    return {
-        "success": bool(result.success),
-        "expectation": result.expectation_config.type,
-        "column": _unescaped(result.expectation_config.kwargs.get("column")),
-        "rows": [entry[ROW] for entry in found.get("unexpected_index_list") or ()],
-        "examples": tuple(_unescaped(str(v)) for v in (found.get("partial_unexpected_list") or ())[:3]),
-    }
-
-
-def _unescaped(text: str | None) -> str | None:
-    return None if text is None else html.unescape(text)
 
 
 def _failure(result: dict[str, Any]) -> Failure:
@@ -288,16 +262,17 @@ def _decide(
     return (Outcome.PASS if share <= allowed else Outcome.FAIL), said
 
 
-def _quarantine(frame: "pd.DataFrame", reasons: dict[int, str], path: Path) -> str | None:
+def _quarantine(aside: "list[pd.DataFrame]", path: Path) -> str | None:
     """Write the failing rows with position and reason; None, and no stale file, where there are none."""
-    if not reasons:
+    import pandas as pd
+
+    if not aside:
         path.unlink(missing_ok=True)
         return None
-    rows = frame.iloc[list(reasons)].assign(**{ROW: list(reasons), REASON: list(reasons.values())})
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.unfinished-{os.getpid()}")
     with unfinished.open("wb") as file:
-        rows.to_parquet(file, index=False)
+        pd.concat(aside, ignore_index=True).to_parquet(file, index=False)
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, path)

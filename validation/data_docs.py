@@ -45,12 +45,22 @@ def _offline(page: str) -> str:
     return page.replace("</head>", f"{_POLICY}{_STYLE}</head>", 1)
 
 
+def index_of_pieces(folder: Path) -> None:
+    """Write the index of a folder that holds whole sites, of a table that was checked in pieces."""
+    names = sorted((page.parent.name for page in folder.glob("*/index.html")), key=lambda n: (len(n), n))
+    items = "".join(f'<li><a href="{name}/index.html">{name.replace("_", " ")}</a></li>' for name in names)
+    (folder / "index.html").write_text(_page(f"<ul>{items}</ul>"), encoding="utf-8")
+
+
 def _index(folder: Path) -> str:
     sections = {"validations": "What was checked, and the result", "expectations": "What is expected"}
-    lists = "".join(f"<h2>{title}</h2>{_links(folder, name)}" for name, title in sections.items())
+    return _page("".join(f"<h2>{title}</h2>{_links(folder, name)}" for name, title in sections.items()))
+
+
+def _page(body: str) -> str:
     head = f'<meta charset="utf-8"><title>Data Docs</title>{_POLICY}{_STYLE}'
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body><h1>Data Docs</h1>{lists}</body></html>\n'
+        f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head><body><h1>Data Docs</h1>{body}</body></html>\n'
     )
 
 

@@ -24,6 +24,8 @@ def bench() -> None:
       dankai bench quality --quick        accuracy against dense, controls and an oracle
       dankai bench real-data --workers 9  accuracy on flights, server machines and ETTh1
       dankai bench adaptation             a new site with little data
+      dankai bench data                   a hundred million rows in bounded memory
+      dankai bench parallel               training and inference on several GPUs
       dankai bench drift                  the drift detector as a smoke alarm
     """
 
@@ -56,6 +58,35 @@ def model(out: Path) -> None:
 
     main(folder)
     click.echo(f"wrote {folder / 'model.json'}", err=True)
+
+
+@bench.command()
+@_out
+@click.option("--rows", default=100_000_000, show_default=True, type=click.IntRange(min=1_000_000))
+@click.option(
+    "--place",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder with room for the generated files, 150 bytes a row.  [default: the system's temporary one]",
+)
+def data(out: Path, rows: int, place: Path | None) -> None:
+    """Snapshot, validation and windows of a generated table: peak memory, and rows a second; minutes."""
+    folder = writable_folder(out)
+    from pipelines.benchmarks.data import main
+
+    main(folder, rows, place)
+    click.echo(f"wrote {folder / 'data.json'}", err=True)
+
+
+@bench.command()
+@_out
+def parallel(out: Path) -> None:
+    """Training (DDP, FSDP) and inference over shards of a sequence, on 1 and on all GPUs here; minutes."""
+    _require_gpu("parallel")
+    folder = writable_folder(out)
+    from pipelines.benchmarks.parallel import main
+
+    main(folder)
+    click.echo(f"wrote {folder / 'parallel.json'}", err=True)
 
 
 def _require_gpu(command: str) -> None:

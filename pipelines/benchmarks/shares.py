@@ -36,7 +36,8 @@ from pipelines.data.spec import DatasetSpec, Split, load_spec
 from pipelines.data.windows import Windows, training_rows
 from pipelines.evaluation import resampling
 from pipelines.fingerprint import ROOT, environment
-from pipelines.training import to_tensors, train
+from pipelines.training import train
+from pipelines.training_batches import to_tensors
 from sparse_model.attention import BlockSelection, select
 from sparse_model.attention.selection import num_blocks_of
 from sparse_model.config import Budget, ModelConfig

@@ -1,7 +1,11 @@
-"""A snapshot: the canonical table, frozen in one Parquet file that is named after what went into it."""
+"""A snapshot: the canonical table, frozen in one Parquet file that is named after what went into it.
+
+A table of any size: it is written, looked over and hashed without ever being held whole.
+"""
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -9,15 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.data.sources import read_source, source_files
 from pipelines.data.spec import DatasetSpec
-from pipelines.files import replace_file, sync_folder
+from pipelines.data.stream import WHOLE_ROWS, content_hash
+from pipelines.files import replace_file, sha256_of, sync_folder
 from validation.record import Record
 
 if TYPE_CHECKING:
     import polars as pl
 
+_ROW_GROUP = 1 << 17  # rows that have to be read to read one
+
 
 class Snapshot(Record):
-    """What a job was run on. `content_hash` is the SHA-256 (hex) of the file at `uri`."""
+    """What a job was run on. `content_hash` (stream.content_hash) is the table's at `uri`, not the file's:
+    the same table, written again, may be another file."""
 
     name: str
     uri: str
@@ -32,6 +40,13 @@ class Snapshot(Record):
     def artifact_paths(self) -> tuple[str, ...]:
         """Files this record stands for."""
         return (self.uri,)
+
+
+class _Taken(Record):
+    """A snapshot and the file that was written then."""
+
+    snapshot: Snapshot
+    file_sha256: str
 
 
 def take_snapshot(spec: DatasetSpec, folder: Path) -> Snapshot:
@@ -53,18 +68,22 @@ def _taken(path: Path) -> Snapshot | None:
     record = path.with_suffix(".json")
     if not (path.exists() and record.exists()):
         return None
-    snapshot = Snapshot.model_validate_json(record.read_bytes())
-    return snapshot.model_copy(update={"uri": str(path)}) if snapshot.content_hash == _sha256(path) else None
+    taken = _Taken.model_validate_json(record.read_bytes())
+    return (
+        taken.snapshot.model_copy(update={"uri": str(path)}) if taken.file_sha256 == sha256_of(path) else None
+    )
 
 
 def kept_snapshots(folder: Path) -> list[Snapshot]:
     """Every snapshot below `folder`, whole or not."""
-    return [Snapshot.model_validate_json(record.read_bytes()) for record in sorted(folder.glob("*.json"))]
+    records = sorted(folder.glob("*.json"))
+    return [_Taken.model_validate_json(record.read_bytes()).snapshot for record in records]
 
 
 def _recorded(spec: DatasetSpec, path: Path, facts: dict[str, Any]) -> Snapshot:
-    snapshot = Snapshot(name=spec.name, uri=str(path), content_hash=_sha256(path), **facts)
-    replace_file(path.with_suffix(".json"), snapshot.model_dump_json(indent=1).encode() + b"\n")
+    snapshot = Snapshot(name=spec.name, uri=str(path), content_hash=content_hash(path), **facts)
+    taken = _Taken(snapshot=snapshot, file_sha256=sha256_of(path))
+    replace_file(path.with_suffix(".json"), taken.model_dump_json(indent=1).encode() + b"\n")
     return snapshot
 
 
@@ -74,7 +93,7 @@ def snapshot_path(spec: DatasetSpec, folder: Path) -> Path:
 
 
 def read_snapshot(snapshot: Snapshot) -> "pl.DataFrame":
-    """The canonical table."""
+    """The canonical table, whole; `stream.chunks` gives it in parts."""
     import polars as pl
 
     return pl.read_parquet(snapshot.uri)
@@ -87,9 +106,10 @@ def input_hash(spec: DatasetSpec) -> str:
         include={"name", "source", "time", "start", "step", "entity", "entity_from"},
     )
     digest = hashlib.sha256(repr((read, spec.columns())).encode())
-    code = (Path(__file__).with_name(name) for name in ("flights.py", "sources.py", "snapshot.py"))
+    modules = ("flights.py", "sources.py", "snapshot.py", "stream.py")
+    code = (Path(__file__).with_name(name) for name in modules)
     for path in (*source_files(spec), *code):
-        digest.update(f"{path.name}\0{_sha256(path)}\0".encode())
+        digest.update(f"{path.name}\0{sha256_of(path)}\0".encode())
     return digest.hexdigest()
 
 
@@ -100,7 +120,7 @@ def _write_table(spec: DatasetSpec, table: "pl.LazyFrame", path: Path) -> dict[s
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
     try:
-        table.sink_parquet(unfinished)
+        _sink(table, spec, unfinished)
         facts = _facts(spec, unfinished)
         with unfinished.open("rb+") as file:
             os.fsync(file.fileno())
@@ -114,6 +134,40 @@ def _write_table(spec: DatasetSpec, table: "pl.LazyFrame", path: Path) -> dict[s
     return facts
 
 
+def _sink(table: "pl.LazyFrame", spec: DatasetSpec, path: Path) -> None:
+    """Write the rows, those of an entity together, entities in order, as many at a time as fit in memory."""
+    import polars as pl
+
+    groups = _entity_groups(table) if spec.entity else []  # else a file an entity, and the files in order
+    if len(groups) < 2:
+        table = table.sort("entity", maintain_order=True) if groups else table
+        table.sink_parquet(path, row_group_size=_ROW_GROUP)
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".sorting-") as folder:
+        parts = [Path(folder) / f"{number:06}.parquet" for number in range(len(groups))]
+        for part, names in zip(parts, groups, strict=True):
+            rows = table.filter(pl.col("entity").is_in(names))
+            rows = rows.sort("entity", maintain_order=True) if len(names) > 1 else rows
+            rows.sink_parquet(part)
+        pl.scan_parquet(parts, glob=False).sink_parquet(path, row_group_size=_ROW_GROUP)
+
+
+def _entity_groups(table: "pl.LazyFrame") -> list[list[str]]:
+    """Entities in order, as many together as WHOLE_ROWS rows allow; one that has more stands alone."""
+    import polars as pl
+
+    counts = table.group_by("entity").agg(rows=pl.len()).collect(engine="streaming").sort("entity")
+    groups: list[list[str]] = []
+    room = 0
+    for name, rows in counts.iter_rows():
+        if rows > room:
+            groups.append([])
+            room = WHOLE_ROWS
+        groups[-1].append(name)
+        room -= rows
+    return groups
+
+
 def _facts(spec: DatasetSpec, path: Path) -> dict[str, Any]:
     """Counts and time range of a written table. Raises InputError when it has no rows or no times."""
     import polars as pl
@@ -125,14 +179,10 @@ def _facts(spec: DatasetSpec, path: Path) -> dict[str, Any]:
         "start": time.min(),
         "end": time.max(),
     }
-    found = pl.scan_parquet(path).select(no_time=time.null_count(), **facts).collect().row(0, named=True)
+    asked = pl.scan_parquet(path).select(no_time=time.null_count(), **facts)
+    found = asked.collect(engine="streaming").row(0, named=True)
     if found["num_rows"] == 0:
         raise spec.refuse("source", "the table has no rows: check the path")
     if found.pop("no_time"):
         raise spec.refuse("time", f"column {spec.time!r} is empty in some rows: every row needs its instant")
     return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

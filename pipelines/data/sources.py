@@ -41,8 +41,9 @@ def source_place(spec: DatasetSpec) -> Path:
 def read_source(spec: DatasetSpec, may_lack: Collection[str] = ()) -> "pl.LazyFrame":
     """The canonical table, lazily: `entity` text, `time` datetime[us], then `spec.columns()`.
 
-    Rows keep their order within an entity, and entities their rows together. Columns that it `may_lack` are
-    null where it does. Raises InputError for an absent file, an unknown column or one of the wrong type.
+    Rows keep their order; bringing those of an entity together is the snapshot's work. Columns that it
+    `may_lack` are null where it does. Raises InputError for an absent file, an unknown column or one of the
+    wrong type.
     """
     import polars as pl
 
@@ -62,7 +63,7 @@ def read_source(spec: DatasetSpec, may_lack: Collection[str] = ()) -> "pl.LazyFr
     canonical = table.select(_entity(spec, schema), _time(spec, schema), *columns)
     if spec.start is not None:
         canonical = canonical.with_columns(_counted_time(spec))
-    return canonical.sort("entity", maintain_order=True) if spec.entity else canonical
+    return canonical
 
 
 def _matching(place: Path) -> list[Path]:

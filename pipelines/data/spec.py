@@ -198,6 +198,12 @@ class DatasetSpec(Record):
         return self
 
     @model_validator(mode="after")
+    def _batch_is_shared_alike(self) -> "DatasetSpec":
+        if problem := self.training.undivided(self.lookback, self.horizon):
+            raise ValueError(f"training.tokens_per_step: {problem}")
+        return self
+
+    @model_validator(mode="after")
     def _names_are_clear(self) -> "DatasetSpec":
         features = (*self.numeric, *self.categorical)
         for name in features:

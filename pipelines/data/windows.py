@@ -2,24 +2,29 @@
 
 Shape letters: B windows, T steps (lookback + horizon), N rows of the table, F numeric inputs, C categorical
 inputs, O targets. A window is named by its cutoff: the row of the table that comes first after it.
+
+A table of more than stream.WHOLE_ROWS rows is read in chunks into arrays that lie in files, of which a batch
+touches the pages it needs; everything below is the same for both.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.data.preprocessing import LEAD, Preprocessing, calendar_waves, plausible
+from pipelines.data.preprocessing import LEAD, Preprocessing
+from pipelines.data.row_arrays import arrays_of
 from pipelines.data.snapshot import Snapshot, read_snapshot
 from pipelines.data.spec import DatasetSpec
+from pipelines.data.stream import WHOLE_ROWS, Growing, chunks
 
 if TYPE_CHECKING:
     import polars as pl
 
-NEVER = np.iinfo(np.int64).max
 HOUR_US = 3_600_000_000
 FIXED_PARTS = ("train", "validation", "test")
 
@@ -67,14 +72,42 @@ class Windows:
     ) -> None:
         """`table` is the snapshot's, where it is in memory already; `parts` are the split's, unless given."""
         self.snapshot, self.spec, self.preprocessing = snapshot, spec, preprocessing
-        self.table = table = read_snapshot(snapshot) if table is None else table
-        self.time_us = table["time"].to_physical().to_numpy()
-        self.offsets = _offsets(table)
-        self.values, self.present = _numeric(table, preprocessing, self.time_us)
-        self.known_at_us = _known_at(table, spec, preprocessing)
-        self.codes = _codes(table, preprocessing)
-        self.targets, self.target_present = _targets(table, spec, self.values, self.present)
+        self._is_large = table is None and snapshot.num_rows > WHOLE_ROWS
+        self._table = None if self._is_large else read_snapshot(snapshot) if table is None else table
+        self._columns: dict[str, np.ndarray] = {}
+        made = self._made_of_rows()
+        self.time_us = made.pop("time_us")
+        self.values, self.present = made.pop("values"), made.pop("present")
+        self.codes = made.pop("codes")
+        self.targets, self.target_present = made.pop("targets"), made.pop("target_present")
+        self.known_at_us = {int(position): at for position, at in made.items()}
+        self.offsets = offsets_of(self._parts_of_table())
         self.parts, self.part_names = parts or _parts(spec, self.time_us, self.offsets)
+
+    def _parts_of_table(self, columns: Sequence[str] | None = None) -> "Iterator[pl.DataFrame]":
+        """The table, in as many parts as it takes to hold only one of them."""
+        if self._table is None:
+            yield from chunks(self.snapshot.uri, columns)
+        else:
+            yield self._table if columns is None else self._table.select(columns)
+
+    def _growing(self) -> Growing:
+        return Growing(Path(self.snapshot.uri).parent if self._is_large else None)
+
+    def _made_of_rows(self) -> dict[str, np.ndarray]:
+        """Arrays with an entry per row, by name; those of `known_at_us` by position."""
+        made: dict[str, Growing] = {}
+        for part in self._parts_of_table():
+            for name, piece in arrays_of(part, self.spec, self.preprocessing).items():
+                if name not in made:
+                    made[name] = self._growing()
+                made[name].add(piece)
+        return {name: growing.array() for name, growing in made.items()}
+
+    @property
+    def table(self) -> "pl.DataFrame":
+        """The snapshot's, whole; a large one is read for it."""
+        return read_snapshot(self.snapshot) if self._table is None else self._table
 
     @property
     def numeric_names(self) -> tuple[str, ...]:
@@ -105,10 +138,9 @@ class Windows:
         """
         if stride is None:
             stride = 1 if part == "train" else self.lookback if not self.horizon else self.spec.stride
-        ranges = list(self._cutoff_ranges(part))
         spread = np.arange if self.horizon else _from_the_end
-        found = [spread(first, last + 1, stride) for first, last in ranges if first <= last]
-        if not found or not sum(map(len, found)):
+        found = [spread(first, last + 1, stride) for first, last in self.cutoff_ranges(part)]
+        if not sum(map(len, found)):
             raise self.spec.refuse("lookback", self._why_no_window(part))
         return np.concatenate(found).astype(np.int64)
 
@@ -116,6 +148,14 @@ class Windows:
         """At most `most` of the part's cutoffs, evenly spread over it."""
         cutoffs = self.cutoffs(part)
         return cutoffs[np.linspace(0, len(cutoffs) - 1, min(most, len(cutoffs))).astype(int)]
+
+    def cutoff_ranges(self, part: str) -> np.ndarray:
+        """int64 [entities with a window in `part`, 2]: first and last cutoff. Raises InputError when none
+        has."""
+        ranges = [(first, last) for first, last in self._cutoff_ranges(part) if first <= last]
+        if not ranges:
+            raise self.spec.refuse("lookback", self._why_no_window(part))
+        return np.array(ranges, np.int64)
 
     def batch(self, cutoffs: np.ndarray, lookback: int | None = None) -> WindowBatch:
         """The windows at `cutoffs`; a shorter `lookback` than the dataset's leaves the oldest steps out."""
@@ -138,13 +178,43 @@ class Windows:
             cutoff_us=cutoff_us,
         )
 
+    def num_scored(self, cutoffs: np.ndarray, lookback: int | None = None) -> np.ndarray:
+        """float32 [T, O]: at how many of the windows at `cutoffs` a step is scored."""
+        steps = np.arange(-(self.lookback if lookback is None else lookback), self.horizon)
+        rows = np.asarray(cutoffs, np.int64)[:, None] + steps
+        scored = self._scored(rows, steps >= 0)[..., None] & self.target_present[rows]
+        return scored.sum(0, dtype=np.float32)
+
     def column(self, name: str) -> np.ndarray:
         """A column of the table, to be read at `WindowBatch.rows`: a slice, a label, `entity`."""
-        return self.table[name].to_numpy()
+        if self._table is not None:
+            return self._table[name].to_numpy()
+        if name not in self._columns:
+            self._columns[name] = self._read_column(name)
+        return self._columns[name]
+
+    def _read_column(self, name: str) -> np.ndarray:
+        """One column of a large table; texts in the room that the longest takes, a missing one as None's
+        name."""
+        import polars as pl
+
+        growing, column = self._growing(), pl.scan_parquet(self.snapshot.uri).select(pl.col(name))
+        is_text = column.collect_schema()[name] == pl.String
+        longest = column.select(pl.col(name).str.len_chars().max()).collect().item() if is_text else 0
+        for part in self._parts_of_table([name]):
+            values = part[name].to_numpy()
+            growing.add(values.astype(f"<U{max(longest or 0, len('None'))}") if is_text else values)
+        return growing.array()
 
     def rows_of(self, part: str) -> "pl.DataFrame":
         """The rows of one part: a month to be validated, a batch to be compared for drift."""
-        return self.table.filter(self.parts == self._part_number(part))
+        import polars as pl
+
+        wanted, first, found = self.parts == self._part_number(part), 0, []
+        for rows in self._parts_of_table():
+            found.append(rows.filter(wanted[first : first + len(rows)]))
+            first += len(rows)
+        return pl.concat(found)
 
     def known_ahead(self, names: tuple[str, ...]) -> np.ndarray:
         """bool [len(names)]: inputs that are known for the horizon too. What is made of `time` always is."""
@@ -204,8 +274,23 @@ class Windows:
 
 def training_rows(table: "pl.DataFrame", spec: DatasetSpec) -> "pl.DataFrame":
     """The rows before the validation part: all that preprocessing and baselines may be fitted on."""
-    parts, _ = _parts(spec, table["time"].to_physical().to_numpy(), _offsets(table))
+    parts, _ = _parts(spec, table["time"].to_physical().to_numpy(), offsets_of([table]))
     return table.filter(parts == 0)
+
+
+def training_chunks(snapshot: Snapshot, spec: DatasetSpec) -> "Iterator[pl.DataFrame]":
+    """The same of a table of any size, in parts."""
+    if snapshot.num_rows <= WHOLE_ROWS:
+        yield training_rows(read_snapshot(snapshot), spec)
+        return
+    offsets = offsets_of(chunks(snapshot.uri, ["entity"]))
+    time_us, first = Growing(Path(snapshot.uri).parent), 0
+    for times in chunks(snapshot.uri, ["time"]):
+        time_us.add(times["time"].to_physical().to_numpy())
+    parts, _ = _parts(spec, time_us.array(), offsets)
+    for rows in chunks(snapshot.uri):
+        yield rows.filter(parts[first : first + len(rows)] == 0)
+        first += len(rows)
 
 
 def refuse_unusable_split(windows: Windows) -> None:
@@ -213,7 +298,7 @@ def refuse_unusable_split(windows: Windows) -> None:
     judged = windows.part_names if windows.spec.task == "event" else ("test",)
     label = windows.spec.target[0] if windows.spec.task == "event" else windows.spec.label
     for part in windows.part_names:
-        windows.cutoffs(part)
+        windows.cutoff_ranges(part)
         rows = windows.parts == windows.part_names.index(part)
         if label and part in judged and not (windows.column(label)[rows] == 1).any():
             field = f"split.{part}" if part in ("validation", "test") else "split"
@@ -226,70 +311,16 @@ def _from_the_end(first: int, stop: int, stride: int) -> np.ndarray:
     return np.arange(stop - 1, first - 1, -stride)[::-1]
 
 
-def _offsets(table: "pl.DataFrame") -> np.ndarray:
-    lengths = table["entity"].rle().struct.field("len").to_numpy()
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-
-
-def _numeric(
-    table: "pl.DataFrame", preprocessing: Preprocessing, time_us: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [N, F] and bool [N, F]"""
-    values = np.zeros((len(table), len(preprocessing.numeric_names)), np.float32)
-    present = np.ones(values.shape, bool)
-    for position, scale in enumerate(preprocessing.scales):
-        raw = table[scale.name].to_numpy().astype(np.float64)
-        present[:, position] = plausible(raw, scale)
-        values[:, position] = np.where(present[:, position], (raw - scale.mean) / scale.std, 0.0)
-    waves = calendar_waves(time_us / 60e6, preprocessing.calendar)
-    first = len(preprocessing.scales)
-    values[:, first : first + waves.shape[1]] = waves
-    if preprocessing.past_target:
-        values[:, -1], present[:, -1] = _outcomes(table, preprocessing.past_target)
-    return values, present
-
-
-def _outcomes(table: "pl.DataFrame", target: str) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [N] and bool [N]: whether the event came; what is neither 0 nor 1 is unknown (0, False)."""
-    raw = table[target].to_numpy()
-    present = np.isin(raw, (0, 1))
-    return np.where(present, raw, 0).astype(np.float32), present
-
-
-def _known_at(
-    table: "pl.DataFrame", spec: DatasetSpec, preprocessing: Preprocessing
-) -> dict[int, np.ndarray]:
-    """The instant from which on each late input, and the past outcome, is known."""
-    names = preprocessing.numeric_names
-    late = {names.index(name): spec.late.known_at for name in spec.late.columns} if spec.late else {}
-    if preprocessing.past_target and spec.target_known_at:
-        late[names.index(preprocessing.past_target)] = spec.target_known_at
-    return {position: table[at].to_physical().fill_null(NEVER).to_numpy() for position, at in late.items()}
-
-
-def _codes(table: "pl.DataFrame", preprocessing: Preprocessing) -> np.ndarray:
-    """int32 [N, C]"""
-    import polars as pl
-
-    codes = np.zeros((len(table), len(preprocessing.vocabularies)), np.int32)
-    for position, vocabulary in enumerate(preprocessing.vocabularies):
-        numbers = pl.Series(range(1, len(vocabulary.values) + 1), dtype=pl.Int32)
-        column = table[vocabulary.name].replace_strict(
-            pl.Series(vocabulary.values, dtype=pl.String), numbers, default=0, return_dtype=pl.Int32
-        )
-        codes[:, position] = column.fill_null(0).to_numpy()
-    return codes
-
-
-def _targets(
-    table: "pl.DataFrame", spec: DatasetSpec, values: np.ndarray, present: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [N, O] and bool [N, O]: the outcome, or the z-scored inputs that are to be predicted."""
-    if spec.task == "event":
-        outcomes, present = _outcomes(table, spec.target[0])
-        return outcomes[:, None], present[:, None]
-    columns = [spec.numeric.index(name) for name in spec.target]
-    return np.ascontiguousarray(values[:, columns]), np.ascontiguousarray(present[:, columns])
+def offsets_of(parts: "Iterable[pl.DataFrame]") -> np.ndarray:
+    """int64 [entities + 1]: first row of each entity of a table in parts, then the number of rows."""
+    starts, last, num_rows = [], None, 0
+    for part in parts:
+        runs = part["entity"].rle().struct.unnest()
+        begin = num_rows + np.concatenate([[0], np.cumsum(runs["len"].to_numpy(), dtype=np.int64)])
+        is_same = num_rows > 0 and runs["value"][0] == last
+        starts.append(begin[1:-1] if is_same else begin[:-1])
+        last, num_rows = runs["value"][-1], int(begin[-1])
+    return np.concatenate([*starts, [num_rows]])
 
 
 def _parts(spec: DatasetSpec, time_us: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -297,7 +328,9 @@ def _parts(spec: DatasetSpec, time_us: np.ndarray, offsets: np.ndarray) -> tuple
     split = spec.split
     boundaries: list[datetime | float] = [split.validation, split.test]
     months = (
-        _months(split.replay, int(time_us.max()), split.end) if isinstance(split.replay, datetime) else []
+        _months(split.replay, int(time_us[offsets[1:] - 1].max()), split.end)
+        if isinstance(split.replay, datetime)
+        else []
     )
     parts = np.zeros(len(time_us), np.int16)
     for start, end in pairwise(offsets):

@@ -45,7 +45,7 @@ def attend(
             keys = torch.cat([keys, _per_chunk(mean_k, heads, keys.shape[2])], dim=3)
             values = torch.cat([values, _per_chunk(mean_v, heads, keys.shape[2])], dim=3)
             bias = torch.cat([bias, summary_bias.expand(*bias.shape[:4], -1)], dim=-1)
-        part = _softmax_read(q[:, :, rows], keys, values, bias)
+        part = softmax_read(q[:, :, rows], keys, values, bias)
         return part if whole is None else whole[:, :, rows].copy_(part)
 
     parts = side_by_side(read, range(0, num_blocks, chunk), q.device)
@@ -81,7 +81,7 @@ def _read(
     at_batch = torch.arange(batch, device=index_BHCK.device).view(-1, 1, 1, 1)
     at_group = (torch.arange(heads, device=index_BHCK.device) // (heads // groups)).view(1, -1, 1, 1)
     block = (at_batch * groups + at_group) * k_BGJRD.shape[2] + index_BHCK
-    keys, values = (_rows_of(t, block) for t in (k_BGJRD, v_BGJRD))
+    keys, values = (rows_of(t, block) for t in (k_BGJRD, v_BGJRD))
     used = torch.arange(index_BHCK.shape[-1], device=index_BHCK.device) < counts_BHC.unsqueeze(-1)
     open_ = (valid_BJR[at_batch, index_BHCK] & used.unsqueeze(-1)).flatten(3, 4).unsqueeze(3)
     if causal:
@@ -90,7 +90,7 @@ def _read(
     return keys, values, bias.masked_fill(~open_, -torch.inf)
 
 
-def _rows_of(t_BGJRD: Tensor, block_BHCK: Tensor) -> Tensor:
+def rows_of(t_BGJRD: Tensor, block_BHCK: Tensor) -> Tensor:
     """Whole blocks by their number in [B * G * J], side by side, [B, H, C, K*R, D].
 
     A table look-up, because its backward adds whole rows where an index's adds single numbers.
@@ -124,7 +124,7 @@ def _summary_bias(
     return bias_BSQJ.repeat_interleave(heads // bias_BSQJ.shape[1], dim=1)
 
 
-def _softmax_read(q_BHCRD: Tensor, keys_BHCLD: Tensor, values_BHCLD: Tensor, bias: Tensor) -> Tensor:
+def softmax_read(q_BHCRD: Tensor, keys_BHCLD: Tensor, values_BHCLD: Tensor, bias: Tensor) -> Tensor:
     """Attention of each query block over its own list of keys, [B, H, C, R, D]; rows with none are zero."""
     q, keys, values = (t.flatten(0, 1) for t in (q_BHCRD, keys_BHCLD, values_BHCLD))
     mask = bias.flatten(0, 1).expand(-1, -1, q.shape[2], -1)

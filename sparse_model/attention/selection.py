@@ -31,12 +31,12 @@ class BlockSelection:
     def num_blocks(self) -> int:
         return self.indices_BSQK.shape[2]
 
-    def read_mask(self) -> Tensor:
-        """bool [B, S, Q, J]: which blocks are read exactly."""
+    def read_mask(self, num_key_blocks: int | None = None) -> Tensor:
+        """bool [B, S, Q, J]: which blocks are read exactly. `num_key_blocks` where J is not Q."""
         slots = torch.arange(self.indices_BSQK.shape[-1], device=self.indices_BSQK.device)
         used_BSQK = slots < self.counts_BSQ.unsqueeze(-1)
         batch, heads, num_blocks, _ = self.indices_BSQK.shape
-        hits = torch.zeros(batch, heads, num_blocks, num_blocks, device=slots.device)
+        hits = torch.zeros(batch, heads, num_blocks, num_key_blocks or num_blocks, device=slots.device)
         return hits.scatter_add(-1, self.indices_BSQK.long(), used_BSQK.to(hits.dtype)) > 0
 
 
@@ -66,22 +66,20 @@ def block_scores(
     The score of a pair of blocks is the largest, over the rows of the query block, of m minus the
     row's log-sum-exp of m over all key blocks, so that rows compare with each other. Maxima instead
     of all steps in the normaliser: one exponential per block, not per step. Linear memory in N (tiles
-    are reduced as they are made); blocks without a permitted step get -inf.
+    are reduced as they are made); blocks without a permitted step get -inf. The queries may be those of
+    the first blocks alone.
     """
-    num_steps = sq_BSNE.shape[2]
-    num_blocks = num_blocks_of(num_steps, block_size)
-    extra = num_blocks * block_size - num_steps
-    sq_BSNE = _filled_up(sq_BSNE * sq_BSNE.shape[-1] ** -0.5, extra)
-    sk_BSEN = _filled_up(sk_BSNE, extra).transpose(-1, -2).contiguous()
+    sq_BSNE = _filled_up(sq_BSNE * sq_BSNE.shape[-1] ** -0.5, -sq_BSNE.shape[2] % block_size)
+    sk_BSEN = _filled_up(sk_BSNE, -sk_BSNE.shape[2] % block_size).transpose(-1, -2).contiguous()
     open_BN = None  # every step exists, or repeats one that does: nothing to mask
     if lengths_B is not None:
-        open_BN = torch.arange(num_blocks * block_size, device=sq_BSNE.device) < lengths_B[:, None]
+        open_BN = torch.arange(sk_BSEN.shape[-1], device=sq_BSNE.device) < lengths_B[:, None]
     rows = max(block_size, _TILE_ROWS // block_size * block_size)
 
     def score(first: int) -> Tensor:
         return _score_rows(sq_BSNE, sk_BSEN, open_BN, slice(first, first + rows), block_size, causal)
 
-    parts = side_by_side(score, range(0, num_blocks * block_size, rows), sq_BSNE.device)
+    parts = side_by_side(score, range(0, sq_BSNE.shape[2], rows), sq_BSNE.device)
     return torch.cat(parts, dim=2)
 
 
@@ -124,14 +122,16 @@ def select_blocks(
     """The `num_selected` best permitted key blocks of each query block; its own block is always kept.
 
     With `top_p`, only as many of them as hold that share of the scores' softmax: easy rows read less.
+    The scores may be those of the first query blocks alone.
     Raises ValueError naming the argument for a budget outside 1..J or NaN scores.
     """
-    num_blocks = scores_BSQJ.shape[-1]
+    num_rows, num_blocks = scores_BSQJ.shape[-2:]
     check_budget(num_selected, num_blocks, top_p)
     if not torch.compiler.is_compiling() and bool(scores_BSQJ.isnan().any()):
         raise ValueError("scores: hold NaN, so no block can be ranked")
-    permitted = permitted_blocks(num_blocks, block_size, causal, lengths_B).to(scores_BSQJ.device)
-    own = torch.eye(num_blocks, dtype=torch.bool, device=scores_BSQJ.device)
+    permitted = permitted_blocks(num_blocks, block_size, causal, lengths_B)[:, :, :num_rows]
+    permitted = permitted.to(scores_BSQJ.device)
+    own = torch.eye(num_rows, num_blocks, dtype=torch.bool, device=scores_BSQJ.device)
     ranked = scores_BSQJ.detach().masked_fill(own & permitted, torch.inf).masked_fill(~permitted, -torch.inf)
     counts_BSQ = permitted.sum(-1).clamp_max(num_selected).expand(ranked.shape[:3])
     indices = ranked.topk(num_selected, dim=-1).indices

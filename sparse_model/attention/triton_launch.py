@@ -133,7 +133,7 @@ def _launch_hopper(
 
     q_rows, k_rows, v_rows = rows_of(q), rows_of(k), rows_of(v)
     mean_k, mean_v = (rows_of(m if p.summaries else t) for m, t in zip(means, (k, v), strict=True))
-    items = p.batch * p.heads * p.num_blocks
+    items = p.batch * p.heads * triton.cdiv(p.num_steps, 128)
     programs = min(items, torch.cuda.get_device_properties(q.device).multi_processor_count)
     launch(
         triton_hopper.forward, (programs,), p.key,
@@ -315,14 +315,17 @@ def launch_scores(
     causal: bool,
     lengths_B: Tensor | None,
     tile: ScoreTile | None = None,
+    num_rows: int | None = None,
 ) -> Tensor:
-    """Block scores [B, S, Q, J] from float16 products."""
+    """Block scores [B, S, Q, J] from float16 products; of one list, those of the first `num_rows` query
+    blocks."""
     batch, rankings, num_steps, _ = sq_BSNE.shape
     num_blocks, lists = num_blocks_of(num_steps, block_size), batch * rankings
     tile = tile or ScoreTile()
     key = key_of(block_size, causal, sq_BSNE, sk_BSNE, lengths_B)
     sq, sk = _as_half(sq_BSNE, sk_BSNE, key)
-    scores = sq.new_empty((batch, rankings, num_blocks, num_blocks), dtype=torch.float32)
+    num_rows = num_rows or num_blocks
+    scores = sq.new_empty((batch, rankings, num_rows, num_blocks), dtype=torch.float32)
     fitting = max(1, _SCRATCH_ELEMENTS // (lists * num_blocks * block_size))
     row_blocks = min(num_blocks, fitting, _RANKED_AT_ONCE)
     scratch = sq.new_empty(lists * row_blocks * num_blocks * block_size)
@@ -330,8 +333,8 @@ def launch_scores(
     programs = triton.cdiv(row_blocks, together) * lists
     chunks = max(1, min(triton.cdiv(num_blocks, 16), tile.programs // programs))
     flags = {"BLOCK": block_size, "CAUSAL": causal, "HAS_LIMIT": lengths_B is not None}
-    for first in range(0, num_blocks, row_blocks):
-        rows = min(row_blocks, num_blocks - first)
+    for first in range(0, num_rows, row_blocks):
+        rows = min(row_blocks, num_rows - first)
         launch(
             triton_selection.maxima, (triton.cdiv(rows, together), chunks, lists), (first, key),
             sq, sk, scratch, lengths_B, rankings, num_steps, num_blocks, first, row_blocks,

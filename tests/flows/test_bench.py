@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from flows.commands.bench import bench
 from validation.errors import InputError
 
-BENCHMARKS = ["attention", "model"]
+BENCHMARKS = ["attention", "model", "parallel"]
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, so nothing is refused")
 
 

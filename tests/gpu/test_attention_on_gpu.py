@@ -7,7 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sparse_model.attention import BlockSelection, SparseAttention, attend, block_scores, select, selection
 from sparse_model.config import Budget
-from tests.sparse_model.attention_cases import Shape, lengths_of, selection_of, tensors_of
+from tests.sparse_model.attention_cases import Shape, lengths_of, selection_of, shard_of, tensors_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -195,3 +195,16 @@ def test_a_captured_training_step_replays_to_the_same_bits() -> None:
         captured = step()
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(captured, eager, strict=True))
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+@pytest.mark.parametrize("block_size", [64, 128])
+def test_a_shard_gives_its_rows_of_the_whole(rank: int, block_size: int) -> None:
+    """The kernels are the same, and so are the sums of a row but for the order of its blocks."""
+    from sparse_model.attention import triton_sharded
+
+    shape = Shape(2, 4, 2, 2, steps=9 * block_size, channels=64, block_size=block_size, selected=4)
+    q, fetched, means, mine = shard_of(shape, rank, 3, torch.bfloat16, "cuda")
+    got = triton_sharded.attend(q, fetched, means, mine).float()
+    whole = attend(*tensors_of(shape, torch.bfloat16, "cuda"), selection_of(shape, "cuda")).float()
+    torch.testing.assert_close(got, whole.chunk(3, dim=2)[rank], rtol=2e-2, atol=2e-2)

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from pipelines.checkpoint import Checkpoint, load_model
 from pipelines.data.windows import Windows
-from pipelines.training import Batches, train
+from pipelines.training import train
+from pipelines.training_batches import Batches
 from pipelines.training_plan import TrainingPlan
 from sparse_model.recomputation import recomputed
 from tests.tiny_rollout import ROOT, train_tiny, write_dataset

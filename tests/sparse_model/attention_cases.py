@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sparse_model.attention import BlockSelection, select_blocks
 from sparse_model.attention.selection import num_blocks_of
+from sparse_model.attention.sharded import Fetched
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,24 @@ def selection_of(shape: Shape, device: str = "cpu") -> BlockSelection:
     fewer = torch.randint(0, shape.selected + 1, chosen.counts_BSQ.shape, generator=generator)
     counts = torch.minimum(chosen.counts_BSQ, fewer)
     return BlockSelection(chosen.indices_BSQK.to(device), counts.to(device), shape.block_size)
+
+
+def shard_of(
+    shape: Shape, rank: int, count: int, dtype: torch.dtype, device: str = "cpu"
+) -> tuple[Tensor, Fetched, tuple[Tensor, Tensor], BlockSelection]:
+    """One shard's queries, blocks in mixed order, summaries and lists, as `Shards` would have them."""
+    q, k, v = tensors_of(shape, dtype, device)
+    num_blocks = shape.steps // shape.block_size
+    first = rank * num_blocks // count
+    order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(rank))
+    k, v = (t.unflatten(2, (num_blocks, -1)) for t in (k, v))
+    tables = (t[:, :, order].flatten(0, 2).flatten(1) for t in (k, v))
+    start = torch.arange(shape.batch * shape.groups).view(shape.batch, shape.groups, 1) * num_blocks
+    place = (start + torch.argsort(order)).roll(-first, 2).to(device)
+    mean_k, mean_v = (t.mean(3).roll(-first, 2) for t in (k, v))
+    whole = selection_of(shape, device)
+    rows = slice(first, first + num_blocks // count)
+    mine = BlockSelection(
+        (whole.indices_BSQK[:, :, rows] - first) % num_blocks, whole.counts_BSQ[:, :, rows], shape.block_size
+    )
+    return q.chunk(count, dim=2)[rank], Fetched(*tables, place), (mean_k, mean_v), mine

@@ -2,10 +2,10 @@
 
 import torch
 
-from sparse_model.attention import BlockSelection, attend, selection, triton_launch
+from sparse_model.attention import BlockSelection, attend, selection, triton_launch, triton_sharded
 from sparse_model.attention import triton as gpu
 from sparse_model.attention.triton_problem import problem_of
-from tests.sparse_model.attention_cases import Shape, lengths_of, selection_of, tensors_of
+from tests.sparse_model.attention_cases import Shape, lengths_of, selection_of, shard_of, tensors_of
 
 SHAPES = [
     Shape(1, 2, 1, 1, steps=50, channels=16, block_size=16, selected=2),
@@ -77,6 +77,21 @@ def check_transposed_lists(shape: Shape) -> None:
     assert torch.equal(counts.gather(-1, order), counts.sort(-1, descending=True).values)
 
 
+def check_shard(shape: Shape, rank: int, summaries: bool) -> None:
+    """Rows of one shard of three, whose blocks lie anywhere, are rows of the whole."""
+    q, fetched, means, mine = shard_of(shape, rank, 3, torch.float32)
+    got = triton_sharded.attend(q, fetched, means if summaries else None, mine)
+    whole = tensors_of(shape, torch.float64)
+    right = attend(*whole, selection_of(shape), summaries=summaries, implementation="reference")
+    torch.testing.assert_close(got.double(), right.chunk(3, dim=2)[rank], rtol=1e-4, atol=1e-5)
+    generator = torch.Generator().manual_seed(shape.seed)
+    sq, sk = torch.randn(2, shape.batch, shape.rankings, shape.steps, 16, generator=generator).half().float()
+    sq = sq.chunk(3, dim=2)[rank]
+    scores = triton_sharded.block_scores(sq, sk, shape.block_size)
+    exact = selection.block_scores(sq, sk, shape.block_size)
+    torch.testing.assert_close(scores, exact, rtol=0, atol=2e-2)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for shape in SHAPES:
@@ -84,3 +99,5 @@ if __name__ == "__main__":
         check_attention(shape, summaries=False)
         check_selection(shape)
         check_transposed_lists(shape)
+    for rank in range(3):
+        check_shard(Shape(2, 4, 2, 2, steps=96, channels=16, block_size=16, selected=3), rank, rank != 1)

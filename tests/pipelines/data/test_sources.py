@@ -11,6 +11,7 @@ from pipelines.data.contract import contract_of
 from pipelines.data.snapshot import Snapshot, read_snapshot, take_snapshot
 from pipelines.data.sources import read_source, source_place
 from pipelines.data.spec import DatasetSpec, load_spec
+from pipelines.data.stream import content_hash
 
 Flights = tuple[DatasetSpec, Snapshot, pl.DataFrame]
 SHIPPED = sorted((Path(__file__).parents[3] / "infra" / "datasets").glob("*.yaml"))
@@ -107,13 +108,53 @@ def test_a_relative_path_starts_at_the_repository_and_an_environment_variable_re
     assert source_place(load_spec(path)) == tmp_path / "elsewhere" / "ett" / "ETTh1.csv"
 
 
+@pytest.mark.parametrize("rows_at_once", [1 << 22, 250, 1])
 def test_rows_of_mixed_entities_are_brought_together_in_their_own_order(
-    table: pl.DataFrame, write_job: Callable[..., Path]
+    table: pl.DataFrame,
+    write_job: Callable[..., Path],
+    tmp_path: Path,
+    rows_at_once: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    mixed = table.with_columns(pump=pl.Series(["b", "a"] * (len(table) // 2)))
-    canonical = read_source(load_spec(write_job(mixed, entity="pump", step=None))).collect()
-    assert canonical["entity"].rle().struct.field("value").to_list() == ["a", "b"]
+    """Whether all fit in memory, some of them together, or no two of them."""
+    monkeypatch.setattr("pipelines.data.snapshot.WHOLE_ROWS", rows_at_once)
+    mixed = table.with_columns(pump=pl.Series(["b", "a", "d", "c"] * (len(table) // 4)))
+    spec = load_spec(write_job(mixed, entity="pump", step=None))
+    canonical = read_snapshot(take_snapshot(spec, tmp_path))
+    assert canonical["entity"].rle().struct.field("value").to_list() == ["a", "b", "c", "d"]
     assert canonical.select(pl.col("time").is_sorted().over("entity").all()).item()
+    assert canonical.sort("time")["load"].equals(read_source(spec).collect().sort("time")["load"])
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_the_same_table_has_the_same_hash_however_a_file_lays_it_out(
+    table: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taking a snapshot twice once gave two hashes: a Parquet writer on several threads may cut anywhere."""
+    table = table.with_columns(text=pl.Series(["", "é", None, "long enough"] * (len(table) // 4)))
+    hashes = set()
+    for number, rows in enumerate((7, 64, 400)):
+        table.write_parquet(tmp_path / f"{number}.parquet", row_group_size=rows, compression="zstd")
+        monkeypatch.setattr("pipelines.data.stream.CHUNK_ROWS", 100 + 13 * number)
+        hashes.add(content_hash(tmp_path / f"{number}.parquet"))
+    assert len(hashes) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pl.col("text").fill_null(""),
+        pl.col("text").str.replace("long ", " long"),
+        pl.col("load").shift(1),
+        pl.col("load").cast(pl.Float32),
+        pl.col("load").alias("burden"),
+    ],
+)
+def test_another_table_has_another_hash(table: pl.DataFrame, tmp_path: Path, change: pl.Expr) -> None:
+    table = table.with_columns(text=pl.Series(["", "é", None, "long enough"] * (len(table) // 4)))
+    table.write_parquet(tmp_path / "one.parquet")
+    table.with_columns(change).write_parquet(tmp_path / "other.parquet")
+    assert content_hash(tmp_path / "one.parquet") != content_hash(tmp_path / "other.parquet")
 
 
 def test_times_with_a_zone_become_utc(
