@@ -210,7 +210,9 @@ def _groups(scores: Scores) -> dict[str, np.ndarray]:
 
 def gap_kpis(panel: Panel, name: str, asked: Mapping[Reference | None, int], how: "Resampling") -> list[Kpi]:
     """The largest gap of each slice column: of the candidate, or beside that of a reference."""
-    possible = {versus: least for versus, least in asked.items() if versus is None or versus in panel.theirs}
+    possible: dict[Reference | None, int] = {
+        versus: least for versus, least in asked.items() if versus is None or versus in panel.theirs
+    }
     columns = dict.fromkeys(label.split("=")[0] for label in panel.groups)
     found = [
         _gap_kpi(panel, name, column, versus, least, how)

@@ -102,7 +102,9 @@ def compare(job: Job, start: datetime) -> Comparison:
     prepared = source_data(job)
     first = train_candidate(job, prepared, "sparse")
     baselines = {scores.part: scores for scores in score_baselines(job, prepared)}
-    ran = {each: _Run(job, prepared, first, baselines, each).course() for each in STRATEGIES}
+    ran: dict[Strategy, tuple[Course, Scored]] = {
+        each: _Run(job, prepared, first, baselines, each).course() for each in STRATEGIES
+    }
     monthly = ran["monthly"][1]
     courses = tuple(_beside(job, course, scored, monthly) for course, scored in ran.values())
     return Comparison(

@@ -17,6 +17,7 @@ from validation.statistics import Interval
 
 Decision = Literal["none", "watch", "retrain"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Subject = tuple[str, str]
 FEWEST_CHECKED = 3  # estimates whose outcomes are known by now, before the next one may ask for a training
 
 
@@ -41,7 +42,7 @@ class DriftPolicy(Record):
 
     A difference has strength 1 at its floor, or at `usual_multiple` times what batches of the reference
     usually differ by, where that is more. It is worth a look when it stays so for `debounce` batches in a row
-    or reaches `far` in one.
+    or reaches `far` in one; what was said of a column in the last `remember` batches is not said again.
     """
 
     min_rows: Annotated[int, Field(ge=1)]
@@ -50,6 +51,7 @@ class DriftPolicy(Record):
     usual_multiple: Positive
     far: Annotated[Positive, Field(ge=1)]
     debounce: Annotated[int, Field(ge=1)]
+    remember: Annotated[int, Field(ge=0)]
     retrain_share_of_features: Annotated[float, Field(gt=0, le=1)]
     performance_relative_margin: Annotated[float, Field(ge=0, lt=1)]
 
@@ -113,8 +115,13 @@ def detect_drift(
     )
     lasting = _lasting([*(report.effects for report in earlier), measured], policy)
     report = blank.model_copy(update={"noted": _noted(measured, lasting, policy)})
-    decision, reasons = _decide(report, lasting, policy)
+    told = {_about(effect) for each in earlier[-policy.remember :] for effect in each.noted}
+    decision, reasons = _decide(report, lasting, told if policy.remember else set(), policy)
     return report.model_copy(update={"decision": decision, "reasons": reasons})
+
+
+def _about(effect: Effect) -> Subject:
+    return effect.kind, effect.subject
 
 
 def strength(effect: Effect, policy: DriftPolicy) -> float:
@@ -145,19 +152,20 @@ def _lasting(history: Sequence[Sequence[Effect]], policy: DriftPolicy) -> set[Na
 
 
 def _decide(
-    report: DriftReport, lasting: Collection[Name], policy: DriftPolicy
+    report: DriftReport, lasting: Collection[Name], told: Collection[Subject], policy: DriftPolicy
 ) -> tuple[Decision, tuple[str, ...]]:
     """Realised performance outranks everything; what moved matters as far as that is not certain."""
     rows = min(report.num_rows_reference, report.num_rows_batch)
     if rows < policy.min_rows:
         return "watch", (f"{rows} rows are too few to tell drift from chance, {policy.min_rows} needed",)
-    moved, why_moved = _decide_by_distance(report, lasting, policy)
+    moved, why_moved = _decide_by_distance(report, lasting, told, policy)
     if report.performance is None or not math.isfinite(report.performance.change.low):
         guessed, why_guessed = _decide_by_estimate(report.estimate, policy)
         return _worse(guessed, moved), (*why_guessed, *why_moved)
     outcome, reason = _decide_by_performance(report.performance, policy)
     if outcome == "none" and moved == "retrain":
-        return "watch", (reason, *why_moved, "what moved did not hurt the model, so no retraining")
+        harmless = "what moved did not hurt the model, so no retraining"
+        return _news(report, told), (reason, *why_moved, harmless)
     return _worse(outcome, moved), (reason, *why_moved)
 
 
@@ -205,16 +213,14 @@ def _decide_by_estimate(estimate: Estimate | None, policy: DriftPolicy) -> tuple
 
 
 def _decide_by_distance(
-    report: DriftReport, lasting: Collection[Name], policy: DriftPolicy
+    report: DriftReport, lasting: Collection[Name], told: Collection[Subject], policy: DriftPolicy
 ) -> tuple[Decision, tuple[str, ...]]:
-    """A look at what was noted; a training where it is far, has lasted, and is much or the model's own."""
+    """A look at what is news; a training where it is far, has lasted, and is much or the model's own."""
     if not report.noted:
         return "none", ("nothing moved far, or for long",)
     reasons = [_describe(effect) for effect in report.noted]
     far = {
-        (effect.kind, effect.subject)
-        for effect in report.noted
-        if effect.strength >= policy.far and effect.name in lasting
+        _about(effect) for effect in report.noted if effect.strength >= policy.far and effect.name in lasting
     }
     inputs = {effect.subject for effect in report.effects if effect.kind == "inputs"}
     moved = {subject for kind, subject in far if kind == "inputs"}
@@ -222,7 +228,12 @@ def _decide_by_distance(
         reasons.insert(0, f"{len(moved)} of {len(inputs)} features are far from the reference")
         return "retrain", tuple(reasons)
     is_about_model = any(kind in ("predictions", "selection") for kind, _ in far)
-    return ("retrain" if is_about_model else "watch"), tuple(reasons)
+    return ("retrain" if is_about_model else _news(report, told)), tuple(reasons)
+
+
+def _news(report: DriftReport, told: Collection[Subject]) -> Decision:
+    """An alarm rings once for a column, however long it stays away."""
+    return "watch" if any(_about(effect) not in told for effect in report.noted) else "none"
 
 
 _WORDS: dict[Measure, str] = {

@@ -135,7 +135,16 @@ def find(case: Planted, policy: DriftPolicy) -> Found:
         delay=in_time[0] if in_time else None,
         is_fault=case.plant.is_fault,
         called_fault=any(each.faults for each in case.looks),
-        is_testable=not any(unshifted),
+        is_testable=not (any(unshifted) or _is_known(case, policy)),
+    )
+
+
+def _is_known(case: Planted, policy: DriftPolicy) -> bool:
+    """Whether the column was spoken of just before the shift began."""
+    history = [each.effects for each in case.before]
+    said = [noted(history[: end + 1], policy) for end in range(len(history))]
+    return not case.plant.is_fault and any(
+        effect.subject in case.plant.subjects for each in said for effect in each
     )
 
 
