@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as distributed
 from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
 
 from sparse_model.attention import BlockSelection, attend, select
 from sparse_model.attention.sharded import Shards
@@ -27,7 +28,7 @@ def _tensors(heads: int, groups: int, rankings: int) -> list[Tensor]:
     """Queries, keys, values, gradient, selector queries and keys of a whole batch, the same everywhere."""
     random = torch.Generator().manual_seed(heads * 10 + rankings)
     sizes = [(heads, 8), (groups, 8), (groups, 8), (heads, 8), (rankings, 4), (rankings, 4)]
-    return [torch.randn(2, h, STEPS, d, generator=random, dtype=torch.float64) for h, d in sizes]
+    return [torch.randn((2, h, STEPS, d), generator=random, dtype=torch.float64) for h, d in sizes]
 
 
 def _whole(heads: int, groups: int, rankings: int, summaries: bool) -> tuple[BlockSelection, list[Tensor]]:
@@ -107,7 +108,7 @@ def _process(rank: int, folder: Path) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two real processes over gloo found."""
     folder = tmp_path_factory.mktemp("shards")
-    torch.multiprocessing.start_processes(_process, (folder,), nprocs=WORLD, start_method="fork")
+    start_processes(_process, (folder,), nprocs=WORLD, start_method="fork")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
