@@ -9,7 +9,7 @@ CUDA_ONLY := cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cud
 	nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 \
 	nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx triton
 
-.PHONY: demo test end-to-end up check postgres lock clean
+.PHONY: demo test end-to-end faults up check postgres lock clean
 
 demo: $(INSTALLED)
 	.venv/bin/dankai demo
@@ -20,6 +20,10 @@ test: $(INSTALLED) postgres
 # Real servers, a drifted batch and what follows from it; minutes, so not a part of `make test`.
 end-to-end: $(INSTALLED) postgres
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m operations
+
+# kill -9 of each part at each step of a retraining; most of an hour.
+faults: $(INSTALLED) postgres
+	OMP_NUM_THREADS=1 .venv/bin/python -m tests.faults.retraining_faults
 
 up: $(INSTALLED)
 	.venv/bin/dankai up

@@ -15,6 +15,7 @@ from flows.worker import POOL
 if TYPE_CHECKING:
     from prefect.automations import Automation
 
+ROOT = Path(__file__).parents[1]
 HEARTBEAT_S = 30
 LOST = "dankai: runs that went silent"
 
@@ -24,7 +25,7 @@ def deploy(file: Path) -> None:
     make_pool()
     programs = Path(sys.executable).parent
     command = [str(programs / "prefect"), "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, cwd=ROOT)  # its entry points, and so its runs, start there
     put(watch_over_runs())
 
 

@@ -7,6 +7,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from flows.approval import ask_in_prefect
 from flows.monitor import open_flow_job
 from pipelines import retraining
 from pipelines.due import open_reason, why
@@ -22,9 +23,7 @@ def retrain(dataset: str, policy: str, reason: str, batch: str | None = None) ->
     What is refused (too soon after the last one, no budget left) ends well too, and says so.
     """
     job = open_flow_job(dataset, policy)
-    with training_turn(job):
-        report = retraining.retrain(job, reason, batch)
-    return Completed(message=said(report))
+    return Completed(message=said(trained(job, reason, batch)))
 
 
 @flow(name="retraining check")
@@ -34,9 +33,15 @@ def retraining_check(dataset: str, policy: str) -> State[str]:
     asked = open_reason(job.settings, job.spec.name)
     if asked is None:
         return Completed(message="nothing calls for a training")
+    return Completed(message=said(trained(job, why(asked), asked.batch)))
+
+
+def trained(job: Job, reason: str, batch: str | None) -> RetrainingReport:
+    """One retraining; what passed and waits for a person is asked for in Prefect."""
     with training_turn(job):
-        report = retraining.retrain(job, why(asked), asked.batch)
-    return Completed(message=said(report))
+        report = retraining.retrain(job, reason, batch)
+    ask_in_prefect(job.settings)
+    return report
 
 
 @contextmanager

@@ -182,19 +182,25 @@ def _compared(
     windows = windows_after(reference, known, rows, report.arrival)
     if faults := faults_of(reference, windows, PART):
         return _faulty(job, report, "; ".join(f"{fault.kind}: {fault.words}" for fault in faults))
-    scores, before = _scored(inner, champion, windows), _before(job, report.arrival)
+    scores, before = _scored(inner, champion, windows), _before(job, champion, report.arrival)
     released = Released(released_scores(job, champion), released_profile(inner, prepared, champion))
     drift = inspect(inner, reference, windows, PART, champion, scores, released, _seen(before))
     value = _value(inner, scores) if scores else None
     groups = watch_groups(inner, champion, windows, PART, scores, value is not None) if scores else ()
-    found = {"decision": drift.decision, "reasons": drift.reasons, "drift": drift, "value": value}
+    gap = missing_before(reference, known, rows)
+    reasons = (*drift.reasons, *([gap] if gap else []))
+    found = {"decision": drift.decision, "reasons": reasons, "drift": drift, "value": value}
     return report.model_copy(update={**found, "groups": groups, "metric": TASK_METRICS[job.spec.task][0]})
 
 
-def _before(job: Job, batch: Batch) -> list[MonitorReport]:
-    """What was said of the batches whose rows came before."""
+def _before(job: Job, champion: Checkpoint, batch: Batch) -> list[MonitorReport]:
+    """What was said, of the model that is live now, about batches whose rows came before."""
     every = reports(job.settings, job.spec.name)
-    return [each for each in every if each.arrival.start and each.arrival.start < batch.start]  # type: ignore[operator]
+    return [
+        each
+        for each in every
+        if each.champion == champion.sha256 and each.arrival.start and each.arrival.start < batch.start  # type: ignore[operator]
+    ]
 
 
 def _seen(before: list[MonitorReport]) -> Seen:
@@ -206,18 +212,33 @@ def _seen(before: list[MonitorReport]) -> Seen:
 
 
 def windows_after(reference: Windows, known: "pl.DataFrame", rows: "pl.DataFrame", batch: Batch) -> Windows:
-    """Windows whose horizon lies in the batch, with as much before it as a lookback needs."""
+    """Windows whose horizon lies in the batch, with as much before it as a lookback needs.
+
+    Where rows of a regular series are missing in between, they read nothing from before.
+    """
     import numpy as np
     import polars as pl
 
     spec = reference.spec
     tail = known.filter(pl.col("time") <= rows["time"].min()).group_by("entity", maintain_order=True)
     before = tail.tail(spec.lookback).with_columns(is_new=pl.lit(False))
+    if missing_before(reference, known, rows):
+        before = before.clear()
     table = in_order(pl.concat([before, rows.with_columns(is_new=pl.lit(True))], how="vertical_relaxed"))
     numbers = np.where(table["is_new"].to_numpy(), len(FIXED_PARTS), 0).astype(np.int16)
     snapshot = reference.snapshot.model_copy(update={"content_hash": batch.content_hash})
     parts = (numbers, (*FIXED_PARTS, PART))
     return Windows(snapshot, spec, reference.preprocessing, table.drop("is_new"), parts)
+
+
+def missing_before(reference: Windows, known: "pl.DataFrame", rows: "pl.DataFrame") -> str:
+    """What lies between the known rows of a regular series and the batch, in words, or ""."""
+    import polars as pl
+
+    start, step = rows["time"].min(), reference.spec.step_seconds
+    last = known.filter(pl.col("time") < start)["time"].max()
+    is_gap = step is not None and last is not None and (start - last).total_seconds() > step  # type: ignore[operator]
+    return f"rows between {last} and {start} are missing: nothing before was read" if is_gap else ""
 
 
 def _scored(job: Job, champion: Checkpoint, windows: Windows) -> Scores | None:

@@ -41,10 +41,15 @@ def live_checkpoint(settings: Settings, dataset: str) -> Checkpoint:
         raise InputError(
             f"{dataset}: nothing is live in {settings.home}; run its rollout, or set DANKAI_HOME"
         )
+    return trained_checkpoint(settings, dataset, live.checkpoint)
+
+
+def trained_checkpoint(settings: Settings, dataset: str, sha256: str) -> Checkpoint:
+    """The model with these weights, as it was trained here. Raises InputError where it was not."""
     for checkpoint in stored(settings.steps, f"{dataset}-train", Checkpoint):
-        if checkpoint.sha256 == live.checkpoint:
+        if checkpoint.sha256 == sha256:
             return checkpoint
-    raise InputError(f"{dataset}: {settings.steps} has no training of the live model {live.checkpoint[:12]}")
+    raise InputError(f"{dataset}: {settings.steps} has no training of the live model {sha256[:12]}")
 
 
 def start_pilot(job: Job, incumbent: Checkpoint, reason: str | None) -> RolloutState:

@@ -181,7 +181,7 @@ def _retrain(
     Its budgets are compared with the `dense` incumbent's on its own validation part.
     """
     inner = reading_as(job, champion, until_end_of(month))
-    challenger, _ = train_challenger(inner, prepared, champion, released)
+    challenger = train_challenger(inner, prepared, champion, released).checkpoint
     calibrate(inner, prepared, challenger, dense)
     reason = f"drift in {month}: {'; '.join(drift.reasons)}"
     enter_challenger(job, challenger, reason, job.plan.target_density)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from pipelines.files import exclusive_lock, replace_file
 from pipelines.job import Job, Prepared, dataset_folder
 from pipelines.judging import judge_stage, score, score_baselines, steady_kpis
 from pipelines.preparation import known_before, known_data, source_data
-from pipelines.release import decide, enter_challenger, live_checkpoint
+from pipelines.release import decide, enter_challenger, live_checkpoint, trained_checkpoint
 from pipelines.scoring import Scores, load_scored
 from pipelines.second_look import Lineup
 from pipelines.settings import Settings
@@ -27,14 +27,15 @@ from validation.kpis import Reference
 from validation.record import Record
 from validation.statistics import METRICS
 
-Ended = Literal["promoted", "held", "dropped", "refused"]
+Ended = Literal["promoted", "held", "dropped", "refused", "unfinished"]
 
 
 class RetrainingReport(Record):
     """One retraining, from the reason to what the gate said.
 
     promoted: the challenger is live. held: the evidence does not decide, or a PASS waits for people. dropped:
-    the gate failed it. refused: nothing was trained; `why` says what stood in the way.
+    the gate failed it. refused: nothing was trained; `why` says what stood in the way. unfinished: it is at
+    work, or was cut off; asking for a retraining goes on with it.
     """
 
     dataset: str
@@ -69,20 +70,31 @@ def retrain(job: Job, reason: str, batch: str | None = None) -> RetrainingReport
     if not reason.strip():
         raise InputError("--reason: say in one line why to train again")
     with exclusive_lock(dataset_folder(job.settings, job.spec.name) / "retraining.lock", wait=False):
-        champion = live_checkpoint(job.settings, job.spec.name)
-        start = RetrainingReport(
-            dataset=job.spec.name,
-            reason=reason,
-            started_at=now(),
-            finished_at="",
-            outcome="refused",
-            why="",
-            champion=champion.sha256,
-            automatic=job.actor.automatic,
-            batch=batch,
-        )
-        report = _retrained(job, champion, start)
+        earlier = retrainings(job.settings, job.spec.name)
+        cut_off = next((report for report in earlier if report.outcome == "unfinished"), None)
+        begun = cut_off or _kept(job.settings, _begun(job, reason, batch))
+        if not cut_off and (why := refusal(job, earlier)):
+            return _kept(job.settings, _refused(begun, why))
+        report = _retrained(job, begun, _ground(job, begun))
         return _kept(job.settings, report.model_copy(update={"finished_at": now()}))
+
+
+def _begun(job: Job, reason: str, batch: str | None) -> RetrainingReport:
+    return RetrainingReport(
+        dataset=job.spec.name,
+        reason=reason,
+        started_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        finished_at="",
+        outcome="unfinished",
+        why="it is at work, or was cut off",
+        champion=live_checkpoint(job.settings, job.spec.name).sha256,
+        automatic=job.actor.automatic,
+        batch=batch,
+    )
+
+
+def _refused(begun: RetrainingReport, why: str) -> RetrainingReport:
+    return begun.model_copy(update={"outcome": "refused", "why": why, "finished_at": now()})
 
 
 def retrainings(settings: Settings, dataset: str) -> list[RetrainingReport]:
@@ -90,31 +102,52 @@ def retrainings(settings: Settings, dataset: str) -> list[RetrainingReport]:
     return [_read(path) for path in sorted(_folder(settings, dataset).glob("*.json"))]
 
 
-def _retrained(job: Job, champion: Checkpoint, start: RetrainingReport) -> RetrainingReport:
-    if why := refusal(job, retrainings(job.settings, job.spec.name)):
-        return start.model_copy(update={"why": why})
-    prepared = known_data(job)
-    split = split_of(job, job.windows(prepared), seen_until(job, champion))
-    released = released_scores(job, champion)
+class _Ground(NamedTuple):
+    """What two models meet on."""
+
+    champion: Checkpoint
+    prepared: Prepared
+    split: Split
+    released: Scores
+
+
+def _ground(job: Job, begun: RetrainingReport) -> _Ground:
+    """With the champion of the time it was begun, whatever went live since.
+
+    What cannot be done now, for want of rows, is refused, so that nobody goes on with it later.
+    """
+    try:
+        champion = trained_checkpoint(job.settings, job.spec.name, begun.champion)
+        prepared = known_data(job)
+        split = split_of(job, job.windows(prepared), seen_until(job, champion))
+        return _Ground(champion, prepared, split, released_scores(job, champion))
+    except InputError as error:
+        _kept(job.settings, _refused(begun, str(error)))
+        raise
+
+
+def _retrained(job: Job, start: RetrainingReport, ground: _Ground) -> RetrainingReport:
+    champion, prepared, split, released = ground
     tags = {"dataset": job.spec.name, "reason": start.reason, "champion": champion.sha256}
     with job.tracker.run(f"{job.spec.name} retraining", "retraining", tags, job.parent_run) as run_id:
         inner = replace(reading_as(job, champion, split), parent_run=run_id)
-        challenger, trained = train_challenger(inner, prepared, champion, released)
+        trained = train_challenger(inner, prepared, champion, released)
+        challenger = trained.checkpoint
         enter_challenger(inner, challenger, start.reason, _density(inner))
         evaluation, is_live = _meet_on_newest(inner, prepared, challenger, champion)
-        outcome, why = _ending(evaluation, is_live)
+        outcome, why = ending(evaluation, is_live)
         job.tracker.log_tags(run_id, {"outcome": outcome, "why": why, "challenger": challenger.sha256})
     return start.model_copy(
         update={
             "outcome": outcome,
             "why": why,
             "challenger": challenger.sha256,
-            "trained": trained,
+            "trained": trained.what,
             "verdict": evaluation.verdict.outcome,
             "evaluation": evaluation,
             "split": split,
             "snapshot": prepared.snapshot.content_hash,
-            "train_seconds": challenger.train_seconds,
+            "train_seconds": trained.seconds,
             "run_id": run_id,
         }
     )
@@ -123,7 +156,7 @@ def _retrained(job: Job, champion: Checkpoint, start: RetrainingReport) -> Retra
 def refusal(job: Job, earlier: list[RetrainingReport]) -> str:
     """Why no training may start now, or "": the budget holds for everybody, the cooldown for no person."""
     policy, present = job.policy.retraining, datetime.now(UTC)
-    begun = [each for each in earlier if each.outcome != "refused"]
+    begun = [each for each in earlier if each.outcome not in ("refused", "unfinished")]
     this_month = [each for each in begun if each.started_at[:7] == f"{present:%Y-%m}"]
     spent = sum(each.train_seconds for each in this_month) / 3600
     if spent >= policy.monthly_hours:
@@ -140,25 +173,34 @@ def refusal(job: Job, earlier: list[RetrainingReport]) -> str:
 # Training -----------------------------------------------------------------------------------------
 
 
-def train_challenger(
-    job: Job, prepared: Prepared, champion: Checkpoint, released: Scores
-) -> tuple[Checkpoint, str]:
-    """A model trained by the policy on the job's own split, and which part of it was.
+class Trained(NamedTuple):
+    """A challenger, which part of it was trained, and how long that took with whatever was tried first."""
+
+    checkpoint: Checkpoint
+    what: str
+    seconds: float
+
+
+def train_challenger(job: Job, prepared: Prepared, champion: Checkpoint, released: Scores) -> Trained:
+    """A model trained by the policy on the job's own split.
 
     The selector alone comes first where the policy says so, and is all where the validation windows are then
     answered as well as those that the champion was `released` on. What only the selector missed, it can learn
     to read; where the world changed, it cannot bring that back.
     """
-    policy, is_dense = job.policy.retraining, champion.mode == "dense"
+    policy, is_dense, spent = job.policy.retraining, champion.mode == "dense", 0.0
     if policy.selector_first and not is_dense:
         tuned = train_candidate(job, prepared, "selector", warm_start=champion)
         if _is_as_good(job, score(job, prepared, tuned, "validation", _density(job), "selector"), released):
-            return tuned, "selector"
+            return Trained(tuned, "selector", tuned.train_seconds)
+        spent = tuned.train_seconds
     mode = "dense" if is_dense else "sparse"
     if policy.start == "scratch":
-        return train_candidate(job, prepared, mode), f"{mode} from scratch"
-    plan = job.plan.for_tuning()
-    return train_candidate(job, prepared, mode, warm_start=champion, plan=plan), mode
+        made, what = train_candidate(job, prepared, mode), f"{mode} from scratch"
+    else:
+        plan, what = job.plan.for_tuning(), mode
+        made = train_candidate(job, prepared, mode, warm_start=champion, plan=plan)
+    return Trained(made, what, spent + made.train_seconds)
 
 
 def _is_as_good(job: Job, scores: Scores, released: Scores) -> bool:
@@ -278,7 +320,8 @@ def _meet_on_newest(
     return meet(job, prepared, "test", challenger, champion, live, baseline)
 
 
-def _ending(evaluation: Evaluation, is_live: bool) -> tuple[Ended, str]:
+def ending(evaluation: Evaluation, is_live: bool) -> tuple[Ended, str]:
+    """What a meeting came to, and why in words."""
     verdict = evaluation.verdict
     reasons = "; ".join(verdict.reasons)
     if verdict.outcome is Outcome.PASS:
@@ -290,8 +333,7 @@ def _ending(evaluation: Evaluation, is_live: bool) -> tuple[Ended, str]:
 
 
 def _kept(settings: Settings, report: RetrainingReport) -> RetrainingReport:
-    name = f"{report.started_at.replace(':', '')}-{report.digest()[:8]}.json"
-    path = _folder(settings, report.dataset) / name
+    path = _folder(settings, report.dataset) / f"{report.started_at.replace(':', '')}.json"
     replace_file(path, report.model_dump_json(indent=1).encode() + b"\n")
     return report
 

@@ -16,7 +16,7 @@ import numpy as np
 from pipelines.candidates import train_candidate
 from pipelines.checkpoint import Checkpoint
 from pipelines.clock import now
-from pipelines.data.spec import Split
+from pipelines.data.spec import DatasetSpec, Split
 from pipelines.evaluation import TASK_METRICS, evaluate, groups_of, resampling
 from pipelines.fingerprint import Environment, environment
 from pipelines.inspection import Released, Seen, inspect, released_profile
@@ -98,7 +98,7 @@ class Comparison(Record):
 def compare(job: Job, start: datetime) -> Comparison:
     """Run every strategy over the months from `start` on. Raises InputError where there are none."""
     began = time.monotonic()
-    job = replace(job, spec=job.spec.model_copy(update={"split": _split(job, start)}))
+    job = replace(job, spec=months_from(job.spec, start))
     prepared = source_data(job)
     first = train_candidate(job, prepared, "sparse")
     baselines = {scores.part: scores for scores in score_baselines(job, prepared)}
@@ -116,12 +116,14 @@ def compare(job: Job, start: datetime) -> Comparison:
     )
 
 
-def _split(job: Job, start: datetime) -> Split:
-    """The month before lets the first model in; a week before that stops its training early."""
-    if not isinstance(job.spec.split.test, datetime):
-        raise job.spec.refuse("split", "a replay by months needs dates, not shares of rows")
+def months_from(spec: DatasetSpec, start: datetime) -> DatasetSpec:
+    """The dataset split for a replay: the month before `start` lets the first model in, a week before that
+    stops its training early. Raises InputError where the split knows no dates."""
+    if not isinstance(spec.split.test, datetime):
+        raise spec.refuse("split", "a replay by months needs dates, not shares of rows")
     before = (start - timedelta(days=1)).replace(day=1)
-    return Split(validation=before - timedelta(days=_VALIDATION_DAYS), test=before, replay=start)
+    split = Split(validation=before - timedelta(days=_VALIDATION_DAYS), test=before, replay=start)
+    return spec.model_copy(update={"split": split})
 
 
 class _Run:
@@ -180,10 +182,10 @@ class _Run:
 
     def _retrained(self, seen: MonthOf, month: str) -> MonthOf:
         inner = reading_as(self.job, self.champion, until_end_of(month))
-        challenger, what = train_challenger(inner, self.prepared, self.champion, self.released.scores)
-        self.predecessor, self.champion, self.trained_on = self.champion, challenger, inner
+        trained = train_challenger(inner, self.prepared, self.champion, self.released.scores)
+        self.predecessor, self.champion, self.trained_on = self.champion, trained.checkpoint, inner
         self.seen = []  # what had lasted was about other data
-        return seen.model_copy(update={"trained": what, "train_seconds": challenger.train_seconds})
+        return seen.model_copy(update={"trained": trained.what, "train_seconds": trained.seconds})
 
     def _gate(self, month: str, scores: Scores) -> Outcome | None:
         """The quality checks alone: nobody is served in a replay."""

@@ -42,7 +42,7 @@ class Operation:
 
     def dankai(self, *arguments: object) -> Ended:
         """Run the installed command against the servers."""
-        return dankai(*arguments, home=self.home, **self.environ)
+        return dankai(*arguments, home=self.home, timeout=300, **self.environ)
 
     def ask(self, path: str, question: Any = None, method: str = "POST") -> Any:
         """Prefect's API."""

@@ -206,7 +206,7 @@ class Preloaded:
         self._process.communicate()
 
 
-def dankai(*arguments: object, home: Path, **environ: str) -> Ended:
+def dankai(*arguments: object, home: Path, timeout: float = 110, **environ: str) -> Ended:
     """Run the installed command itself."""
     started = time.monotonic()
     done = subprocess.run(
@@ -214,7 +214,7 @@ def dankai(*arguments: object, home: Path, **environ: str) -> Ended:
         capture_output=True,
         text=True,
         env={**os.environ, "DANKAI_HOME": str(home), **environ},
-        timeout=110,
+        timeout=timeout,
     )
     return Ended(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
 

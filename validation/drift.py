@@ -98,7 +98,7 @@ def detect_drift(
 
     `earlier` are the reports of the batches before, newest last. Raises ValueError without any effect.
     """
-    measured = tuple(_with_strength(effect, policy) for effect in effects)
+    measured = tuple(effect.model_copy(update={"strength": strength(effect, policy)}) for effect in effects)
     if not measured:
         raise ValueError("nothing was compared")
     blank = DriftReport(
@@ -111,17 +111,37 @@ def detect_drift(
         performance=performance,
         estimate=estimate,
     )
-    lasting = _lasting(blank, earlier, policy.debounce)
-    noted = [each for each in measured if each.strength >= policy.far or each.name in lasting]
-    ranked = tuple(sorted(noted, key=lambda effect: effect.strength, reverse=True))
-    report = blank.model_copy(update={"noted": ranked})
+    lasting = _lasting([*(report.effects for report in earlier), measured], policy)
+    report = blank.model_copy(update={"noted": _noted(measured, lasting, policy)})
     decision, reasons = _decide(report, lasting, policy)
     return report.model_copy(update={"decision": decision, "reasons": reasons})
 
 
-def _with_strength(effect: Effect, policy: DriftPolicy) -> Effect:
-    limit = max(policy.floors.of(effect.measure), policy.usual_multiple * effect.usual)
-    return effect.model_copy(update={"strength": effect.value / limit})
+def strength(effect: Effect, policy: DriftPolicy) -> float:
+    """How many times its limit an effect is."""
+    return effect.value / max(policy.floors.of(effect.measure), policy.usual_multiple * effect.usual)
+
+
+def noted(history: Sequence[Sequence[Effect]], policy: DriftPolicy) -> tuple[Effect, ...]:
+    """What is worth a look in the last of consecutive batches, strongest first."""
+    return _noted(history[-1], _lasting(history, policy), policy)
+
+
+def _noted(effects: Sequence[Effect], lasting: Collection[Name], policy: DriftPolicy) -> tuple[Effect, ...]:
+    found = [(strength(effect, policy), effect) for effect in effects]
+    ranked = sorted(found, key=lambda pair: pair[0], reverse=True)
+    return tuple(effect for over, effect in ranked if over >= policy.far or effect.name in lasting)
+
+
+def _lasting(history: Sequence[Sequence[Effect]], policy: DriftPolicy) -> set[Name]:
+    """Names of effects that were over their limit in the last `debounce` batches."""
+    if len(history) < policy.debounce:
+        return set()
+    over = [
+        {effect.name for effect in effects if strength(effect, policy) >= 1}
+        for effects in history[-policy.debounce :]
+    ]
+    return set.intersection(*over)
 
 
 def _decide(
@@ -203,15 +223,6 @@ def _decide_by_distance(
         return "retrain", tuple(reasons)
     is_about_model = any(kind in ("predictions", "selection") for kind, _ in far)
     return ("retrain" if is_about_model else "watch"), tuple(reasons)
-
-
-def _lasting(report: DriftReport, earlier: Sequence[DriftReport], debounce: int) -> set[tuple[str, str, str]]:
-    """Names of effects that were over their limit in this batch and the `debounce` - 1 before."""
-    runs = [report, *reversed(earlier[-(debounce - 1) :] if debounce > 1 else ())]
-    if len(runs) < debounce:
-        return set()
-    over = [{effect.name for effect in each.effects if effect.strength >= 1} for each in runs]
-    return set.intersection(*over)
 
 
 _WORDS: dict[Measure, str] = {

@@ -31,7 +31,7 @@ FEWEST_STRETCHES = (
     8  # that a reference is cut into, where a batch is longer than that: shorter ones differ more
 )
 USUAL = 0.9  # quantile over blocks that is called usual: of few blocks the largest is an accident
-MOST_ROWS = 20_000  # of a sample that are compared: more change a distance by less than 0.01
+MOST_ROWS = 10_000  # of a sample that are compared: more change a distance by less than 0.01
 MOST_BLOCKS = 32
 MOST_RELATED = 5000  # rows on which correlations are compared: more change them by less than 0.02
 

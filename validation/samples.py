@@ -27,7 +27,7 @@ def ratio_interval(
     generator = np.random.default_rng(seed)
     a, b = np.asarray(samples_a, dtype=np.float64), np.asarray(samples_b, dtype=np.float64)
     n = min(len(a), len(b))
-    if n < 2 or not (np.isfinite(a).all() and np.isfinite(b).all() and (a > 0).all() and (b > 0).all()):
+    if n < 1 or not (np.isfinite(a).all() and np.isfinite(b).all() and (a > 0).all() and (b > 0).all()):
         return Interval(value=math.nan, low=math.nan, high=math.nan, n=n, confidence=confidence)
 
     def draws(samples: Floats) -> Floats:
@@ -35,6 +35,8 @@ def ratio_interval(
         return np.quantile(picked, quantile, axis=1)
 
     value = float(np.quantile(a, quantile) / np.quantile(b, quantile))
+    if n == 1:
+        return Interval(value=value, low=math.nan, high=math.nan, n=n, confidence=confidence)
     return percentile_interval(value, draws(a) / draws(b), confidence, n, n)
 
 

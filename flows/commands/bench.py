@@ -32,8 +32,8 @@ def bench() -> None:
 
 bench.add_command(adaptation)
 bench.add_command(quality)
-bench.add_command(real_data)
 bench.add_command(drift)
+bench.add_command(real_data)
 
 
 @bench.command()

@@ -23,7 +23,8 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print everything a
 def monitor(dataset: Path, batch: Path, policy: Path, as_json: bool) -> None:
     """Check BATCH (a file or folder like DATASET's source), score it with what is live, look for drift.
 
-    Says none, watch, retrain or fault, and why. A fault of the data is set aside and never trains.
+    Says none, watch, retrain or fault, and why. A fault of the data is set aside and never trains. Where
+    PREFECT_API_URL names a server, the decision is an event there, which may start a retraining.
 
     \b
     Example:
@@ -31,7 +32,12 @@ def monitor(dataset: Path, batch: Path, policy: Path, as_json: bool) -> None:
     """
     from pipelines.monitor import monitor_batch
 
-    report = monitor_batch(job_of(dataset, policy), batch)
+    job = job_of(dataset, policy)
+    report = monitor_batch(job, batch)
+    if job.settings.prefect_api_url and not report.repeated:
+        from flows.drift_events import announce
+
+        announce(report, dataset.resolve(), policy.resolve())
     if as_json:
         click.echo(report.model_dump_json(indent=1))
     else:
@@ -60,11 +66,17 @@ def retrain(dataset: Path, reason: str, policy: Path, as_json: bool) -> None:
 
 
 def job_of(dataset: Path, policy: Path) -> "Job":
+    """The dataset's stores, opened only where a model of it is live."""
     from flows.progress import progress
+    from pipelines.data.spec import load_spec
     from pipelines.job import open_job
+    from pipelines.release import live_checkpoint
     from pipelines.settings import load_settings, quiet_environment
+    from validation.policy import load_policy
 
-    settings = load_settings()
+    settings, spec = load_settings(), load_spec(dataset)
+    load_policy(policy)
+    live_checkpoint(settings, spec.name)
     quiet_environment(settings)
     with progress() as report:
         return open_job(dataset, policy, settings, report)

@@ -30,12 +30,15 @@ def replay(dataset: Path, start: str, step: str, policy: Path, out: Path) -> Non
     first = _month(start)
     folder = writable_folder(out)
     from flows.progress import progress
+    from pipelines.data.spec import load_spec
     from pipelines.files import replace_file
     from pipelines.job import open_job
+    from pipelines.preparation import refuse_unusable
     from pipelines.settings import load_settings, quiet_environment
-    from pipelines.strategies import compare
+    from pipelines.strategies import compare, months_from
 
     settings = load_settings()
+    refuse_unusable(months_from(load_spec(dataset), first), settings)
     quiet_environment(settings)
     with progress() as report:
         compared = compare(open_job(dataset, policy, settings, report), first)

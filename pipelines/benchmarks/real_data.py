@@ -87,11 +87,11 @@ def compare(dataset: str, by_seed: list[dict[str, Scores]]) -> list[Row]:
         row = {"dataset": dataset, "way": way, "metric": metric.name, "by_seed": each}
         rows.append(row | {"value": interval(mean, scored, **how).model_dump()})
         if way != "dense":
-            rows[-1]["loses"] = _lost_share(mean, scored, made["dense"], how)
+            rows[-1]["loses"] = lost_share(mean, scored, made["dense"], how)
     return rows
 
 
-def _lost_share(metric: Metric, scored: Scored, dense: Scored, how: Any) -> dict[str, float]:
+def lost_share(metric: Metric, scored: Scored, dense: Scored, how: Any) -> dict[str, float]:
     """Difference from dense attention as a share of its metric, turned so that more is worse."""
     change = paired_interval(metric, scored, dense, **how)
     unit = metric(dense) * (-1 if metric.higher_is_better else 1)

@@ -159,3 +159,27 @@ def test_a_second_run_of_the_same_rollout_is_told_to_wait(tmp_path: Path, preloa
     [line] = ended.err.splitlines()
     assert "another process is at work here; wait for it to end" in line
     assert [path.name for path in home.iterdir()] == ["pump.lock"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("monitor", "DATASET", "batch.csv"),
+        ("retrain", "DATASET", "--reason", "x"),
+        ("labels", "DATASET", "l.csv"),
+    ],
+)
+def test_what_needs_a_live_model_says_so_and_makes_nothing(
+    command: tuple[str, ...], tmp_path: Path, preloaded: Preloaded
+) -> None:
+    home, dataset = tmp_path / "home", str(write_dataset(tmp_path))
+    arguments = [dataset if each == "DATASET" else each for each in command]
+    assert "pump: nothing is live in" in refused(preloaded.dankai(*arguments, home=home), home)
+
+
+def test_a_replay_from_before_the_data_is_refused(tmp_path: Path, preloaded: Preloaded) -> None:
+    home, dataset = tmp_path / "home", write_dataset(tmp_path)
+    command = ("replay", dataset, "--from", "2024-03", "--out", tmp_path / "out")
+    assert "no window of 64 + 16 steps ends in the train part" in refused(
+        preloaded.dankai(*command, home=home), home
+    )

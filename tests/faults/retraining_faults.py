@@ -26,7 +26,7 @@ from pipelines.release_log import ReleaseLog
 from pipelines.settings import load_settings
 from tests import postgres
 from tests.operated import Operation, drift_event, operation, until, write_operated
-from tests.tiny_rollout import ROOT, TURNS, pump_table, write_policy
+from tests.tiny_rollout import ROOT, TURNS, dankai, pump_table, write_policy
 
 RESULTS = ROOT / "pipelines" / "benchmarks" / "results" / "faults.json"
 STEPS = {
@@ -119,13 +119,13 @@ def kill(running: Operation, part: str) -> None:
     if part != "database":
         running.running(PARTS[part]).kill()
         return
-    port = str(running.environ["DANKAI_DATABASE_URL"]).rsplit(":", 1)[1].split("/")[0]
-    postgres.kill_and_restart(port)
+    postgres.kill_and_restart(running.environ["DANKAI_DATABASE_URL"])
 
 
 @contextmanager
 def home_with_live_model(folder: Path, database: str) -> Iterator[Callable[[], None]]:
     """The operated pump, its dense model live; the answer puts everything back to that state."""
+    folder.mkdir()
     dataset, _, deployments = write_operated(folder)
     content = yaml.safe_load(deployments.read_text())
     for each in content["deployments"]:
@@ -136,12 +136,11 @@ def home_with_live_model(folder: Path, database: str) -> Iterator[Callable[[], N
     table.write_csv(folder / "incoming" / "2024-05.csv")
     policy = write_policy(folder, latency_p50_ratio=0.0)  # it need not climb for a retraining
     command = ("rollout", "run", dataset, "--policy", policy, "--bootstrap", "in use", "--quiet")
+    monitor = ("monitor", dataset, folder / "incoming" / "2024-05.csv", "--policy", policy)
     with operation(folder, DANKAI_DATABASE_URL=database) as running:
-        for arguments in (
-            command,
-            ("monitor", dataset, folder / "incoming" / "2024-05.csv", "--policy", policy),
-        ):
-            done = running.dankai(*arguments)
+        quietly = {**running.environ, "PREFECT_API_URL": ""}  # the drift's event is for each cell to send
+        for arguments in (command, monitor):
+            done = dankai(*arguments, home=running.home, timeout=300, **quietly)
             assert done.code == 0, done.err
         running.stop()
     kept = folder.with_name(f"{folder.name}-kept")
@@ -155,27 +154,29 @@ def home_with_live_model(folder: Path, database: str) -> Iterator[Callable[[], N
     shutil.rmtree(kept)
 
 
-def run_cells(
-    folder: Path, names: list[tuple[str, str]], database: Callable[[], str]
-) -> Iterator[dict[str, Any]]:
-    """Each named (part, step) from the same state."""
-    with home_with_live_model(folder, database()) as back:
+def run_cells(folder: Path, names: list[tuple[str, str]], database: str = "") -> Iterator[dict[str, Any]]:
+    """Each named (part, step) from the same state of the files; a database goes on from where it is."""
+    with home_with_live_model(folder, database) as back:
         for part, step in names:
             back()
-            started = time.monotonic()
-            fault = Fault(folder, part, step, database())
+            started, fault = time.monotonic(), Fault(folder, part, step, database)
             try:
                 outcome = fault.play()
             except Exception as error:  # the matrix says so and goes on
                 outcome = "not known"
                 fault.wrong.append(f"{type(error).__name__}: {str(error)[:300]}")
-            yield {
-                "part": part,
-                "step": step,
-                "outcome": outcome,
-                "wrong": fault.wrong,
-                "seconds": round(time.monotonic() - started),
-            }
+            seconds = round(time.monotonic() - started)
+            yield {"part": part, "step": step, "outcome": outcome, "wrong": fault.wrong, "seconds": seconds}
+
+
+def cells_of(names: list[tuple[str, str]], folder: Path) -> Iterator[dict[str, Any]]:
+    """Servers die on SQLite, the database on a PostgreSQL, whose state is made anew for each kill."""
+    if on_files := [name for name in names if name[0] != "database"]:
+        yield from run_cells(folder / "files", on_files)
+    if on_postgres := [name for name in names if name[0] == "database"]:
+        with postgres.server() as address:
+            for name in on_postgres:
+                yield from run_cells(folder / name[1], [name], postgres.new_database(address))
 
 
 def main() -> None:
@@ -187,8 +188,7 @@ def main() -> None:
     names = [(part, step) for part in PARTS for step in STEPS if chosen.only in f"{part}/{step}"]
     cells = []
     with tempfile.TemporaryDirectory(prefix="dankai-faults-") as folder:
-        on_files = [name for name in names if name[0] != "database"]
-        for cell in run_cells(Path(folder) / "files", on_files, lambda: "") if on_files else ():
+        for cell in cells_of(names, Path(folder)):
             cells.append(cell)
             report(chosen.output, cells)
 

@@ -38,7 +38,21 @@ def test_importing_what_the_command_line_starts_with_imports_nothing_heavy(modul
 
 
 @pytest.mark.parametrize(
-    "command", [("demo",), ("rollout",), ("rollout", "run"), ("ui",), ("budget",), ("explain",)]
+    "command",
+    [
+        ("demo",),
+        ("rollout",),
+        ("rollout", "run"),
+        ("ui",),
+        ("budget",),
+        ("explain",),
+        ("monitor",),
+        ("retrain",),
+        ("replay",),
+        ("labels",),
+        ("bias",),
+        ("bench", "drift"),
+    ],
 )
 def test_every_command_explains_itself(command: tuple[str, ...], tmp_path: Path) -> None:
     ended = dankai(*command, "--help", home=tmp_path)

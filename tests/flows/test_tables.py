@@ -64,7 +64,7 @@ def month(outcome: Outcome, **changes: Any) -> Month:
         outcome=outcome,
         reason="2.78% of rows quarantined",
     )
-    drift = DriftReport(decision="retrain", reasons=(), num_rows_reference=9, num_rows_batch=9, features=())
+    drift = DriftReport(decision="retrain", reasons=(), num_rows_reference=9, num_rows_batch=9)
     value = Interval(value=0.8, low=0.7, high=0.9, n=40, confidence=0.95)
     return Month(
         month="2024-06", champion="a" * 64, data=data, metric="auroc", value=value, drift=drift, **changes

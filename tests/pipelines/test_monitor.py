@@ -114,7 +114,9 @@ def test_outcomes_that_come_later_find_their_rows_or_are_set_aside(
 
 def test_a_batch_that_fills_a_gap_is_kept_and_decides_nothing(live: Job, send: Send) -> None:
     later = KNOWN_UNTIL + timedelta(days=3 * DAYS)
-    assert send(later).decision != "fault"
+    ahead = send(later)
+    assert ahead.decision != "fault"
+    assert ahead.reasons[-1].endswith("are missing: nothing before was read")
     report = send(later - timedelta(days=DAYS))
     assert (report.decision, report.arrival.is_late, report.drift) == ("none", True, None)
     assert "late: rows after" in report.reasons[0]

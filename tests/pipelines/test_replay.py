@@ -62,7 +62,7 @@ def judged(monkeypatch: pytest.MonkeyPatch, challenger: Checkpoint) -> list[str]
     def noted(name: str, result: Any) -> Callable[..., Any]:
         return lambda *_: called.append(name) or result
 
-    monkeypatch.setattr(replay, "_meet", noted("meet", (None, True)))
+    monkeypatch.setattr(replay, "meet", noted("meet", (None, True)))
     monkeypatch.setattr(replay, "_watch", noted("watch", None))
     monkeypatch.setattr(replay, "_retrain", noted("retrain", challenger))
     monkeypatch.setattr(replay, "track_month", lambda *_: None)

@@ -7,14 +7,14 @@ import numpy as np
 
 from pipelines.benchmarks.drift.planted import Plant, outcome_plants, plants
 from pipelines.benchmarks.drift.streams import Columns, Stream
-from validation.drift import DriftPolicy, DriftReport, detect_drift
+from validation.drift import DriftPolicy, detect_drift, noted
 from validation.effects import Effect, is_numeric
 from validation.record import Record
 from validation.triage import find_faults
 
 WITHIN = 3  # batches in which a shift is to be found
-_COLUMNS = 4  # of a stream into which shifts are planted, evenly picked among those that move
-_STARTS = 3  # batches at which they begin, evenly spread
+_COLUMNS = 3  # of a stream into which shifts are planted, evenly picked among those that move
+_STARTS = 2  # batches at which they begin, evenly spread
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Found(Record):
     column: str
     start: int
     delay: int | None
+    is_fault: bool
+    """Whether it is one that was planted."""
     called_fault: bool
     is_testable: bool = True
     """False where the same alarm rings without the shift."""
@@ -109,23 +111,16 @@ def _evenly(values: list, most: int) -> list:
 # Deciding -----------------------------------------------------------------------------------------
 
 
-def reports(looks: Sequence[Look], policy: DriftPolicy) -> list[DriftReport]:
-    """The detector's reports on consecutive batches."""
-    said: list[DriftReport] = []
-    for each in looks:
-        said.append(detect_drift(each.effects, each.num_rows, policy, earlier=said))
-    return said
-
-
 def alarms(stream: Stream, real: dict[int, Look], policy: DriftPolicy) -> dict[int, str]:
     """Every batch that is called something but quiet, and what."""
-    said = reports([real[number] for number in stream.batches], policy)
-    called = {}
-    for number, report in zip(stream.batches, said, strict=True):
-        if real[number].faults:
+    called, said = {}, []
+    for number in stream.batches:
+        each = real[number]
+        said.append(detect_drift(each.effects, each.num_rows, policy, earlier=said))
+        if each.faults:
             called[number] = "fault"
-        elif report.decision != "none":
-            called[number] = report.decision
+        elif said[-1].decision != "none":
+            called[number] = said[-1].decision
     return called
 
 
@@ -141,6 +136,7 @@ def find(case: Planted, policy: DriftPolicy) -> Found:
         column=case.plant.column,
         start=case.start,
         delay=in_time[0] if in_time else None,
+        is_fault=case.plant.is_fault,
         called_fault=any(each.faults for each in case.looks),
         is_testable=not any(unshifted),
     )
@@ -150,11 +146,10 @@ def _named(case: Planted, looks: Sequence[Look], policy: DriftPolicy) -> list[bo
     """Of every batch: whether one of the plant's subjects was named."""
     if case.plant.is_fault:
         return [any(_is_about(fault, case.plant) for fault in each.faults) for each in looks]
-    said = reports([*case.before, *looks], policy)[len(case.before) :]
-    return [
-        report.decision != "none" and bool(case.plant.subjects & {effect.subject for effect in report.noted})
-        for report in said
-    ]
+    history = [each.effects for each in (*case.before, *looks)]
+    ends = range(len(case.before) + 1, len(history) + 1)
+    named = [{effect.subject for effect in noted(history[:end], policy)} for end in ends]
+    return [bool(case.plant.subjects & subjects) for subjects in named]
 
 
 def _is_about(fault: str, plant: Plant) -> bool:
