@@ -107,8 +107,11 @@ def _run(dataset: Path, policy: Path, quiet: bool, bootstrap: str | None) -> Non
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # what fails is said once, by this command
     settings = _settings()
     name = _check(dataset, policy, settings, bootstrap)
+    from pipelines.addresses import require_answer
     from pipelines.files import exclusive_lock
 
+    if settings.prefect_api_url is not None:
+        require_answer(settings.prefect_api_url, "PREFECT_API_URL")
     with exclusive_lock(settings.home / f"{name}.lock", wait=False):
         from flows.rollout import rollout as rollout_flow
         from flows.servers import stop_orphans

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,17 @@ from pipelines.history import Audit, let_in
 from pipelines.rollout import RolloutState, replay
 
 if TYPE_CHECKING:
+    from pipelines.monitoring import Alert
     from pipelines.release_log import ReleaseEntry
 
 _WIDTH = 150  # of a log or a pipe, which do not wrap
 _SHORT = 12
 
 
-def print_history(entries: "list[ReleaseEntry]", names: list[str], at: datetime | None) -> None:
-    """Per dataset: what is (or was) live and on what evidence it came in; below, every decision."""
+def print_history(
+    entries: "list[ReleaseEntry]", names: list[str], at: datetime | None, alerts: "Mapping[str, Alert]"
+) -> None:
+    """Per dataset: what is (or was) live, on what evidence, and its alert; below, every decision."""
     if at is not None:
         click.echo(f"As of {at.isoformat(timespec='seconds')}")
     if not names:
@@ -31,16 +35,21 @@ def print_history(entries: "list[ReleaseEntry]", names: list[str], at: datetime 
         if (entry := let_in(entries, name)) is not None:
             for line in _evidence(entry):
                 click.echo(f"  {line}")
+        if name in alerts:
+            click.echo(printable(f"  ALERT {alerts[name].sentence()}"))
         if state.pending is not None:
             click.echo(f"  {waiting_sentence(state, state.pending)}")
     _print_decisions([entry for entry in entries if entry.decision.dataset in names])
 
 
-def print_json(entries: "list[ReleaseEntry]", names: list[str], at: datetime | None) -> None:
-    """The same for programs: states, and the entries as they stand in the log."""
+def print_json(
+    entries: "list[ReleaseEntry]", names: list[str], at: datetime | None, alerts: "Mapping[str, Alert]"
+) -> None:
+    """The same for programs: states, open alerts, and the entries as they stand in the log."""
     content = {
         "at": at.isoformat() if at else None,
         "datasets": {name: replay(entries, name).model_dump(mode="json") for name in names},
+        "alerts": {name: alert.model_dump(mode="json") for name, alert in alerts.items()},
         "entries": [entry.model_dump(mode="json") for entry in entries if entry.decision.dataset in names],
     }
     click.echo(json.dumps(content, indent=1))

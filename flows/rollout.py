@@ -21,7 +21,7 @@ from pipelines.evaluation import Evaluation
 from pipelines.fingerprint import environment
 from pipelines.job import Job, Prepared, open_job
 from pipelines.judging import LENGTHS, edge_kpis, values_side_by_side
-from pipelines.release import refuse_without_bootstrap
+from pipelines.release import champion_to_beat, refuse_without_bootstrap
 from pipelines.release_log import Stage
 from pipelines.replay import Month, replay_parts
 from pipelines.rollout import CLIMB, RolloutState, current_state
@@ -48,6 +48,8 @@ class Climb:
     calibration: Calibration | None = None
     bundle: Bundle | None = None
     months: list[Month] = field(default_factory=list)
+    scored: dict[str, Scores] = field(default_factory=dict)
+    """Scores of the test windows by models that may go live, by the SHA-256 of their weights."""
 
     @property
     def references(self) -> dict[str, Scores]:
@@ -99,7 +101,7 @@ def begin(job: Job, bootstrap_reason: str | None) -> Climb:
     baselines = {scores.part: scores for scores in tasks.score_baselines(job, prepared)}
     tasks.start_pilot(job, dense, bootstrap_reason)
     dense_scores = tasks.score(job, prepared, dense, "test", None, "dense")
-    return Climb(job, prepared, dense, dense_scores, baselines)
+    return Climb(job, prepared, dense, dense_scores, baselines, scored={dense.sha256: dense_scores})
 
 
 def pilot(climb: Climb) -> bool:
@@ -173,13 +175,26 @@ def judge(
     seeds: Sequence[Checkpoint] = (),
 ) -> bool:
     """Ask the gate, record its verdict in the release log; True when the climb may go on."""
-    job = climb.job
-    evaluation = tasks.judge_stage(job, climb.prepared, stage, scores, climb.references, measured)
+    job, bundle = climb.job, climb.bundle if stage == "edge" else None
+    # The edge gate asks about the live weights themselves, in another runtime: there is nobody to replace.
+    champion = champion_to_beat(job, candidate) if bundle is None else None
+    references = climb.references
+    if champion is not None:
+        references["champion"] = champion_scores(climb, champion)
+        climb.scored[candidate.sha256] = scores
+    evaluation = tasks.judge_stage(job, climb.prepared, stage, scores, references, measured)
     climb.evaluations.append(evaluation)
-    bundle = climb.bundle if stage == "edge" else None
-    lineup = Lineup(candidate=candidate, dense=climb.dense, seeds=tuple(seeds), bundle=bundle)
+    lineup = Lineup(
+        candidate=candidate, dense=climb.dense, champion=champion, seeds=tuple(seeds), bundle=bundle
+    )
     state = tasks.decide(job, lineup, evaluation.verdict, job.plan.target_density)
     return evaluation.verdict.outcome is Outcome.PASS and has_left(state, stage, candidate)
+
+
+def champion_scores(climb: Climb, champion: Checkpoint) -> Scores:
+    """What is live on the same windows: from this very climb where it was scored in it."""
+    known = climb.scored.get(champion.sha256)
+    return known or tasks.score_champion(climb.job, climb.prepared, champion, "test")
 
 
 def has_left(state: RolloutState, stage: str, candidate: Checkpoint) -> bool:

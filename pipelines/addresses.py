@@ -1,4 +1,4 @@
-"""Whether a tracking address answers at all, asked before MLflow, which goes on asking for minutes."""
+"""Whether a server answers at all, asked before MLflow or Prefect, which go on asking for minutes."""
 
 import re
 import socket
@@ -12,15 +12,15 @@ PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1
 TIMEOUT_S = 5.0
 
 
-def require_answer(uri: str) -> None:
-    """Raises InputError if no server listens at `uri`, or its SQLite file cannot be opened."""
+def require_answer(uri: str, variable: str = "MLFLOW_TRACKING_URI") -> None:
+    """Raises InputError if no server listens at the `uri` of `variable`, or its SQLite file is unusable."""
     try:
         if uri.startswith("sqlite:"):
             _open_file(Path(uri.split("///", 1)[-1]))
         else:
             _connect(uri)
-    except (OSError, ValueError, sqlite3.Error) as error:
-        raise unreachable(uri, error) from error
+    except (OSError, ValueError, LookupError, sqlite3.Error) as error:
+        raise unreachable(uri, error, variable) from error
 
 
 def unreachable(uri: str, error: BaseException, variable: str = "MLFLOW_TRACKING_URI") -> InputError:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from pipelines.actors import Actor
 from pipelines.registry import ModelVersion, registered_name
-from pipelines.release_log import Action, ApprovalTerms, Decision, ReleaseLog, Stage
+from pipelines.release_log import Action, ApprovalTerms, Decision, GateLook, ReleaseLog, Stage
 from pipelines.rollout import CLIMB, Release, RolloutState, advance, rest_on
 from validation.errors import InputError
 from validation.gates import Outcome, Verdict
@@ -113,7 +113,10 @@ def about(
 
 def evidence_of(verdict: Verdict) -> Mapping[str, object]:
     """The fields of a decision that say what it rests on."""
-    return {"outcome": verdict.outcome, "verdict": verdict.digest(), "policy": verdict.policy_digest}
+    looks = verdict.evidence.looks
+    looked = GateLook(gate=Stage(verdict.stage), look=looks[-1]) if looks else None
+    hashes = {"verdict": verdict.digest(), "policy": verdict.policy_digest}
+    return {"outcome": verdict.outcome, **hashes, "looked": looked}
 
 
 def reasons_of(verdict: Verdict) -> str:

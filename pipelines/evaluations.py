@@ -58,12 +58,16 @@ def _metric_name(measured: Kpi) -> str:
 
 
 def earlier_looks(job: Job, stage: Stage, candidate: Scores) -> list[Look]:
-    """The looks that a stage's gate had at these weights, oldest first; confirmations spend nothing."""
-    about = {"stage": stage, "checkpoint": candidate.scored, "confirmation": "false"}
+    """The looks that a stage's gate had at these weights, oldest first; confirmations spend nothing.
+
+    By the release log: what MLflow keeps of them can be deleted there.
+    """
+    asked = (job.spec.name, candidate.scored, stage)
     looks: dict[str, Look] = {}
-    for stored in stored_evaluations(job.tracker, job.spec.name, about):
-        for look in stored.evaluation.verdict.evidence.looks:
-            looks.setdefault(look.evidence, look)
+    for decision in (entry.decision for entry in job.log.entries()):
+        looked = decision.looked
+        if looked and not decision.request and (decision.dataset, decision.checkpoint, looked.gate) == asked:
+            looks.setdefault(looked.look.evidence, looked.look)
     return list(looks.values())
 
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from pipelines.checkpoint import Checkpoint, load_model
 from pipelines.data.windows import WindowBatch, Windows
 from pipelines.evaluation import resampling
+from pipelines.panel import groups_at_once
 from pipelines.scoring import Report
 from validation.errors import unknown_name
 from validation.kpis import Kpi, kpi
 from validation.policy import Policy
 from validation.record import Record
-from validation.simultaneous import intervals_at_once
-from validation.statistics import METRICS, Floats, Scored, interval, resample_weights
+from validation.statistics import METRICS, Floats, Scored, interval
 
 if TYPE_CHECKING:
     import torch
@@ -223,21 +223,12 @@ def missed_mass_kpis(
     audited = _audit(checkpoint, windows, part, density, report)
     how = resampling(policy, windows.spec, len(audited.mask))
     measured = partial(kpi, checkpoint=checkpoint.sha256, snapshot=windows.snapshot.content_hash)
-    weights = resample_weights(len(audited.mask), how["block_length"], how["num_resamples"], how["seed"])
     kpis, groups = [], audited.groups()
     for name, mass in (("missed_mass", audited.missed), ("unread_mass", audited.unread)):
         # A mass is its own distance from none at all, so its mean is a mean absolute error.
         metric, whole = METRICS["mae"], Scored(mass, np.zeros_like(mass), audited.mask)
         kpis.append(measured(name, interval(metric, whole, **how)))
-        each = [(whole.restrict(keep), None) for keep in groups.values()]
-        found = intervals_at_once(
-            metric,
-            each,
-            weights,
-            confidence=how["confidence"],
-            block_length=how["block_length"],
-            overlap=how["overlap"],
-        )
+        found = groups_at_once(metric, [(whole.restrict(keep), None) for keep in groups.values()], how)
         kpis += [
             measured(name, own, slice=label, joint=joint)
             for label, (own, joint) in zip(groups, found, strict=True)

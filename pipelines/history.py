@@ -36,7 +36,7 @@ def parse_instant(text: str) -> datetime:
     if instant.tzinfo is None:
         instant = instant.replace(tzinfo=UTC)
     is_whole_day = len(text) == len("2026-03-01") and ":" not in text
-    return instant + timedelta(days=1) - timedelta(milliseconds=1) if is_whole_day else instant
+    return instant + (timedelta(days=1) - timedelta(milliseconds=1) if is_whole_day else timedelta())
 
 
 def entries_until(entries: list[ReleaseEntry], instant: datetime) -> list[ReleaseEntry]:

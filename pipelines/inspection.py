@@ -18,7 +18,7 @@ from validation.effects import FEWEST_STRETCHES, Baseline, Effect
 from validation.estimation import Estimate, estimate_auroc
 from validation.kpis import KINDS
 from validation.statistics import METRICS, Scored, unpaired_interval
-from validation.triage import Fault, find_faults
+from validation.triage import Fault, Habits
 
 _YEAR = timedelta(days=364)  # whole weeks, so that weekdays fall on weekdays
 _AROUND = timedelta(days=21)
@@ -88,13 +88,12 @@ def faults_of(reference: Windows, windows: Windows, part: str) -> list[Fault]:
     train, batch = rows_of_part(reference, "train"), rows_of_part(windows, part)
     several = ("entity",) if len(reference.offsets) > 2 else ()
     names = dict.fromkeys((*several, *spec.slices))
-    sites = {
-        name: (reference.column(name)[train].astype(str), windows.column(name)[batch].astype(str))
-        for name in names
-    }
-    old = {name: reference.column(name)[train] for name in spec.numeric}
-    new = {name: windows.column(name)[batch] for name in spec.numeric}
-    return find_faults(old, new, sites)
+    old, new = (
+        {name: each.column(name)[rows] for name in spec.numeric}
+        for each, rows in ((reference, train), (windows, batch))
+    )
+    habits = Habits.of(old, {name: reference.column(name)[train] for name in names})
+    return habits.faults(new, {name: windows.column(name)[batch] for name in names})
 
 
 def rows_of_part(windows: Windows, part: str) -> NDArray[np.int64]:

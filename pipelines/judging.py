@@ -27,9 +27,9 @@ from pipelines.evaluations import earlier_looks, track
 from pipelines.fingerprint import machine
 from pipelines.job import Job, Prepared
 from pipelines.payback import tracked_payback
-from pipelines.rollout import current_state
+from pipelines.rollout import current_state, opponent
 from pipelines.scoring import Array, Scores, collect_scores, score_model
-from pipelines.serving.comparison import canary_kpis, opponent
+from pipelines.serving.comparison import canary_kpis
 from pipelines.serving_check import serving_kpis
 from pipelines.signing import load_key
 from pipelines.tracking import baseline_run
@@ -83,6 +83,12 @@ def score(
             return score_in_pieces(job.spread, checkpoint, windows, part, density, subject, folder)
 
     return job.once(f"score-{subject}-{part}", inputs, Scores, compute, lambda stored: is_fresh(job, stored))
+
+
+def score_champion(job: Job, prepared: Prepared, champion: Checkpoint, part: str) -> Scores:
+    """What is live, scored again on the windows of a part; it reads as much as it does in service."""
+    density = None if champion.mode == "dense" else job.plan.target_density
+    return score(job, prepared, champion, part, density, "champion")
 
 
 def is_fresh(job: Job, scores: Scores) -> bool:

@@ -1,14 +1,17 @@
 """Watching what is live: what was measured, window after window, and the way back when a bound is broken.
 
 An observation is a file, named after its window and the weights it is about, so that a window that is
-looked at again counts once. What was observed before the model went live, or before it was let in again
-after a rollback, was decided upon then and counts no more.
+looked at again counts once. It is signed: what takes models back is not for everybody to write. What was
+observed before the model went live, or before it was let in again after a rollback, was decided upon then and
+counts no more.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from pipelines.actors import automatic
 from pipelines.decisions import rollback
@@ -17,13 +20,14 @@ from pipelines.job import dataset_folder
 from pipelines.release_log import ReleaseEntry, ReleaseLog
 from pipelines.rollout import RolloutState, advance, replay, rest_on
 from pipelines.settings import Settings
+from pipelines.signing import is_signed, load_key, sign, trusted_keys
 from validation.errors import InputError
 from validation.kpis import Kpi
 from validation.policy import Policy
 from validation.record import Record
 from validation.rollback import breached
 
-MONITOR = "monitor"
+MONITOR, PURPOSE = "monitor", "observation"
 logger = logging.getLogger(__name__)
 _KEPT = 1000
 """Windows of requests of one model that stay, far more than any rule looks at; there are hundreds a day."""
@@ -39,6 +43,13 @@ class Observation(Record):
     """ISO time at which this window was first observed; `observe` writes it."""
 
 
+class SignedObservation(Record):
+    """An observation as it lies on disk. The signature is over dataset and digest."""
+
+    observation: Observation
+    signature: str
+
+
 class Alert(Record):
     """A bound was broken and there is no earlier release to go back to: a person has to decide."""
 
@@ -48,26 +59,54 @@ class Alert(Record):
     reason: str
     time: str
 
+    def sentence(self) -> str:
+        """What happened and what is left to do."""
+        return (
+            f"of {self.time}: version {self.version}: {self.reason}; "
+            "there is no earlier release to go back to: a person has to decide"
+        )
+
 
 def observe(settings: Settings, dataset: str, observation: Observation) -> None:
     """Keep an observation; the same window of the same weights again replaces it, and keeps its time."""
+    key, trusted = load_key(settings.keys), trusted_keys(settings.keys)
     path = _folder(settings, dataset) / f"{observation.window}-{observation.checkpoint[:16]}.json"
-    time = _read(path).time if path.exists() else datetime.now(UTC).isoformat(timespec="milliseconds")
-    dated = observation.model_copy(update={"time": time})
-    replace_file(path, dated.model_dump_json(indent=1).encode() + b"\n")
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    dated = observation.model_copy(
+        update={"time": _read(path, dataset, trusted).time if path.exists() else now}
+    )
+    signed = SignedObservation(observation=dated, signature=sign(key, PURPOSE, _message(dataset, dated)))
+    replace_file(path, signed.model_dump_json(indent=1).encode() + b"\n")
     of_requests = [each for each in _files(settings, dataset, observation.checkpoint) if "T" in each.stem]
     for old in of_requests[:-_KEPT]:  # named by the time of day; those of a month stay
         old.unlink(missing_ok=True)
 
 
 def observations(settings: Settings, dataset: str, checkpoint: str = "") -> list[Observation]:
-    """Everything observed, or what is about `checkpoint`, oldest window first. InputError: a damaged file."""
-    return [_read(path) for path in _files(settings, dataset, checkpoint)]
+    """Everything observed, or what is about `checkpoint`, oldest window first.
+
+    Raises InputError where a file is damaged or was not signed by a key of this installation.
+    """
+    trusted = trusted_keys(settings.keys)
+    return [_read(path, dataset, trusted) for path in _files(settings, dataset, checkpoint)]
 
 
 def alert_file(settings: Settings, dataset: str) -> Path:
     """The last alert, where there was one."""
     return dataset_folder(settings, dataset) / "alert.json"
+
+
+def open_alert(settings: Settings, entries: Sequence[ReleaseEntry], dataset: str) -> Alert | None:
+    """What a person has to decide about now: the last alert, while the weights it is about are live."""
+    path, live = alert_file(settings, dataset), replay(entries, dataset).live
+    if live is None or not path.exists():
+        return None
+    try:
+        alert = Alert.model_validate_json(path.read_bytes())
+    except ValueError:
+        raise InputError(f"{path}: not a whole alert; remove it: the monitor writes it anew") from None
+    is_open = alert.checkpoint == live.checkpoint and alert.time >= live_since(entries, dataset)
+    return alert if is_open else None
 
 
 def roll_back_if_breached(
@@ -116,8 +155,7 @@ def _alert(settings: Settings, state: RolloutState, reason: str) -> None:
         time=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
     replace_file(alert_file(settings, state.dataset), alert.model_dump_json(indent=1).encode() + b"\n")
-    said = f"{alert.dataset}: version {alert.version}: {reason}; there is no earlier release to go back to"
-    logger.error("%s: a person has to decide", said)
+    logger.error("%s: alert %s", alert.dataset, alert.sentence())
 
 
 def _files(settings: Settings, dataset: str, checkpoint: str) -> list[Path]:
@@ -128,10 +166,17 @@ def _folder(settings: Settings, dataset: str) -> Path:
     return dataset_folder(settings, dataset) / "observations"
 
 
-def _read(path: Path) -> Observation:
+def _read(path: Path, dataset: str, trusted: Mapping[str, Ed25519PublicKey]) -> Observation:
     try:
-        return Observation.model_validate_json(path.read_bytes())
+        signed = SignedObservation.model_validate_json(path.read_bytes())
     except ValueError:
         raise InputError(
             f"{path}: not a whole observation; remove it and measure that window again"
         ) from None
+    if not is_signed(trusted, PURPOSE, _message(dataset, signed.observation), signed.signature):
+        raise InputError(f"{path}: its signature does not hold; remove it and measure that window again")
+    return signed.observation
+
+
+def _message(dataset: str, observation: Observation) -> bytes:
+    return f"{dataset} {observation.digest()}".encode()

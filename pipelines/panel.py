@@ -17,6 +17,8 @@ from validation.kpis import Kpi, Reference, kpi
 from validation.simultaneous import intervals_at_once
 from validation.statistics import (
     METRICS,
+    Interval,
+    Metric,
     Scored,
     interval,
     num_telling_windows,
@@ -162,15 +164,7 @@ def _family_kpis(
     ours = [panel.ours.restrict(masks[label]) for label in labels]
     theirs = [panel.theirs[versus].restrict(masks[label]) if versus else None for label in labels]
     pairs = list(zip(ours, theirs, strict=True))
-    weights = resample_weights(panel.ours.num_windows, how["block_length"], how["num_resamples"], how["seed"])
-    found = intervals_at_once(
-        metric,
-        pairs,
-        weights,
-        confidence=how["confidence"],
-        block_length=how["block_length"],
-        overlap=how["overlap"],
-    )
+    found = groups_at_once(metric, pairs, how)
     return [
         kpi(
             name,
@@ -186,6 +180,24 @@ def _family_kpis(
         )
         for label, subject, reference, (own, joint) in zip(labels, ours, theirs, found, strict=True)
     ]
+
+
+def groups_at_once(
+    metric: Metric, groups: Sequence[tuple[Scored, Scored | None]], how: Resampling
+) -> list[tuple[Interval, Interval]]:
+    """For each group (subject, reference) its own interval, and its part of the band over all of them."""
+    if not groups:
+        return []
+    num_windows = groups[0][0].num_windows
+    weights = resample_weights(num_windows, how["block_length"], how["num_resamples"], how["seed"])
+    return intervals_at_once(
+        metric,
+        groups,
+        weights,
+        confidence=how["confidence"],
+        block_length=how["block_length"],
+        overlap=how["overlap"],
+    )
 
 
 def _groups(scores: Scores) -> dict[str, np.ndarray]:

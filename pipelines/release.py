@@ -11,7 +11,7 @@ from pipelines.decisions import apply_verdict, bootstrap, challenge, next_stage,
 from pipelines.job import Job, Report, open_job_of
 from pipelines.reconciliation import reconcile, refuse_lost_entries
 from pipelines.release_log import Action, ApprovalTerms, Decision, ReleaseLog, Stage
-from pipelines.rollout import CLIMB, RolloutState, current_state
+from pipelines.rollout import CLIMB, RolloutState, current_state, opponent
 from pipelines.second_look import Lineup, keep_case, look_again, read_case
 from pipelines.settings import Settings
 from pipelines.steps import stored
@@ -44,9 +44,18 @@ def live_checkpoint(settings: Settings, dataset: str) -> Checkpoint:
     return trained_checkpoint(settings, dataset, live.checkpoint)
 
 
+def champion_to_beat(job: Job, candidate: Checkpoint) -> Checkpoint | None:
+    """What goes if a candidate comes; None where nothing was. Raises InputError where it is lost.
+
+    Of a candidate that went live already it is what it replaced, so that its gate is not asked anew.
+    """
+    weights = opponent(current_state(job.log, job.spec.name), candidate.sha256)
+    return trained_checkpoint(job.settings, job.spec.name, weights) if weights else None
+
+
 def trained_checkpoint(settings: Settings, dataset: str, sha256: str) -> Checkpoint:
     """The model with these weights, as it was trained here. Raises InputError where it was not."""
-    for checkpoint in stored(settings.steps, f"{dataset}-train", Checkpoint):
+    for checkpoint in stored(settings.steps, f"{dataset}-train", Checkpoint, settings.keys):
         if checkpoint.sha256 == sha256:
             return checkpoint
     raise InputError(f"{dataset}: {settings.steps} has no training of the live model {sha256[:12]}")

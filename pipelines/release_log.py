@@ -22,14 +22,16 @@ from pipelines.release_store import FileStore, ReleaseStore, store_of
 from pipelines.settings import DATABASE, Settings
 from pipelines.signing import key_id, load_key, sign, trusted_keys, verify
 from validation.errors import InputError
+from validation.evidence import Look
 from validation.gates import Outcome
 from validation.record import Record
 
 GENESIS = "0" * 64
 """Stands where the first entry of the log, or of a dataset, names the one before it."""
 PURPOSE = "release log"
-FORMAT = 2
-"""2 added accounts, automatic actors, requests and their terms. Unknown formats are refused."""
+FORMAT = 3
+"""2 added accounts, automatic actors, requests and their terms, 3 what a gate looked at. Unknown formats are
+refused."""
 
 
 class Stage(StrEnum):
@@ -73,6 +75,13 @@ class ApprovalTerms(Record):
         return self.persons > 1 or not self.trainer_may_approve
 
 
+class GateLook(Record):
+    """What a gate looked at for a verdict: looks spend error, and are counted where nobody can edit them."""
+
+    gate: Stage
+    look: Look
+
+
 class Decision(Record):
     """What was decided about one model version, by whom, on what evidence. Hashes are SHA-256 hex."""
 
@@ -94,10 +103,12 @@ class Decision(Record):
     request: str | None = None
     """Hash of the entry that asked for this promotion."""
     terms: ApprovalTerms | None = None
+    # Since format 3, likewise.
+    looked: GateLook | None = None
 
     @model_serializer(mode="wrap")
     def _without_empty_additions(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        later = ("account", "automatic", "request", "terms")
+        later = ("account", "automatic", "request", "terms", "looked")
         return {name: value for name, value in serialize(self).items() if value or name not in later}
 
 

@@ -91,7 +91,7 @@ class FileStore:
         """A last line torn by a power cut is set aside in a file of its own first."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not self.path.exists()
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)  # less the umask
         try:
             if is_new:
                 sync_folder(self.path.parent)

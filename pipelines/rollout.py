@@ -101,6 +101,15 @@ class RolloutState(Record):
         return {alias: version for alias, version in wanted.items() if version is not None}
 
 
+def opponent(state: RolloutState, candidate: str) -> str:
+    """Weights that a candidate has to beat: what is live, or what was before the candidate went live.
+
+    "" where it was the first to be live, or nothing is.
+    """
+    lived = ["", *(release.checkpoint for release in state.releases)]
+    return lived[lived.index(candidate) - 1] if candidate in lived else lived[-1]
+
+
 class IllegalMove(InputError):
     """The state machine has no such move from here."""
 

@@ -22,6 +22,7 @@ from pipelines.judging import (
     pilot_kpis,
     score,
     score_baselines,
+    score_champion,
     score_on_edge,
     steady_kpis,
     training_kpis,
@@ -185,8 +186,7 @@ def _references(job: Job, prepared: Prepared, lineup: Lineup, part: str) -> dict
     if lineup.dense is not None:
         references["dense"] = score(job, prepared, lineup.dense, part, None, "dense")
     if lineup.champion is not None:
-        density = job.plan.target_density
-        references["champion"] = score(job, prepared, lineup.champion, part, density, "champion")
+        references["champion"] = score_champion(job, prepared, lineup.champion, part)
     return references
 
 

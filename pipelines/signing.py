@@ -19,6 +19,7 @@ from pipelines.settings import DATABASE
 from validation.errors import InputError
 
 VARIABLE = "DANKAI_SIGNING_KEY"
+_FOLDER = 0o755  # whoever shares the installation reads its public keys; the private key has its own mode
 
 
 def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
@@ -36,7 +37,7 @@ def load_key(folder: Path, environ: Mapping[str, str] = os.environ) -> Ed25519Pr
     key = _parse(given.encode(), VARIABLE) if given else _key_file(folder / "signing.key")
     public = folder / f"{key_id(key.public_key())}.pub"
     if not public.exists():
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True, mode=_FOLDER)
         replace_file(public, public_pem(key.public_key()))
     return key
 
@@ -99,7 +100,7 @@ def _refuse_access(path: Path, forbidden: int, danger: str, mode: str) -> None:
 
 
 def _create(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=_FOLDER)
     pem = Ed25519PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

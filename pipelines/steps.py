@@ -50,11 +50,11 @@ def once(
     return result
 
 
-def stored(folder: Path, name: str, record_type: type[T]) -> list[T]:
-    """The records of every finished step of this name, newest first, whatever they were made from."""
+def stored(folder: Path, name: str, record_type: type[T], keys: Path) -> list[T]:
+    """The signed records of every finished step of this name, newest first, whatever they were made from."""
     adapter = TypeAdapter(record_type)
     paths = sorted(folder.glob(f"{name}-*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    records = (_load(path, None, adapter) for path in paths)
+    records = (_load(path, None, adapter, keys) for path in paths)
     return [record for record in records if record is not None]
 
 

@@ -3,18 +3,19 @@
 Nothing but imports happens before the fork, so a child differs from a fresh process in its start alone.
 """
 
+import atexit
 import functools
 import importlib
 import itertools
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from typing import Any
+
+from tests.forked_processes import Forks
 
 HEAVY = (
     "pipelines.edge.bundle",
@@ -36,6 +37,9 @@ HEAVY = (
     "sklearn.ensemble",
     "torch.onnx",
 )
+
+FRESH = ("pipelines.cost", "pipelines.serving_check", "pipelines.edge.measurement")
+"""Run models in processes that hold nothing else."""
 
 
 def main() -> None:
@@ -68,11 +72,13 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def run(request: dict[str, Any]) -> None:
     import flows.rollout
-    import pipelines.serving_check
     from flows.cli import main as dankai
 
     flows.rollout.LENGTHS = tuple(request["lengths"])
-    pipelines.serving_check._in_fresh_process = probes()
+    if not request["fresh"]:
+        forks = Forks()
+        for module in FRESH:
+            importlib.import_module(module).subprocess = forks  # pyright: ignore[reportAttributeAccessIssue]
     os.environ |= request["environ"]
     if request["hook"]:
         end_at(request["hook"], signal.Signals[request["signal"]])
@@ -84,52 +90,11 @@ def run(request: dict[str, Any]) -> None:
     except SystemExit as ended:
         code = ended.code
     finally:
+        if not os.environ.get("PREFECT_API_URL"):
+            atexit._run_exitfuncs()  # which end the server that Prefect started for this process
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code or 0)
-
-
-def probes() -> Callable[[list[str]], "subprocess.CompletedProcess[str]"]:
-    """Runs pipelines.serving_probe in forks of a process that has done nothing but import, as this one."""
-    ours, theirs = socket.socketpair()
-    if os.fork() == 0:
-        ours.close()
-        with theirs.makefile("rw") as pipe:
-            for line in pipe:
-                print(json.dumps(_probe(json.loads(line))), file=pipe, flush=True)
-        os._exit(0)
-    theirs.close()
-    pipe = ours.makefile("rw")
-
-    def ask(command: list[str]) -> "subprocess.CompletedProcess[str]":
-        print(json.dumps(command), file=pipe, flush=True)
-        return subprocess.CompletedProcess(command, *json.loads(pipe.readline()))
-
-    return ask
-
-
-def _probe(command: list[str]) -> tuple[int, str, str]:
-    """Exit status and output of `python -m pipelines.serving_probe ARGUMENTS`."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        child = os.fork()
-        if child == 0:
-            os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
-            sys.argv = command[2:]
-            code = 1
-            try:
-                importlib.import_module("pipelines.serving_probe").main()
-                code = 0
-            except BaseException as error:
-                print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        for file in (out, err):
-            file.seek(0)
-        return code, out.read().decode(), err.read().decode()
 
 
 def end_at(hook: str, number: signal.Signals) -> None:
@@ -161,5 +126,4 @@ def _ending(
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.getcwd())
     main()

@@ -28,7 +28,6 @@ from pipelines.training_plan import Mode
 from validation.kpis import KINDS
 
 ROOT = Path(__file__).parents[1]
-PRELOADED = ROOT / "tests" / "preloaded.py"
 TURNS = datetime(2024, 5, 1)  # from here on trips follow the load, not the plan: a new training is due
 
 
@@ -165,7 +164,7 @@ class Preloaded:
 
     def __post_init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, str(PRELOADED)],
+            [sys.executable, "-m", "tests.preloaded"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -180,13 +179,14 @@ class Preloaded:
         hook: str = "",
         interrupt: bool = False,
         lengths: tuple[int, ...] = (1,),
+        fresh: bool = False,
         **environ: str,
     ) -> Ended:
         """Run `dankai ARGUMENTS` in a process of its own.
 
         `hook` names where that process gets a kill -9 (or, with `interrupt`, a Ctrl-C): "first before
         module:function" or "third after module:function". Cost is measured at `lengths`: the gated one unless
-        more are asked for.
+        more are asked for, and in forks too, unless `fresh` asks for processes of their own.
         """
         started = time.monotonic()
         request = {
@@ -194,6 +194,7 @@ class Preloaded:
             "environ": {"DANKAI_HOME": str(home), **environ},
             "hook": hook,
             "lengths": lengths,
+            "fresh": fresh,
             "signal": "SIGINT" if interrupt else "SIGKILL",
         }
         assert self._process.stdin is not None

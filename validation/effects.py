@@ -189,7 +189,9 @@ class Baseline:
 
 
 def _thinned(columns: Columns) -> dict[str, Array]:
-    """Evenly spread rows."""
-    num_rows = len(next(iter(columns.values())))
-    rows = np.linspace(0, num_rows - 1, min(num_rows, MOST_ROWS)).astype(int)
-    return {name: values[rows] for name, values in columns.items()}
+    return {name: evenly(values, MOST_ROWS) for name, values in columns.items()}
+
+
+def evenly(values: Array, most: int) -> Array:
+    """At most so many of them, evenly spread."""
+    return values[np.linspace(0, len(values) - 1, min(len(values), most)).astype(int)]

@@ -13,6 +13,7 @@ Reference = Literal["dense", "baseline", "champion"]
 Counted = Literal["windows", "timings", "processes", "once"]
 
 TASK_METRIC = "task_metric"  # a policy's word for the job's own main metric, whatever its task
+PAYBACK = "payback_days"
 
 
 class KpiKind(Record):
@@ -136,7 +137,7 @@ KINDS: dict[str, KpiKind] = {
             is_estimated=True,
         ),
         KpiKind(
-            name="payback_days",
+            name=PAYBACK,
             meaning="days until the measured saving has paid for the change; infinite when it never does",
             higher_is_better=False,
             unit="d",

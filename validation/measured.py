@@ -23,8 +23,8 @@ _BETWEEN_GROUPS = frozenset({"largest_gap"})
 _PILOT = _COST | _CANARY | _SERVED | {"selection_recall"}
 
 MEASURED: dict[Stage, Measured] = {
-    "pilot": Measured(_PILOT | _BETWEEN_GROUPS, ("dense", "baseline")),
-    "training": Measured(_PILOT | _BETWEEN_GROUPS | {"seed_spread"}, ("dense", "baseline")),
+    "pilot": Measured(_PILOT | _BETWEEN_GROUPS, ("dense", "baseline", "champion")),
+    "training": Measured(_PILOT | _BETWEEN_GROUPS | {"seed_spread"}, ("dense", "baseline", "champion")),
     "edge": Measured(
         _ON_DEVICE | _BETWEEN_GROUPS | {"error_rate", "parity_max_abs_error"}, ("dense", "baseline")
     ),

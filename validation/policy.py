@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from validation.canary import CanaryPolicy
 from validation.drift import DriftPolicy
 from validation.gates import Stage, StagePolicy
+from validation.kpis import PAYBACK
 from validation.measured import never_measured
 from validation.record import Record
 from validation.rollback import RollbackPolicy
@@ -49,10 +50,12 @@ class RetrainingPolicy(Record):
 class CostPolicy(Record):
     """Prices, in one currency, that turn measured seconds and bytes into days until a change has paid.
 
+    While they `are_examples` payback is shown and decides nothing, whatever severity a gate gives it.
     A CPU hour is one core's. A device answers one request at a time and holds `device_memory_bytes`; a model
     that needs more takes several.
     """
 
+    are_examples: bool = False
     currency: str
     price_per_gpu_hour: Amount
     price_per_cpu_hour: Amount
@@ -168,7 +171,7 @@ class Policy(Record):
         rules: StageRules = getattr(self.stages, stage)
         return StagePolicy(
             stage=stage,
-            thresholds=rules.quality,
+            thresholds=_as_priced(rules.quality, self.cost),
             serving=rules.serving,
             confidence=self.confidence,
             looks=self.looks,
@@ -200,6 +203,15 @@ class Policy(Record):
             min_timings=self.min_timings,
             min_processes=self.min_processes,
         )
+
+
+def _as_priced(thresholds: Iterable[Threshold], prices: CostPolicy) -> tuple[Threshold, ...]:
+    """What is only as true as the prices does not decide while those are examples."""
+    watched = {"severity": "dry_run"}
+    return tuple(
+        each.model_copy(update=watched) if prices.are_examples and each.kpi == PAYBACK else each
+        for each in thresholds
+    )
 
 
 def load_policy(path: Path) -> Policy:

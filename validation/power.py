@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 
 from validation.kpis import Kpi
-from validation.statistics import MIN_BLOCKS, block_length_for
+from validation.statistics import MIN_BLOCKS, block_length_for, freedom
 
 _MOST_WINDOWS = 10_000_000
 
@@ -29,15 +29,16 @@ def power(
     """
     from scipy.special import nctdtr
 
-    error, freedom = deviation / math.sqrt(num_windows), _freedom(num_windows, overlap)
-    if freedom < MIN_BLOCKS - 1:
+    error, length = deviation / math.sqrt(num_windows), block_length_for(num_windows, overlap)
+    if math.ceil(num_windows / length) < MIN_BLOCKS:
         return 0.0
     if error == 0:
         return float(margin + difference >= 0)
     away = min(
         (margin + difference) / error, 30.0
     )  # beyond, the function loses its digits and the chance is 1
-    return 1 - float(nctdtr(freedom, away, _reach(freedom, confidence)))
+    freely = freedom(num_windows, length, overlap)
+    return 1 - float(nctdtr(freely, away, _reach(freely, confidence)))
 
 
 def windows_needed(wanted: float, chance: Callable[[int], float], fewest: int) -> int | None:
@@ -57,15 +58,11 @@ def deviation_of(kpi: Kpi, overlap: int) -> float:
     """Standard deviation per window behind a measured interval; NaN where there is none."""
     if kpi.confidence is None:
         return math.nan
-    error = (kpi.high - kpi.low) / (2 * _reach(_freedom(kpi.n, overlap), kpi.confidence))
-    return error * math.sqrt(kpi.n)
+    freely = freedom(kpi.n, block_length_for(kpi.n, overlap), overlap)
+    return (kpi.high - kpi.low) / (2 * _reach(freely, kpi.confidence)) * math.sqrt(kpi.n)
 
 
-def _freedom(num_windows: int, overlap: int) -> int:
-    return math.ceil(num_windows / block_length_for(num_windows, overlap)) - 1
-
-
-def _reach(freedom: int, confidence: float) -> float:
+def _reach(freedom: float, confidence: float) -> float:
     """Standard errors between a value and the end of its interval."""
     from scipy.special import stdtrit
 

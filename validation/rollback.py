@@ -1,13 +1,14 @@
 """When what is live has to go: the pure decision from a history of live KPIs to a breach, or none.
 
-A window of observation breaches when its own value is on the wrong side of the bound. That one window does so
-by chance is what `windows` in a row guard against: a model one standard error on the right side does it three
-times in a row with probability 0.16 ** 3 = 0.4%. A window without evidence (NaN, too few requests) neither
-breaches nor clears: a model that is not measured is not thereby well.
+A window of observation breaches as a gate fails: when even the optimistic end of its interval is on the
+wrong side of the bound. A model on its very bound does so in one window of forty, at 95%; three of them say
+that it is not there. A window whose value keeps the bound starts the count anew. Between the two, and without
+evidence (NaN, too few requests), it neither breaches nor clears: what cannot be told is not thereby well.
 """
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 from pydantic import Field
 
@@ -51,9 +52,11 @@ def _breach(
     own = (name, rule.versus, "", checkpoint)
     seen = [kpi for kpi in history if (kpi.name, kpi.versus, kpi.slice, kpi.checkpoint) == own]
     telling = [kpi for kpi in seen if _tells(kpi, rule, policy.needed(name))]
-    last = telling[-rule.windows :]
-    if len(last) < rule.windows or not all(_breaks(kpi, rule) for kpi in last):
+    since = takewhile(lambda kpi: not _keeps(kpi, rule), reversed(telling))
+    broke = [kpi for kpi in since if _breaks(kpi, rule)]
+    if len(broke) < rule.windows:
         return None
+    last = broke[: rule.windows][::-1]
     return Breach(rule=rule, windows=tuple(last), reason=_reason(name, last, rule))
 
 
@@ -63,12 +66,26 @@ def _tells(kpi: Kpi, rule: Rollback, needed: int) -> bool:
     return is_number and kpi.n >= needed
 
 
-def _breaks(kpi: Kpi, rule: Rollback) -> bool:
+def _keeps(kpi: Kpi, rule: Rollback) -> bool:
     bound = bound_of(kpi, rule)
-    return kpi.value < bound if KINDS[kpi.name].higher_is_better else kpi.value > bound
+    return kpi.value >= bound if KINDS[kpi.name].higher_is_better else kpi.value <= bound
+
+
+def _breaks(kpi: Kpi, rule: Rollback) -> bool:
+    """Even at the optimistic end; an end that is not known breaks nothing."""
+    bound = bound_of(kpi, rule)
+    return kpi.high < bound if KINDS[kpi.name].higher_is_better else kpi.low > bound
 
 
 def _reason(name: str, windows: Iterable[Kpi], rule: Rollback) -> str:
-    values = ", ".join(f"{kpi.value:.3g} (allowed {bound_of(kpi, rule):.3g})" for kpi in windows)
+    values = ", ".join(f"{_estimate(kpi)} (allowed {bound_of(kpi, rule):.3g})" for kpi in windows)
     versus = f" vs {rule.versus}" if rule.versus else ""
-    return f"{name}{versus} broke its bound in {rule.windows} windows in a row: {values}"
+    return (
+        f"{name}{versus} broke its bound in {rule.windows} windows, with none between that kept it: {values}"
+    )
+
+
+def _estimate(kpi: Kpi) -> str:
+    if kpi.low == kpi.high:
+        return f"{kpi.value:.3g}"
+    return f"{kpi.value:.3g} [{kpi.low:.3g}, {kpi.high:.3g}]"

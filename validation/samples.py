@@ -37,7 +37,8 @@ def ratio_interval(
     value = float(np.quantile(a, quantile) / np.quantile(b, quantile))
     if n == 1:
         return Interval(value=value, low=math.nan, high=math.nan, n=n, confidence=confidence)
-    return percentile_interval(value, draws(a) / draws(b), confidence, n, n)
+    widened = value + math.sqrt(n / (n - 1)) * (draws(a) / draws(b) - value)
+    return percentile_interval(value, widened, confidence, n - 1, n)
 
 
 def quantile_interval(samples: Floats, quantile: float, *, confidence: float) -> Interval:
@@ -56,6 +57,20 @@ def quantile_interval(samples: Floats, quantile: float, *, confidence: float) ->
         value=float(np.quantile(ordered, quantile)),
         low=float(lower[-1]) if len(lower) else -math.inf,
         high=float(upper[0]) if len(upper) else math.inf,
+        n=n,
+        confidence=confidence,
+    )
+
+
+def share_interval(num_hits: int, n: int, *, confidence: float) -> Interval:
+    """The share of n >= 1 cases that were hits, limits exact (Clopper and Pearson, Biometrika 26, 1934)."""
+    from scipy.special import betaincinv
+
+    tail = (1 - confidence) / 2
+    return Interval(
+        value=num_hits / n,
+        low=float(betaincinv(num_hits, n - num_hits + 1, tail)) if num_hits else 0.0,
+        high=float(betaincinv(num_hits + 1, n - num_hits, 1 - tail)) if num_hits < n else 1.0,
         n=n,
         confidence=confidence,
     )

@@ -19,7 +19,9 @@ from validation.statistics import (
     Statistic,
     Weights,
     expanded_tail,
+    freedom,
     interval_of,
+    quantiles,
     require_same_windows,
     widening,
 )
@@ -48,9 +50,8 @@ def intervals_at_once(
         interval_of(_value(statistic, subject), draws, subject, confidence, block_length, overlap)
         for statistic, subject, draws in zip(statistics, scored, columns, strict=True)
     ]
-    num_blocks = [_num_blocks(each, block_length) for each in scored]
-    wider = widening(block_length, overlap)
-    halves = [wider * half for half in _half_widths(own, columns, num_blocks, confidence)]
+    shapes = [(each.num_scored_windows, block_length, overlap) for each in scored]
+    halves = _half_widths(own, columns, shapes, confidence)
     return [
         (each, each.model_copy(update={"low": each.value - half, "high": each.value + half}))
         for each, half in zip(own, halves, strict=True)
@@ -70,14 +71,16 @@ def _value(statistic: Statistic, scored: Scored) -> float:
     return float(statistic(np.ones((1, scored.num_windows), dtype=np.int64))[0])
 
 
-def _num_blocks(scored: Scored, block_length: int) -> int:
-    return math.ceil(scored.num_scored_windows / block_length)
-
-
 def _half_widths(
-    own: Sequence[Interval], columns: Sequence[Floats], num_blocks: Sequence[int], confidence: float
+    own: Sequence[Interval],
+    columns: Sequence[Floats],
+    shapes: Sequence[tuple[int, int, int]],
+    confidence: float,
 ) -> list[float]:
-    """Half the band's width for each group; NaN for a group without an interval of its own."""
+    """Half the band's width for each group; NaN for a group without an interval of its own.
+
+    `shapes`: windows, block length and overlap of each.
+    """
     usable = [index for index, each in enumerate(own) if not math.isnan(each.low)]
     halves = [math.nan] * len(own)
     if usable:
@@ -85,14 +88,16 @@ def _half_widths(
         deviation = np.abs(draws - np.array([own[index].value for index in usable]))
         spread = np.nanstd(draws, axis=0, ddof=1)
         ratios = np.divide(deviation, spread, out=np.zeros_like(deviation), where=spread > 0)
-        critical = float(np.quantile(np.nan_to_num(ratios).max(axis=1), confidence))
+        [critical] = quantiles(np.nan_to_num(ratios).max(axis=1), [confidence])
         for index, each in zip(usable, spread, strict=True):
-            halves[index] = critical * _expansion(confidence, num_blocks[index]) * float(each)
+            halves[index] = float(critical * each) * _expansion(confidence, *shapes[index])
     return halves
 
 
-def _expansion(confidence: float, num_blocks: int) -> float:
-    """How much wider an interval of few blocks is made (as expanded_tail does for percentiles)."""
+def _expansion(confidence: float, num_windows: int, block_length: int, overlap: int) -> float:
+    """How much wider an interval of few windows is made (as interval_of does for percentiles)."""
     from scipy.special import ndtri
 
-    return float(ndtri(expanded_tail(confidence, num_blocks)) / ndtri((1 - confidence) / 2))
+    tail = expanded_tail(confidence, freedom(num_windows, block_length, overlap))
+    student = float(ndtri(tail) / ndtri((1 - confidence) / 2))
+    return student * widening(num_windows, block_length, overlap)

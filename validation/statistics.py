@@ -190,8 +190,9 @@ def block_length_for(num_windows: int, overlap: int = 1) -> int:
     return max(1, overlap, math.ceil(num_windows ** (1 / 3)))
 
 
+@lru_cache(maxsize=4)
 def resample_weights(num_windows: int, block_length: int, num_resamples: int, seed: int) -> Weights:
-    """Draw circular blocks of neighbouring windows: [R, W] counts, each row summing to W."""
+    """Draw circular blocks of neighbouring windows: [R, W] counts, each row summing to W. Read-only."""
     generator = np.random.default_rng(seed)
     num_blocks = math.ceil(num_windows / block_length)
     starts = generator.integers(num_windows, size=(num_resamples, num_blocks, 1))
@@ -199,6 +200,7 @@ def resample_weights(num_windows: int, block_length: int, num_resamples: int, se
     drawn = drawn.reshape(num_resamples, -1)[:, :num_windows]
     cells = drawn + num_windows * np.arange(num_resamples)[:, None]
     counts = np.bincount(cells.ravel(), minlength=num_resamples * num_windows)
+    counts.flags.writeable = False
     return counts.reshape(num_resamples, num_windows)
 
 
@@ -307,45 +309,69 @@ def interval_of(
     num_blocks = math.ceil(n / block_length)
     if not math.isfinite(value) or num_blocks < MIN_BLOCKS:
         return Interval(value=value, low=math.nan, high=math.nan, n=n, confidence=confidence)
-    widened = value + widening(block_length, overlap) * (draws - value)
-    return percentile_interval(value, widened, confidence, num_blocks, n)
+    widened = value + widening(n, block_length, overlap) * (draws - value)
+    return percentile_interval(value, widened, confidence, freedom(n, block_length, overlap), n)
 
 
 @lru_cache(maxsize=1024)
-def widening(block_length: int, overlap: int) -> float:
+def widening(num_windows: int, block_length: int, overlap: int) -> float:
     """By how much blocks of `block_length` windows, `overlap` of which share a step, spread too little.
 
     Resampled blocks lose the dependence across their seams: of the covariance at lag k they keep the share
     1 - k / block_length (Kuensch, Annals of Statistics 17, 1989). Windows that share steps are dependent in a
-    way that is known: 1 - k / overlap, as of means over `overlap` pieces. So what is lost is known, too.
+    way that is known: 1 - k / overlap, as of means over `overlap` pieces. And blocks spread about the mean of
+    the sample, not about the truth: that takes block_length / num_windows of the whole. So the loss is known.
     """
     lags = np.arange(1, overlap)
-    covariance = 1 - lags / overlap
+    covariance = (1 - lags / overlap) * (1 - lags / num_windows)
+    whole = 1 + 2 * float(covariance.sum())
     kept = 1 + 2 * float(covariance @ np.maximum(0.0, 1 - lags / block_length))
-    return math.sqrt((1 + 2 * float(covariance.sum())) / kept)
+    return math.sqrt(whole / (kept - whole * block_length / num_windows))
 
 
 @lru_cache(maxsize=1024)
-def expanded_tail(confidence: float, num_independent: int) -> float:
+def freedom(num_windows: int, block_length: int, overlap: int) -> float:
+    """Degrees of freedom of the spread of resampled blocks: by their number, or fewer where windows overlap.
+
+    Satterthwaite's (Biometrics Bulletin 2, 1946), for the dependence that `widening` supposes.
+    """
+    if num_windows <= block_length:
+        return 0.0
+    seams, shared = _triangle(block_length), _triangle(overlap)
+    both, whole = np.convolve(seams, shared), block_length * overlap
+    mean = num_windows * float(both.max()) - whole
+    variance = num_windows * float(both @ both) - whole**2
+    return min(math.ceil(num_windows / block_length) - 1, mean**2 / variance)
+
+
+def _triangle(width: int) -> Floats:
+    """1 - |k| / width for every lag k where it is not 0."""
+    return 1 - np.abs(np.arange(1 - width, width)) / width
+
+
+@lru_cache(maxsize=1024)
+def expanded_tail(confidence: float, freedom: float) -> float:
     """Share of draws to cut off at each end: a little less than (1 - confidence) / 2.
 
     A plain percentile interval of few independent pieces is too narrow; this is Hesterberg's expanded one
-    (What Teachers Should Know About the Bootstrap, 2015).
+    (What Teachers Should Know About the Bootstrap, 2015), but for the factor that `widening` holds.
     """
     from scipy.special import ndtr, stdtrit
 
-    student = stdtrit(num_independent - 1, (1 - confidence) / 2)
-    return float(ndtr(math.sqrt(num_independent / (num_independent - 1)) * student))
+    return float(ndtr(stdtrit(freedom, (1 - confidence) / 2)))
 
 
-def percentile_interval(
-    value: float, draws: Floats, confidence: float, num_independent: int, n: int
-) -> Interval:
-    """Interval of draws [R] that rest on `num_independent` pieces; NaN if too many are undefined."""
+def percentile_interval(value: float, draws: Floats, confidence: float, freedom: float, n: int) -> Interval:
+    """Interval of draws [R] whose spread has so many degrees of freedom; NaN if too many are undefined."""
     defined = draws[np.isfinite(draws)]
     num_skipped = len(draws) - len(defined)
     low, high = math.nan, math.nan
     if len(defined) and num_skipped <= MAX_SKIPPED_SHARE * len(draws):
-        tail = expanded_tail(confidence, num_independent)
-        low, high = map(float, np.quantile(defined, [tail, 1 - tail]))
+        tail = expanded_tail(confidence, freedom)
+        low, high = map(float, quantiles(defined, [tail, 1 - tail]))
     return Interval(value=value, low=low, high=high, n=n, num_skipped=num_skipped, confidence=confidence)
+
+
+def quantiles(draws: Floats, shares: list[float]) -> Floats:
+    """Ends beyond which a new draw lies with just these chances; numpy's own choice lies too far inside."""
+    return np.quantile(draws, shares, method="weibull")

@@ -66,7 +66,7 @@ class Threshold(Demand):
 
 
 class Rollback(Demand):
-    """One demand on what is live: broken in `windows` observations in a row, it takes the model back."""
+    """One demand on what is live: broken in `windows` observations, and kept in none since, it rolls back."""
 
     windows: int = Field(ge=1)
 

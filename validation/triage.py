@@ -7,23 +7,28 @@ missing site    a site that sent rows sends none
 """
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from validation.effects import finite, is_numeric, wasserstein
+from validation.effects import MOST_ROWS, evenly, finite, is_numeric, wasserstein
 from validation.record import Record
 
 Array = NDArray[Any]
 Columns = Mapping[str, Array]
+Places = Mapping[str, NDArray[np.int64]]
 
 FEWEST_EXPECTED = 30  # rows of a site that were to be expected: that none came is no accident
 LONGER = 5.0  # times the longest standstill of the reference
 DEAD = 0.99  # share of missing values in the batch
 ALIVE = 0.5  # and at most this much in the reference
-FAR = 1.0  # standard deviations from the reference before a unit is suspected
-NEAR = 0.25  # of that distance at most may be left when the suspected change is undone
+FAR = (3.0, 2.0)  # standard deviations from the reference before another factor, another zero is suspected
+NEAR = (
+    0.1,
+    0.25,
+)  # of that distance at most may be left when it is undone: many a level shift is half a mile
 
 
 class Fault(Record):
@@ -70,62 +75,106 @@ UNITS = [
 ]
 
 
-def find_faults(
-    reference: Columns, batch: Columns, sites: Mapping[str, tuple[Array, Array]], ignore: Collection[str] = ()
-) -> list[Fault]:
-    """Every fault of the batch.
+class Habit(NamedTuple):
+    """How a sensor behaved in the rows of one place."""
 
-    `sites` gives, for each column that tells sites apart, the site of every row of (reference, batch); rows
-    are in order of time. Columns to `ignore` are no sensors: outcomes, categories.
+    known_share: float
+    longest_run: int
+
+
+@dataclass(frozen=True)
+class Habits:
+    """What sensors and sites did in the reference; a batch that does otherwise is broken.
+
+    A place is "" for all rows, or one site of a column: "site=south".
     """
-    sensors = [name for name in reference if name not in ignore and is_numeric(reference[name])]
-    missing = [fault for column, pair in sites.items() for fault in _missing_sites(column, *pair)]
-    found = [fault for name in sensors for fault in _of_sensor(name, reference[name], batch[name], sites)]
-    return [*missing, *found]
 
+    values: Mapping[str, Array]
+    """Known values of each sensor, thinned."""
+    of_sensors: Mapping[tuple[str, str], Habit]
+    """By sensor and place."""
+    shares: Mapping[str, float]
+    """Share of the rows by place."""
 
-def _missing_sites(column: str, old: Array, new: Array) -> Iterator[Fault]:
-    """Sites of which so many rows were to be expected that their absence is no accident."""
-    names, counts = np.unique(old.astype(str), return_counts=True)
-    present = set(np.unique(new.astype(str)))
-    for name, count in zip(names, counts, strict=True):
-        expected = len(new) * count / len(old)
-        if name not in present and expected >= FEWEST_EXPECTED:
-            words = f"no row of {column} {name}, where {expected:.0f} were to be expected"
-            yield Fault(kind="missing site", subject=f"{column}={name}", words=words)
+    @classmethod
+    def of(cls, columns: Columns, sites: Mapping[str, Array], ignore: Collection[str] = ()) -> "Habits":
+        """`sites` gives, for each column that tells sites apart, the site of every row, in order of time.
 
+        Columns to `ignore` are no sensors: outcomes, categories.
+        """
+        sensors = [name for name in columns if name not in ignore and is_numeric(columns[name])]
+        places, num_rows = (
+            _places(sites, len(next(iter(columns.values())))),
+            len(next(iter(columns.values()))),
+        )
+        habits = {
+            (name, place): _habit(columns[name][rows]) for name in sensors for place, rows in places.items()
+        }
+        values = {name: evenly(finite(columns[name]), MOST_ROWS) for name in sensors}
+        return cls(values, habits, {place: len(rows) / num_rows for place, rows in places.items()})
 
-def _of_sensor(
-    name: str, old: Array, new: Array, sites: Mapping[str, tuple[Array, Array]]
-) -> Iterator[Fault]:
-    """In all rows; and, where nothing is wrong with those, in the rows of each site."""
-    whole = _broken(name, old, new) or _other_unit(name, old, new)
-    if whole is not None:
-        yield whole
-        return
-    for column, (old_sites, new_sites) in sites.items():
-        for site in np.unique(new_sites.astype(str)):
-            here = new[new_sites.astype(str) == site]
-            if len(here) >= FEWEST_EXPECTED:
-                broken = _broken(f"{name} of {column} {site}", old[old_sites.astype(str) == site], here)
-                if broken is not None:
-                    yield broken
+    def faults(self, batch: Columns, sites: Mapping[str, Array]) -> list[Fault]:
+        """Every fault of the batch."""
+        num_rows = len(next(iter(batch.values())))
+        places = _places(sites, num_rows)
+        found = [*self._silent(places, num_rows)]
+        for name in self.values:
+            found += self._of_sensor(name, batch[name], places)
+        return found
 
+    def _silent(self, places: Places, num_rows: int) -> Iterator[Fault]:
+        """Sites of which so many rows were to be expected that their absence is no accident."""
+        for place, share in self.shares.items():
+            if place not in places and share * num_rows >= FEWEST_EXPECTED:
+                words = f"no row of {_said(place)}, where {share * num_rows:.0f} were to be expected"
+                yield Fault(kind="missing site", subject=place, words=words)
 
-def _broken(name: str, old: Array, new: Array) -> Fault | None:
-    """A sensor that says nothing any more, or always the same."""
-    known_old, known_new = finite(old), finite(new)
-    if not len(old) or len(known_old) / len(old) < ALIVE or not len(new):
+    def _of_sensor(self, name: str, values: Array, places: Places) -> list[Fault]:
+        """In all rows; and, where nothing is wrong with those, in the rows of each site."""
+        whole = self._broken(name, "", values) or _other_unit(name, self.values[name], finite(values))
+        if whole is not None:
+            return [whole]
+        found = [
+            self._broken(name, place, values[rows])
+            for place, rows in places.items()
+            if len(rows) >= FEWEST_EXPECTED
+        ]
+        return [each for each in found if each is not None]
+
+    def _broken(self, name: str, place: str, values: Array) -> Fault | None:
+        """A sensor that says nothing any more, or always the same."""
+        before, now = self.of_sensors.get((name, place)), _habit(values)
+        if before is None or before.known_share < ALIVE:
+            return None
+        label = f"{name} of {_said(place)}" if place else name
+        if now.known_share <= 1 - DEAD:
+            missing, usual = 1 - now.known_share, 1 - before.known_share
+            words = f"{label} is missing in {missing:.0%} of the rows ({usual:.0%} before)"
+            return Fault(kind="dead sensor", subject=label, words=words)
+        if now.longest_run > LONGER * before.longest_run and now.longest_run >= FEWEST_EXPECTED:
+            words = f"{label} stood still for {now.longest_run} rows, {before.longest_run} at the most before"
+            return Fault(kind="stuck sensor", subject=label, words=words)
         return None
-    if len(known_new) / len(new) <= 1 - DEAD:
-        share = 1 - len(known_old) / len(old)
-        words = f"{name} is missing in {1 - len(known_new) / len(new):.0%} of the rows ({share:.0%} before)"
-        return Fault(kind="dead sensor", subject=name, words=words)
-    before, after = longest_run(known_old), longest_run(known_new)
-    if after > LONGER * before and after >= FEWEST_EXPECTED:
-        words = f"{name} stood still for {after} rows, {before} at the most before"
-        return Fault(kind="stuck sensor", subject=name, words=words)
-    return None
+
+
+def _places(sites: Mapping[str, Array], num_rows: int) -> Places:
+    """Rows of every place, in order."""
+    places = {"": np.arange(num_rows)}
+    for column, values in sites.items():
+        names, codes = np.unique(values.astype(str), return_inverse=True)
+        order = np.argsort(codes, kind="stable")
+        parts = np.split(order, np.cumsum(np.bincount(codes, minlength=len(names)))[:-1])
+        places |= {f"{column}={name}": rows for name, rows in zip(names, parts, strict=True)}
+    return places
+
+
+def _said(place: str) -> str:
+    return place.replace("=", " ", 1)
+
+
+def _habit(values: Array) -> Habit:
+    known = finite(values)
+    return Habit(len(known) / len(values) if len(values) else 0.0, longest_run(known))
 
 
 def longest_run(values: Array) -> int:
@@ -136,18 +185,23 @@ def longest_run(values: Array) -> int:
     return int(np.diff(ends, prepend=0).max())
 
 
-def _other_unit(name: str, old: Array, new: Array) -> Fault | None:
+def _other_unit(name: str, known_old: Array, known_new: Array) -> Fault | None:
     """A change that brings the column back near to the reference when it is undone."""
-    known_old, known_new = finite(old), finite(new)
     if not len(known_old) or not len(known_new) or known_old.std() == 0:
         return None
-    distance = wasserstein(known_old, known_new)
-    if distance < FAR and abs(np.log(max(known_new.std(), 1e-12) / known_old.std())) < 1:
+    new = evenly(known_new, MOST_ROWS)
+    distance = wasserstein(known_old, new)
+    if distance < min(FAR):
         return None
-    undone = [wasserstein(known_old, (known_new - unit.offset) / unit.scale) for unit in UNITS]
-    best = int(np.argmin(undone))
-    if undone[best] > NEAR * max(distance, FAR):
+    undone = {unit: wasserstein(known_old, (new - unit.offset) / unit.scale) for unit in UNITS}
+    likely = {
+        unit: left
+        for unit, left in undone.items()
+        if distance >= FAR[unit.offset != 0] and left <= NEAR[unit.offset != 0] * distance
+    }
+    if not likely:
         return None
-    words = f"{name} looks like {UNITS[best].words}: {distance:.2g} standard deviations away, "
-    words += f"{undone[best]:.2g} when that is undone"
+    best = min(likely, key=likely.__getitem__)
+    words = f"{name} looks like {best.words}: {distance:.2g} standard deviations away, "
+    words += f"{likely[best]:.2g} when that is undone"
     return Fault(kind="unit change", subject=name, words=words)

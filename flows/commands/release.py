@@ -31,16 +31,17 @@ def history(dataset: str | None, at: str | None, as_json: bool) -> None:
     """
     from flows.history_tables import print_history, print_json
     from pipelines.history import datasets_of, entries_until, parse_instant, refuse_unknown_dataset
+    from pipelines.monitoring import open_alert
 
-    instant = parse_instant(at) if at else None
-    log = _log()
-    entries = log.entries()
+    instant = parse_instant(at) if at is not None else None
+    settings, entries = _settings(), _log().entries()
     if dataset is not None:
         refuse_unknown_dataset(entries, dataset)
     names = [dataset] if dataset else datasets_of(entries)
     then = entries if instant is None else entries_until(entries, instant)
+    alerts = {name: open_alert(settings, entries, name) for name in names if instant is None}
     show = print_json if as_json else print_history
-    show(then, names, instant)
+    show(then, names, instant, {name: alert for name, alert in alerts.items() if alert is not None})
 
 
 @click.group()
@@ -131,6 +132,9 @@ def approvals() -> None:
 
     if settings.prefect_api_url is None:
         raise InputError("PREFECT_API_URL: not set; name a running Prefect server, or use: dankai approve")
+    from pipelines.addresses import require_answer
+
+    require_answer(settings.prefect_api_url, "PREFECT_API_URL")
     from flows.approval import serve
 
     serve()

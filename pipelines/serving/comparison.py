@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from pipelines.data.spec import DatasetSpec, Task
 from pipelines.job import dataset_folder
-from pipelines.rollout import RolloutState
 from pipelines.serving.ladder import Move, read_moves
 from pipelines.serving.store import read_pairs
 from pipelines.settings import Settings
@@ -62,15 +61,6 @@ def serving_folder(settings: Settings, dataset: str) -> Path:
 def pair_folder(settings: Settings, dataset: str, incumbent: str, candidate: str) -> Path:
     """Where the requests that these two checkpoints answered are kept."""
     return serving_folder(settings, dataset) / f"{incumbent[:16]}-{candidate[:16]}"
-
-
-def opponent(state: RolloutState, candidate: str) -> str:
-    """Weights that a candidate's evidence has to be about: what is live, or what was before it went live.
-
-    "" where it was the first to be live, or nothing is.
-    """
-    lived = ["", *(release.checkpoint for release in state.releases)]
-    return lived[lived.index(candidate) - 1] if candidate in lived else lived[-1]
 
 
 def canary_kpis(

@@ -80,6 +80,8 @@ class Router:
     on_move: Callable[[Move], None] = lambda move: None
     watch: Watch = field(default_factory=Watch)
     """Of the incumbent, whoever answers the caller."""
+    answered: bytes | None = None
+    """The last request that got an answer, of a model of this dataset: a model that refuses it is broken."""
     num_uncompared: int = 0
     _waiting: "queue.Queue[Callable[[], None] | None]" = field(default_factory=lambda: queue.Queue(_WAITING))
 
@@ -95,6 +97,7 @@ class Router:
         if request.falls_into(move.share):
             asked = _ask(candidate.backend, request, candidate.seconds)
             if asked.is_usable:
+                self.answered = request.body
                 self._later(lambda: self._compare(request, move, None, asked, assigned=True))
                 return _reply(asked, "candidate")
         incumbent = self._ask_incumbent(request)
@@ -119,14 +122,24 @@ class Router:
         asked = _ask(self.incumbent, request, INCUMBENT_SECONDS)
         if asked.answer is None:
             asked = _ask(self.incumbent, request, INCUMBENT_SECONDS)
-        self._note(asked)
+        if asked.is_refusal:
+            self._later(self._note_refusal)
+        else:
+            self._note(request, asked)
         if asked.answer is None:
             raise Unanswered(asked.fault)
         return asked
 
-    def _note(self, asked: _Asked) -> None:
-        if not asked.is_refusal:
-            self.watch.add(Seen(not asked.is_usable, asked.seconds))
+    def _note(self, request: Request, asked: _Asked) -> None:
+        self.watch.add(Seen(not asked.is_usable, asked.seconds))
+        if asked.is_usable:
+            self.answered = request.body
+
+    def _note_refusal(self) -> None:
+        """Its caller's affair, unless the model refuses even what was answered before."""
+        known = self.answered
+        if known is not None and not _ask(self.incumbent, Request("", known), INCUMBENT_SECONDS).is_usable:
+            self.watch.add(Seen(True, None))
 
     def _later(self, work: Callable[[], None]) -> None:
         try:
@@ -154,7 +167,10 @@ class Router:
         assert candidate is not None
         if incumbent is None:
             incumbent = _ask(self.incumbent, request, INCUMBENT_SECONDS)
-            self._note(incumbent)
+            if incumbent.is_refusal:
+                self._note_refusal()
+            else:
+                self._note(request, incumbent)
         asked = asked or _ask(candidate.backend, request, candidate.seconds)
         if asked.fault == STILL_LOADING and not assigned:
             self.num_uncompared += (

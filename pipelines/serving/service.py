@@ -100,7 +100,9 @@ def start_service(
             incumbent.close()
         raise
     watch = before.router.watch if before and is_same else Watch()
-    return Service(Router(incumbent, tried, Comparison.of(job.spec), on_move, watch), live, candidate)
+    answered = before.router.answered if before else None
+    router = Router(incumbent, tried, Comparison.of(job.spec), on_move, watch, answered)
+    return Service(router, live, candidate)
 
 
 def _backend(job: Job, version: ModelVersion, nursery: Nursery) -> Backend:

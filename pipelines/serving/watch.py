@@ -1,8 +1,8 @@
 """What the live model made of its requests, counted in windows that the monitor can judge.
 
 A request that the model found wrong (status 4xx) is its caller's affair and is not counted: otherwise anybody
-who can send nonsense could take a model back. So a model that refuses what it should answer is not noticed
-here; the golden requests of the gate and the candidate's ladder notice it.
+who can send nonsense could take a model back. It counts as failed where the model refuses even a request that
+was answered before, by it or by another model of the dataset (router.py): then the model is what is broken.
 """
 
 import threading
@@ -15,8 +15,7 @@ import numpy as np
 from pipelines.monitoring import Observation
 from pipelines.registry import ModelVersion
 from validation.kpis import Kpi, kpi
-from validation.samples import quantile_interval
-from validation.statistics import Interval
+from validation.samples import quantile_interval, share_interval
 
 WINDOW = 400
 """Requests of one window: a 99th percentile has distribution-free 95% limits from about 370 on."""
@@ -29,7 +28,7 @@ class Seen:
     """One request that the live model had to answer."""
 
     failed: bool
-    """No usable answer: none at all, NaN, a wrong shape, a status of 5xx."""
+    """No usable answer: none at all, NaN, a wrong shape, a status of 5xx, or a refusal by a broken model."""
     seconds: float | None
     """None where it gave no answer."""
 
@@ -68,9 +67,8 @@ def observation_of(window: Window, live: ModelVersion, confidence: float) -> Obs
 
 
 def _kpis(seen: tuple[Seen, ...], live: ModelVersion, confidence: float) -> list[Kpi]:
-    share = sum(each.failed for each in seen) / len(seen)
-    exact = Interval(value=share, low=share, high=share, n=len(seen))
-    measured = {"error_rate": exact}
+    num_failed = sum(each.failed for each in seen)
+    measured = {"error_rate": share_interval(num_failed, len(seen), confidence=confidence)}
     timings = np.array([1000 * each.seconds for each in seen if each.seconds is not None])
     if len(timings):
         measured["latency_p99_ms"] = quantile_interval(timings, 0.99, confidence=confidence)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, pad, scaled_dot_product_attention
 
 from sparse_model.attention.selection import BlockSelection
+from sparse_model.attention.side_by_side import side_by_side
 
 _CHUNK_ELEMENTS = 400_000  # gathered key elements held at once: stays near the cache
 
@@ -34,10 +35,9 @@ def attend(
         mean_k, mean_v, count_BJ = _summaries(k, v, valid_BJR)
         bias_BHQJ = _summary_bias(selection, count_BJ, causal, heads, q.dtype)
     chunk = max(1, _CHUNK_ELEMENTS // (batch * heads * selection.indices_BSQK.shape[-1] * size * channels))
-    out, whole = [], None
-    if not torch.is_grad_enabled():  # in inference parts are written in place: no second copy of the output
-        whole = torch.empty_like(q)
-    for first in range(0, num_blocks, chunk):
+    whole = None if torch.is_grad_enabled() else torch.empty_like(q)  # in inference there is no second copy
+
+    def read(first: int) -> Tensor:
         rows = slice(first, min(first + chunk, num_blocks))
         keys, values, bias = _read(k, v, selection, rows, steps_JR, valid_BJR, causal, heads)
         if mean_k is not None and mean_v is not None and bias_BHQJ is not None:
@@ -46,11 +46,10 @@ def attend(
             values = torch.cat([values, _per_chunk(mean_v, heads, keys.shape[2])], dim=3)
             bias = torch.cat([bias, summary_bias.expand(*bias.shape[:4], -1)], dim=-1)
         part = softmax_read(q[:, :, rows], keys, values, bias)
-        if whole is None:
-            out.append(part)
-        else:
-            whole[:, :, rows] = part
-    whole = torch.cat(out, dim=2) if whole is None else whole
+        return part if whole is None else whole[:, :, rows].copy_(part)
+
+    parts = side_by_side(read, range(0, num_blocks, chunk), q.device)
+    whole = torch.cat(parts, dim=2) if whole is None else whole
     result_BHND = whole.flatten(2, 3)[:, :, :num_steps]
     if lengths_B is None:
         return result_BHND

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparse_model.attention.side_by_side import side_by_side
+
 _TILE_ROWS, _TILE_KEYS = 256, 1024  # ranking tile: small enough to be reduced while still in cache
 
 
@@ -73,10 +75,11 @@ def block_scores(
     if lengths_B is not None:
         open_BN = torch.arange(sk_BSEN.shape[-1], device=sq_BSNE.device) < lengths_B[:, None]
     rows = max(block_size, _TILE_ROWS // block_size * block_size)
-    parts = [
-        _score_rows(sq_BSNE, sk_BSEN, open_BN, slice(first, first + rows), block_size, causal)
-        for first in range(0, sq_BSNE.shape[2], rows)
-    ]
+
+    def score(first: int) -> Tensor:
+        return _score_rows(sq_BSNE, sk_BSEN, open_BN, slice(first, first + rows), block_size, causal)
+
+    parts = side_by_side(score, range(0, sq_BSNE.shape[2], rows), sq_BSNE.device)
     return torch.cat(parts, dim=2)
 
 

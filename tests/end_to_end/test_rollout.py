@@ -1,4 +1,4 @@
-"""A whole rollout by the installed command, with no server running."""
+"""A whole rollout in a process of its own, with no server running."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from pipelines.release_log import ReleaseLog
 from pipelines.settings import load_settings
 from pipelines.signing import load_key
 from tests.key_traces import traces_of
-from tests.tiny_rollout import Ended, Preloaded, dankai, write_dataset, write_policy
+from tests.tiny_rollout import Ended, Preloaded, write_dataset, write_policy
 
 STAGES = ("pilot", "training", "edge", "steady")
 
@@ -36,7 +36,11 @@ def ended(folder: Path) -> Ended:
     }
     command = ("rollout", "run", folder / "pump.yaml", "--policy", folder / "policy-0.yaml")
     command += ("--bootstrap", "the dense model in use")
-    return dankai(*command, home=folder / "home", **environ)
+    alone = Preloaded({**environ, "DANKAI_HOME": str(folder / "home")})  # where Prefect keeps its things
+    try:
+        return alone.dankai(*command, home=folder / "home", lengths=(1, 4, 16))
+    finally:
+        alone.close()
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +81,22 @@ def test_every_check_of_the_table_has_its_kpi_interval_threshold_verdict_and_rea
             assert check["outcome"] in ("PASS", "HOLD", "FAIL")
             if check["measured"] is not None:
                 assert {"value", "low", "high", "n", "checkpoint", "snapshot"} <= set(check["measured"])
+
+
+def test_every_challenger_met_what_was_live_on_the_same_windows(
+    summary: dict[str, Any], folder: Path
+) -> None:
+    pilot, training, edge, _ = (each["references"] for each in summary["evaluations"])
+    entries = ReleaseLog.open(load_settings({"DANKAI_HOME": str(folder / "home")})).entries()
+    live = [entry.decision.checkpoint for entry in entries[:2]]
+    assert [each["champion"]["scored"] for each in (pilot, training)] == live
+    assert "champion" not in edge  # it judges what is live, in another runtime
+    for evaluation in summary["evaluations"][:2]:
+        [check] = [
+            each for each in evaluation["verdict"]["checks"] if each["threshold"].get("versus") == "champion"
+        ]
+        assert check["outcome"] == "PASS"
+        assert check["measured"]["reference_checkpoint"] == evaluation["references"]["champion"]["scored"]
 
 
 def test_the_summary_names_versions_and_hashes(summary: dict[str, Any], folder: Path) -> None:
@@ -195,7 +215,7 @@ def test_running_it_again_does_no_work_twice_and_decides_nothing_again(
     command = ("rollout", "run", folder / "pump.yaml", "--policy", folder / "policy-0.yaml")
     again = preloaded.dankai(*command, home=home, lengths=(1, 4, 16))
     assert again.code == 0, again.err
-    assert again.seconds < ended.seconds / 3
+    assert again.seconds < ended.seconds / 2
     assert "training" not in again.err
     second = json.loads((home / "summary.json").read_text())
     assert (home / "release_log.jsonl").read_bytes() == log

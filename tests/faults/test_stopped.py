@@ -48,7 +48,8 @@ def test_a_rollout_stopped_again_and_again_ends_as_if_nothing_had_happened(
     command += ("--bootstrap", "the dense model in use")
     home, num_decided = tmp_path / "home", 0
     for code, moment in STOPS:
-        ended = preloaded.dankai(*command, home=home, hook=moment, interrupt=code == CTRL_C)
+        is_stopped = code == CTRL_C  # whoever stops it is left alone with no process of it
+        ended = preloaded.dankai(*command, home=home, hook=moment, interrupt=is_stopped, fresh=is_stopped)
         assert ended.code == code, f"{moment}: {ended}"
         if code == CTRL_C:
             said = "dankai: stopped; run the same command again to go on from here"

@@ -11,12 +11,12 @@ import pytest
 
 from flows.cli import _answer
 from flows.cli import dankai as command_line
-from pipelines.decisions import challenge
+from pipelines.decisions import apply_verdict, challenge
 from pipelines.release_log import ReleaseLog
 from pipelines.rollout import current_state
 from pipelines.settings import load_settings
-from tests.release_cases import ADA, DATASET, MONITOR, climbed, started, version
-from tests.tiny_rollout import dankai
+from tests.release_cases import ADA, DATASET, MONITOR, climbed, started, verdict, version
+from tests.tiny_rollout import dankai, write_dataset
 
 Run = Callable[..., tuple[int, str, str]]
 NOWHERE = "http://127.0.0.1:9"
@@ -107,6 +107,20 @@ def test_a_corrupt_log_stops_every_command_at_its_line(words: tuple[str, ...], h
     assert content(home) == before
 
 
+def test_a_prefect_server_that_does_not_answer_is_one_line(
+    home: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", f"{NOWHERE}/api")
+    dataset = write_dataset(tmp_path)
+    for words in (("approvals",), ("rollout", "run", str(dataset), "--bootstrap", "first")):
+        code, out, err = run(*words)
+        assert (code, out) == (2, "")
+        [line] = err.splitlines()
+        assert f"PREFECT_API_URL: {NOWHERE}/api does not answer" in line
+        assert "start the server or correct the address" in line
+    assert not home.exists()
+
+
 def test_where_nothing_was_ever_released_nothing_is_made(home: Path, run: Run) -> None:
     assert run("history") == (0, "The release log is empty: nothing was ever let in\n", "")
     for words in (("rollback",), ("demote", "flights", "--to", "edge")):
@@ -192,9 +206,25 @@ def _processor_time() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def test_an_alert_stands_in_the_history_until_something_else_is_live(home: Path, run: Run) -> None:
+    from pipelines.monitoring import _alert
+
+    settings = load_settings({"DANKAI_HOME": str(home)})
+    log = ReleaseLog.open(settings)
+    _alert(settings, started(log), "error_rate broke its \x1b[31mbound")
+    code, out, _ = run("history")
+    assert code == 0
+    [alert] = [line for line in out.splitlines() if "ALERT" in line]
+    assert "version 1: error_rate broke its \\x1b[31mbound; there is no earlier release" in alert
+    assert json.loads(run("history", "--json")[1])["alerts"]["flights"]["version"] == 1
+    assert "ALERT" not in run("history", "--at", "2001-01-01")[1]
+    apply_verdict(log, current_state(log, DATASET), version(2), verdict("pilot", 2), ADA)
+    assert "ALERT" not in run("history")[1]
+
+
 def test_the_monitor_is_shown_as_what_it_is(home: Path, run: Run) -> None:
     from pipelines.decisions import rollback
 
     log = ReleaseLog.open(load_settings({"DANKAI_HOME": str(home)}))
-    rollback(log, climbed(log), MONITOR, "error_rate broke its bound in 3 windows in a row")
+    rollback(log, climbed(log), MONITOR, "error_rate broke its bound in 3 windows")
     assert "by rollback of monitor (automatic): error_rate broke its bound" in run("history")[1]

@@ -258,7 +258,8 @@ def test_groups_that_count_share_a_band(pump: Windows, policy: Policy, sparse: S
         assert each.joint_low is not None
         assert each.joint_high is not None
         assert each.joint_low < each.value < each.joint_high
-        assert each.joint_high - each.joint_low > 0.95 * (each.high - each.low)
+        # About as wide at least: it is symmetric, and the interval of a few windows is not.
+        assert each.joint_high - each.joint_low > 0.9 * (each.high - each.low)
     counted = groups_asked(policy.stage("steady").thresholds)
     assert counted == {"champion": 20}  # min_windows: a smaller min_group does not undercut it
 

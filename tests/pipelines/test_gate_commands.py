@@ -20,12 +20,12 @@ from pipelines.evaluation import Evaluation
 from pipelines.evaluations import earlier_looks, stored_evaluations, track
 from pipelines.job import Job
 from pipelines.judging import judge_stage
-from pipelines.registry import Tracker, registered_name
+from pipelines.registry import ModelVersion, Tracker, registered_name
 from pipelines.release_log import ReleaseLog
 from pipelines.rollout import current_state
 from pipelines.scoring import Scores, score_model
 from pipelines.settings import Settings
-from tests.release_cases import ADA, version
+from tests.release_cases import ADA, log_in, version
 from tests.tiny_rollout import write_policy
 from validation.gates import Outcome
 from validation.policy import load_policy
@@ -274,14 +274,34 @@ def test_a_calibration_is_written_with_what_made_it(
     assert {"rates", "confidence", "looks", "date", "environment"} <= written.keys()
 
 
-def test_asked_again_it_is_remembered_and_a_confirmation_is_no_look(judged: Judged, pump: Windows) -> None:
-    """New evidence takes the second look; what confirms a PASS takes none; the same evidence takes none."""
-    job = replace(judged.job, spec=judged.job.spec.model_copy(update={"name": f"{NAME}_again"}))
+def test_asked_again_it_is_remembered_and_a_confirmation_is_no_look(judged: Judged, tmp_path: Path) -> None:
+    """New evidence takes the second look; what confirms a PASS takes none; the same evidence takes none.
+
+    They are counted in the release log: whoever deletes them in MLflow gets none for nothing.
+    """
+    spec = judged.job.spec.model_copy(update={"name": f"{NAME}_again"})
+    job = replace(judged.job, spec=spec, log=log_in(tmp_path))
+    candidate, live = (
+        ModelVersion(
+            name=registered_name(job.spec.name),
+            version=number,
+            checkpoint=each.scored,
+            snapshot=each.snapshot,
+        )
+        for number, each in ((2, judged.candidate), (1, judged.champion))
+    )
+    state = bootstrap(job.log, current_state(job.log, job.spec.name), live, ADA, "the dense incumbent")
     fewer = judged.champion.model_copy(update={"density": 0.5})  # another subject to compare with
-    assert ask(job, judged.candidate, fewer).verdict.evidence.look == 1
+    first = ask(job, judged.candidate, fewer).verdict
+    assert first.evidence.look == 1
+    apply_verdict(job.log, state, candidate, first, ADA)
     assert ask(job, judged.candidate, fewer, is_confirmation=True).verdict.evidence.look == 1
     assert len(earlier_looks(job, "steady", judged.candidate)) == 1
-    assert ask(job, judged.candidate, judged.champion).verdict.evidence.look == 2
+    for run in job.tracker.find_runs({"dataset": job.spec.name}):
+        job.tracker._client.delete_run(run.info.run_id)
+    second = ask(job, judged.candidate, judged.champion).verdict
+    assert second.evidence.look == 2
+    apply_verdict(job.log, current_state(job.log, job.spec.name), candidate, second, ADA)
     again = replace(job, policy=job.policy.model_copy(update={"min_windows": 21}))
     assert ask(again, judged.candidate, judged.champion).verdict.evidence.look == 2
 

@@ -10,7 +10,7 @@ from pipelines.decisions import demote, rollback
 from pipelines.history import audit, entries_until, let_in, only_dataset, parse_instant
 from pipelines.reconciliation import reconcile
 from pipelines.registry import Tracker
-from pipelines.release_log import Decision, ReleaseEntry, ReleaseLog, Stage
+from pipelines.release_log import FORMAT, Decision, ReleaseEntry, ReleaseLog, Stage
 from pipelines.release_store import FileStore
 from pipelines.rollout import replay
 from tests.release_cases import ADA, DATASET, climbed, log_in, register_versions, started
@@ -180,7 +180,7 @@ def test_a_log_of_the_first_format_is_still_believed_and_goes_on(tmp_path: Path)
     state = replay(entries, DATASET)
     assert (state.stage, state.champion) == (Stage.TRAINING, 2)
     rollback(log, state, ADA, "slow")
-    assert [entry.format for entry in log.entries()] == [*[1] * len(entries), 2]
+    assert [entry.format for entry in log.entries()] == [*[1] * len(entries), FORMAT]
 
 
 def test_an_entry_of_a_newer_format_is_refused_by_that_name(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_an_entry_of_a_newer_format_is_refused_by_that_name(tmp_path: Path) -> N
     started(log)
     assert isinstance(log.store, FileStore)
     content = json.loads(log.store.path.read_text())
-    newer = content | {"format": 3, "weather": "fine"}
+    newer = content | {"format": FORMAT + 1, "weather": "fine"}
     log.store.path.write_text(json.dumps(newer, sort_keys=True, separators=(",", ":")) + "\n")
-    with pytest.raises(InputError, match=r"line 1: written by a newer dankai .format 3"):
+    with pytest.raises(InputError, match=rf"line 1: written by a newer dankai .format {FORMAT + 1}"):
         log.entries()

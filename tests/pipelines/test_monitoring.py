@@ -15,6 +15,7 @@ from pipelines.monitoring import (
     alert_file,
     observations,
     observe,
+    open_alert,
     roll_back_if_breached,
 )
 from pipelines.release_log import ReleaseLog, Stage
@@ -67,7 +68,10 @@ def test_three_bad_windows_in_a_row_take_the_model_back_and_no_fewer(
     assert after.champion == 2
     decision = log.entries()[-1].decision
     assert (decision.action, decision.actor, decision.automatic) == ("rollback", "monitor", True)
-    assert "error_rate broke its bound in 3 windows in a row: 0.5 (allowed 0.01)" in decision.reason
+    assert (
+        "error_rate broke its bound in 3 windows, with none between that kept it: 0.5 (allowed"
+        in decision.reason
+    )
     assert check() is None  # what was seen was seen of the model that is gone
     assert current_state(log, DATASET) == after
 
@@ -105,6 +109,9 @@ def test_where_there_is_no_way_back_a_person_has_to_decide(
     assert "no earlier release to go back to: a person has to decide" in caplog.text
     alert = Alert.model_validate_json(alert_file(settings, DATASET).read_bytes())
     assert (alert.version, alert.checkpoint) == (1, "weights 1")
+    assert open_alert(settings, before, DATASET) == alert
+    apply_verdict(log, current_state(log, DATASET), version(2), verdict("pilot", 2), ADA)
+    assert open_alert(settings, log.entries(), DATASET) is None  # it was about what was live then
 
 
 def test_a_model_that_is_let_in_again_is_judged_by_what_it_does_from_then_on(
@@ -150,3 +157,18 @@ def test_a_damaged_observation_is_named(settings: Settings) -> None:
     path.write_text("{")
     with pytest.raises(InputError, match="not a whole observation; remove it"):
         observations(settings, DATASET)
+
+
+def test_what_takes_models_back_is_not_for_everybody_to_write(settings: Settings) -> None:
+    """Neither edited, nor carried over from another dataset."""
+    seen(settings, [0.0])
+    [path] = (settings.home / "datasets" / DATASET / "observations").iterdir()
+    genuine = path.read_text()
+    path.write_text(genuine.replace('"high": 0.0', '"high": 0.5'))
+    assert path.read_text() != genuine
+    elsewhere = settings.home / "datasets" / "etth1" / "observations" / path.name
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.write_text(genuine)
+    for dataset in (DATASET, "etth1"):
+        with pytest.raises(InputError, match="its signature does not hold; remove it"):
+            observations(settings, dataset)

@@ -15,7 +15,7 @@ from pipelines.data.spec import load_spec
 from pipelines.decisions import demote
 from pipelines.job import Job
 from pipelines.registry import Tracker
-from pipelines.release import answer_request, decide, enter_challenger, start_pilot
+from pipelines.release import answer_request, champion_to_beat, decide, enter_challenger, start_pilot
 from pipelines.release_log import ReleaseLog, Stage
 from pipelines.rollout import current_state
 from pipelines.second_look import PURPOSE, Case, Lineup, SignedCase, keep_case, read_case
@@ -110,6 +110,21 @@ def test_a_stage_left_behind_is_not_decided_again(job: Job, models: Models) -> N
             decide(job, Lineup(candidate=models["dense"]), verdict("pilot", models["dense"], outcome), 0.25)
             == before
         )
+
+
+def test_a_challenger_meets_what_is_live_as_it_was_trained(job: Job, models: Models) -> None:
+    """Not a record of it that somebody made weaker; and a candidate that is live meets what it replaced."""
+    climbed(job, models)
+    for mode in ("dense", "selector", "sparse"):
+        job.once(f"train-{mode}", {}, Checkpoint, lambda mode=mode: models[mode])
+    challenger = models["sparse"].model_copy(update={"sha256": "a new one"})
+    met = [champion_to_beat(job, each) for each in (challenger, models["sparse"], models["dense"])]
+    weights = [each and each.sha256 for each in met]
+    assert weights == [models["sparse"].sha256, models["selector"].sha256, None]
+    [record] = job.settings.steps.glob(f"{job.spec.name}-train-sparse-*.json")
+    record.write_text(record.read_text().replace('"num_heads": 2', '"num_heads": 4'))
+    with pytest.raises(InputError, match="has no training of the live model"):
+        champion_to_beat(job, challenger)
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))

@@ -48,7 +48,7 @@ def refuse(tmp_path: Path) -> Callable[..., str]:
 def test_an_unknown_kpi_is_refused_where_it_stands(refuse: Callable[..., str]) -> None:
     message = refuse("kpi: seed_spread", "kpi: seed_spraed", "kpi: seed_spraed")
     assert message.endswith(
-        "stages.training.quality.2: unknown KPI 'seed_spraed': did you mean 'seed_spread'?"
+        "stages.training.quality.3: unknown KPI 'seed_spraed': did you mean 'seed_spread'?"
     )
 
 
@@ -56,7 +56,7 @@ def test_an_unknown_key_is_refused_with_the_likely_one(refuse: Callable[..., str
     message = refuse("min_windows: 30", "min_window: 30", "min_window: 30")
     assert "min_window: unknown key 'min_window': did you mean 'min_windows'?" in message
     nested = refuse("at_most: 365", "atmost: 365", "atmost: 365")
-    assert "stages.pilot.quality.4.atmost: unknown key 'atmost': did you mean 'at_most'?" in nested
+    assert "stages.pilot.quality.5.atmost: unknown key 'atmost': did you mean 'at_most'?" in nested
 
 
 def test_a_contradictory_bound_is_refused(refuse: Callable[..., str]) -> None:
@@ -127,14 +127,16 @@ def test_a_stage_with_an_empty_or_missing_section_is_refused(
 
 NEVER_MEASURED = {
     "pilot": [
-        ("task_metric, margin: 0, versus: champion", "compares with dense or baseline, never with champion"),
         ("seed_spread, at_most: 1", "the pilot stage never measures seed_spread; it measures task_metric"),
         ("latency_p50_ratio, at_most: 1, slice: 'worst:*'", "not measured by *: leave slice out"),
         ("average_precision, at_least: 0.1, slice: worst:site", "not measured by site: leave slice out"),
         ("latency_p99_ratio, margin: 1, versus: dense", "not compared with dense: give it a bound"),
     ],
     "training": [("latency_p99_ms, at_most: 1", "never measures latency_p99_ms")],
-    "edge": [("selection_recall, at_least: 0.5", "the edge stage never measures selection_recall")],
+    "edge": [
+        ("selection_recall, at_least: 0.5", "the edge stage never measures selection_recall"),
+        ("task_metric, margin: 0, versus: champion", "compares with dense or baseline, never with champion"),
+    ],
     "steady": [
         ("task_metric, margin: 0, versus: dense", "compares with champion or baseline, never with dense"),
         ("peak_memory_bytes, at_most: 1", "never measures peak_memory_bytes"),
@@ -207,6 +209,18 @@ def test_who_approves_is_said_only_where_somebody_has_to(tmp_path: Path) -> None
     refused_at(idle, "add approval: required", "  edge:")
     three = write_stage(tmp_path, "edge", {**SECTIONS, "approval": "required", "approvers": "3"})
     refused_at(three, "approvers", "    approvers: 3")
+
+
+def test_payback_decides_once_the_prices_are_no_examples(tmp_path: Path) -> None:
+    shipped = SHIPPED.read_text()
+    for text, severity in (
+        (shipped, "dry_run"),
+        (shipped.replace("are_examples: true", "are_examples: false"), "required"),
+    ):
+        path = tmp_path / "rollout.yaml"
+        path.write_text(text)
+        [asked] = [each for each in load_policy(path).stage("pilot").thresholds if each.kpi == "payback_days"]
+        assert asked.severity == severity
 
 
 @pytest.mark.parametrize("shares", ["[]", "[0.5, 0.4]", "[1.0, 0.0]", "[0.9, 0.2, -0.1]"])

@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtri
+from scipy.stats import binom
 from sklearn import metrics as sklearn_metrics
 
-from validation.samples import quantile_interval, ratio_interval, samples_needed
+from validation.samples import quantile_interval, ratio_interval, samples_needed, share_interval
 from validation.statistics import (
     METRICS,
     Scored,
     block_length_for,
+    freedom,
     interval,
     paired_interval,
     resample_weights,
@@ -144,14 +146,30 @@ def test_block_intervals_cover_where_windows_depend_on_their_neighbours() -> Non
 
 def test_windows_that_share_steps_are_paid_for() -> None:
     """Blocks as long as the overlap keep 2.75 of the 4 units of variance that four windows in common make."""
-    assert widening(4, 4) == pytest.approx(math.sqrt(4 / 2.75))
-    assert widening(4, 1) == 1
-    assert 1 < widening(40, 4) < 1.05
+    assert widening(10**6, 4, 4) == pytest.approx(math.sqrt(4 / 2.75), rel=1e-4)
+    assert widening(10**6, 4, 1) == pytest.approx(1, rel=1e-4)
+    assert widening(60, 4, 1) == pytest.approx(math.sqrt(60 / 56))  # they spread about the sample's own mean
+    assert 1 < widening(10**6, 40, 4) < 1.05
     scored = windows(100, 20, seed=3)
     options = {**BOOTSTRAP, "block_length": 4}
     plain = interval(METRICS["auroc"], scored, **options)
     wide = interval(METRICS["auroc"], scored, **options, overlap=4)
-    assert (wide.high - wide.low) / (plain.high - plain.low) == pytest.approx(math.sqrt(4 / 2.75))
+    assert (wide.high - wide.low) / (plain.high - plain.low) == pytest.approx(math.sqrt(4 / 2.75), rel=0.05)
+
+
+def test_what_is_lost_to_blocks_is_known_exactly() -> None:
+    """Mean and degrees of freedom of the spread that blocks of dependent windows have, over many samples."""
+    generator, n, length, overlap = np.random.default_rng(0), 60, 4, 4
+    pieces = generator.normal(size=(20_000, n + overlap - 1))
+    samples = sum(pieces[:, shift : shift + n] for shift in range(overlap))
+    weights = resample_weights(n, length, 2000, seed=1) - 1
+    spread = ((samples @ (weights.T @ weights / len(weights))) * samples).sum(axis=1) / n**2
+    assert samples.mean(axis=1).var() / spread.mean() == pytest.approx(
+        widening(n, length, overlap) ** 2, rel=0.03
+    )
+    assert freedom(n, length, overlap) == pytest.approx(2 * spread.mean() ** 2 / spread.var(), rel=0.1)
+    assert freedom(n, length, 1) == n / length - 1
+    assert freedom(3, 4, 1) == 0
 
 
 def test_paired_difference_is_tighter_than_two_separate_intervals() -> None:
@@ -247,6 +265,15 @@ def test_a_quantile_says_how_many_timings_it_takes() -> None:
     assert quantile_interval(few, 0.9, confidence=0.95).high == math.inf
     assert quantile_interval(enough, 0.9, confidence=0.95).high == 35
     assert quantile_interval(np.arange(5.0), 0.5, confidence=0.95).low == -math.inf
+
+
+def test_a_share_is_bounded_exactly_at_either_end() -> None:
+    for hits, low, high in ((0, 0.0, 1 - 0.025 ** (1 / 400)), (400, 0.025 ** (1 / 400), 1.0)):
+        found = share_interval(hits, 400, confidence=0.95)
+        assert (found.low, found.value, found.high) == pytest.approx((low, hits / 400, high))
+    some = share_interval(9, 400, confidence=0.95)
+    assert binom.sf(8, 400, some.low) == pytest.approx(0.025)
+    assert binom.cdf(9, 400, some.high) == pytest.approx(0.025)
 
 
 @pytest.mark.parametrize("samples", [[], [1.0, math.nan], [1.0, 0.0]])

@@ -10,7 +10,6 @@ from pipelines.benchmarks.drift.streams import Columns, Stream
 from validation.drift import DriftPolicy, detect_drift, noted
 from validation.effects import Effect, is_numeric
 from validation.record import Record
-from validation.triage import find_faults
 
 WITHIN = 3  # batches in which a shift is to be found
 _COLUMNS = 3  # of a stream into which shifts are planted, evenly picked among those that move
@@ -59,9 +58,7 @@ class Found(Record):
 
 def look(stream: Stream, number: int, rows: Columns) -> Look:
     baseline = stream.baseline(number)
-    sites = {name: (stream.reference[name].astype(str), rows[name].astype(str)) for name in stream.sites}
-    sensors = {name: values for name, values in stream.reference.items() if name != stream.outcome}
-    faults = find_faults(sensors, rows, sites, ignore=stream.categorical)
+    faults = stream.habits.faults(rows, {name: rows[name] for name in stream.sites})
     num_rows = (len(next(iter(stream.reference.values()))), len(next(iter(rows.values()))))
     return Look(tuple(baseline.compare(rows)), num_rows, tuple(fault.subject for fault in faults))
 

@@ -19,6 +19,7 @@ from pipelines.data.flights import flights_table
 from pipelines.fingerprint import ROOT
 from validation.effects import FEWEST_STRETCHES, Baseline
 from validation.errors import InputError
+from validation.triage import Habits
 
 if TYPE_CHECKING:
     import polars as pl
@@ -62,6 +63,13 @@ class Stream:
     @cached_property
     def reference(self) -> Columns:
         return self._take((self.batch >= 0) & (self.batch < self.first))
+
+    @cached_property
+    def habits(self) -> Habits:
+        """What its sensors and sites did in the reference."""
+        sites = {name: self.reference[name] for name in self.sites}
+        ignore = (*self.categorical, *([self.outcome] if self.outcome else []))
+        return Habits.of(self.reference, sites, ignore)
 
     def baseline(self, number: int) -> Baseline:
         """What batch `number` is compared with."""

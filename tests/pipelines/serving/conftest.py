@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipelines.job import Job, open_job
-from pipelines.registry import ModelVersion, Tracker
+from pipelines.registry import ModelVersion, Tracker, registered_name
 from pipelines.release_log import GENESIS, Action, Decision, Stage
 from pipelines.serving.backend import Backend, Nursery
 from pipelines.serving.requests import Request
@@ -54,8 +54,8 @@ def job(
     tried = register(job, trained["selector"], 0.25)
     started = decision(live, Action.BOOTSTRAP, Stage.NONE, Stage.PILOT)
     head = job.log.append(started, GENESIS).hash
-    held = decision(tried, Action.HOLD, Stage.PILOT, Stage.PILOT)
-    job.log.append(held.model_copy(update={"outcome": Outcome.HOLD, "verdict": "v", "policy": "p"}), head)
+    held = decision(tried, Action.HOLD, Stage.PILOT, Stage.PILOT, Outcome.HOLD)
+    job.log.append(held, head)
     return job
 
 
@@ -77,9 +77,17 @@ def register(job: Job, checkpoint: "Checkpoint", density: float) -> ModelVersion
         )
 
 
-def decision(version: ModelVersion, action: Action, before: Stage, after: Stage) -> Decision:
+@pytest.fixture(scope="session", name="decision")
+def decision_fixture() -> Callable[..., Decision]:
+    return decision
+
+
+def decision(
+    version: ModelVersion, action: Action, before: Stage, after: Stage, outcome: Outcome | None = None
+) -> Decision:
+    """Of ada's, about the dataset whose model it is."""
     return Decision(
-        dataset="canary",
+        dataset=version.name.removeprefix(registered_name("")),
         action=action,
         from_stage=before,
         to_stage=after,
@@ -88,6 +96,9 @@ def decision(version: ModelVersion, action: Action, before: Stage, after: Stage)
         snapshot=version.snapshot,
         actor="ada",
         reason="for the tests",
+        outcome=outcome,
+        verdict="v" if outcome else None,
+        policy="p" if outcome else None,
     )
 
 

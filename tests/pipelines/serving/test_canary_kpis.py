@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.release_log import Stage
-from pipelines.rollout import Release, RolloutState
-from pipelines.serving.comparison import canary_kpis, opponent, pair_folder
+from pipelines.rollout import Release, RolloutState, opponent
+from pipelines.serving.comparison import canary_kpis, pair_folder
 from pipelines.serving.ladder import Ladder
 from pipelines.serving.store import Exchange, Exchanges
 from pipelines.settings import Settings, load_settings

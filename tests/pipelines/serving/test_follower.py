@@ -31,7 +31,10 @@ WINDOW = 20
 
 @pytest.fixture
 def followed(
-    job: Job, trained: "dict[str, Checkpoint]", register: Callable[..., ModelVersion]
+    job: Job,
+    trained: "dict[str, Checkpoint]",
+    register: Callable[..., ModelVersion],
+    decide: Callable[..., None],
 ) -> tuple[Job, list[ModelVersion]]:
     """A dataset of its own: version 1 is live, version 2 held by the gate."""
     own = replace(job, spec=job.spec.model_copy(update={"name": NAME}))
@@ -41,28 +44,21 @@ def followed(
     return own, versions
 
 
-def decide(
-    job: Job, version: ModelVersion, action: Action, before: Stage, after: Stage, outcome: Any = None
-) -> None:
-    decision = Decision(
-        dataset=NAME,
-        action=action,
-        from_stage=before,
-        to_stage=after,
-        version=version.version,
-        checkpoint=version.checkpoint,
-        snapshot=version.snapshot,
-        actor="ada",
-        reason="for the tests",
-        outcome=outcome,
-        verdict="v" if outcome else None,
-        policy="p" if outcome else None,
-    )
-    job.log.append(decision, head(job.log.entries(), NAME))
+@pytest.fixture
+def decide(decision: Callable[..., Decision]) -> Callable[..., None]:
+    """Append a decision to a job's log."""
+
+    def append(job: Job, *about: Any) -> None:
+        job.log.append(decision(*about), head(job.log.entries(), NAME))
+
+    return append
 
 
 def test_a_running_service_follows_promotion_and_rollback_and_the_monitor_takes_a_broken_model_back(
-    followed: tuple[Job, list[ModelVersion]], questions: list[Request], tmp_path: Path
+    followed: tuple[Job, list[ModelVersion]],
+    decide: Callable[..., None],
+    questions: list[Request],
+    tmp_path: Path,
 ) -> None:
     job, (_, selector) = followed
     told: list[str] = []
@@ -80,12 +76,14 @@ def test_a_running_service_follows_promotion_and_rollback_and_the_monitor_takes_
         assert follower.service.candidate is None
         break_incumbent(follower, tmp_path)
         for number in range(3 * WINDOW):
-            asked(number)
+            assert asked(number)[0] in (200, 400)
         wait_until(lambda: follower.service.incumbent.version == 1)
         assert asked() == (200, "incumbent, version 1")
     last = job.log.entries()[-1].decision
     assert (last.action, last.actor, last.automatic, last.version) == ("rollback", "monitor", True, 1)
-    assert "error_rate broke its bound in 3 windows in a row: 1 (allowed 0.01)" in last.reason
+    assert (
+        "error_rate broke its bound in 3 windows, with none between that kept it: 1 [0.832, 1]" in last.reason
+    )
     assert current_state(job.log, NAME).champion == 1
     assert any("the monitor took version 2 back" in each for each in told)
 
@@ -98,16 +96,19 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 
 def break_incumbent(follower: Follower, place: Path) -> None:
-    """The live model, with code that answers NaN: what a bad library or a bad disk can make of a good one."""
+    """The live model, with code that refuses everything: what a bad library can make of a good one.
+
+    To a caller it looks like a fault of his own: status 400.
+    """
     import shutil
 
     router = follower.service.router
     copy = Path(shutil.copytree(router.incumbent._folder, place / "broken"))
     code = copy / "serving_model.py"
     whole = code.read_text()
-    longer = "model_input['numeric'].shape[1] > 17"  # not the example that is asked as it is loaded
+    shorter = "model_input['numeric'].shape[1] <= 17"  # as the example that is asked when it is loaded
     code.write_text(
-        whole.replace("return outputs.numpy()", f"return outputs.numpy() * (np.nan if {longer} else 1)")
+        whole.replace("return outputs.numpy()", f"return outputs.numpy() if {shorter} else 1 / 0")
     )
     assert code.read_text() != whole
     router.incumbent = Backend(follower._nursery, copy)

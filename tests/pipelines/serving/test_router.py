@@ -209,6 +209,7 @@ def test_a_malformed_request_is_refused_in_one_line_and_the_stream_goes_on(
     share: float, trial: Trial, questions: list[Request]
 ) -> None:
     router = trial(share)
+    router.answered = questions[0].body
     for name, malformed in MALFORMED.items():
         reply = router.answer(Request("bad", altered(questions[0], malformed)))
         assert 400 <= reply.status < 500, name
@@ -219,6 +220,7 @@ def test_a_malformed_request_is_refused_in_one_line_and_the_stream_goes_on(
         assert len(message) < 250, (name, message)
     assert router.answer(questions[0]).status == 200
     assert faults_of(router) == [""]  # none of it is held against the candidate
+    assert [seen.failed for seen in router.watch._seen] == [False]  # nor against what is live
 
 
 def altered(question: Request, change: Any) -> bytes:

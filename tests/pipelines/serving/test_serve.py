@@ -19,8 +19,8 @@ import pytest
 
 from pipelines.clock import now
 from pipelines.job import Job
-from pipelines.rollout import current_state
-from pipelines.serving.comparison import canary_kpis, opponent
+from pipelines.rollout import current_state, opponent
+from pipelines.serving.comparison import canary_kpis
 from pipelines.serving.requests import Request
 from pipelines.settings import QUIET
 from tests.tiny_rollout import Preloaded, free_port, serving, wait_for_server
