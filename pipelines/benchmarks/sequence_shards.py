@@ -122,7 +122,10 @@ def operation(num_steps: int, kind: str) -> Row:
             return _gathered(shards, q, k, v, shards.select(sq, sk, budget, BLOCK))
 
         def alone() -> Tensor:
-            return sparse_attention(*whole, budget, block_size=BLOCK, implementation="triton")
+            all_q, all_k, all_v, all_sq, all_sk = whole
+            return sparse_attention(
+                all_q, all_k, all_v, all_sq, all_sk, budget, block_size=BLOCK, implementation="triton"
+            )
 
         row |= _compared(shards, whole, budget)
         for name, work in (("ours", ours), ("gathered", gathered)):
@@ -142,15 +145,15 @@ def _compared(shards: Shards, whole: list[Tensor], budget: Budget) -> Row:
     num_blocks = whole[0].shape[2] // BLOCK
     num_own = num_blocks // shards.count
     own = slice(shards.rank * num_own, (shards.rank + 1) * num_own)
-    theirs = select(*whole[3:], budget.num_selected(num_blocks), BLOCK)
+    all_q, all_k, all_v, all_sq, all_sk = whole
+    theirs = select(all_sq, all_sk, budget.num_selected(num_blocks), BLOCK)
     rolled = (theirs.indices_BSQK[:, :, own] - own.start) % num_blocks
     same = BlockSelection(rolled, theirs.counts_BSQ[:, :, own], BLOCK)
     q, k, v, sq, sk = (t.chunk(shards.count, dim=2)[shards.rank] for t in whole)
     found = shards.attend(q, k, v, same).float()
-    expected = attend(*whole[:3], theirs).chunk(shards.count, dim=2)[shards.rank].float()
+    expected = attend(all_q, all_k, all_v, theirs).chunk(shards.count, dim=2)[shards.rank].float()
     ours = shards.select(sq, sk, budget, BLOCK)
-    read = (mask.read_mask(num_blocks) for mask in (ours, same))
-    alike = torch.logical_and(*read).sum() / same.counts_BSQ.sum()
+    alike = (ours.read_mask(num_blocks) & same.read_mask(num_blocks)).sum() / same.counts_BSQ.sum()
     return {
         "lists_alike": float(alike),
         "largest_difference": float((found - expected).abs().max()),

@@ -34,7 +34,7 @@ def _tensors(heads: int, groups: int, rankings: int) -> list[Tensor]:
 def _whole(heads: int, groups: int, rankings: int, summaries: bool) -> tuple[BlockSelection, list[Tensor]]:
     """The lists, the output and the gradients of q, k and v on one device, by the reference."""
     q, k, v, grad, sq, sk = _tensors(heads, groups, rankings)
-    leaves = [t.requires_grad_() for t in (q, k, v)]
+    leaves = q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
     chosen = select(sq, sk, BUDGET.num_selected(STEPS // BLOCK), BLOCK, implementation="reference")
     out = attend(*leaves, chosen, summaries=summaries, implementation="reference")
     return chosen, [out.detach(), *torch.autograd.grad(out, leaves, grad)]
@@ -48,9 +48,9 @@ def _in_shards(rank: int, shape: tuple[int, int, int], summaries: bool) -> list[
     """Largest differences of one process's output, and gradients of its q, k and v, from the reference's."""
     shards = Shards()
     q, k, v, grad, sq, sk = (_mine(t, rank) for t in _tensors(*shape))
-    leaves = [t.clone().requires_grad_() for t in (q, k, v)]
+    q, k, v = leaves = tuple(t.clone().requires_grad_() for t in (q, k, v))
     chosen = shards.select(sq, sk, BUDGET, BLOCK)
-    out = shards.attend(*leaves, chosen, summaries=summaries)
+    out = shards.attend(q, k, v, chosen, summaries=summaries)
     found = [out.detach(), *torch.autograd.grad(out, leaves, grad)]
     whole, expected = _whole(*shape, summaries)
     own = rank * STEPS // BLOCK // WORLD
