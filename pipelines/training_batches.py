@@ -49,8 +49,9 @@ class Batches(Dataset[list[Tensor]]):
 
     def _drawn(self, step: int, size: int) -> np.ndarray:
         """Cutoffs of all that there are, each as likely as any; the list of them is never made."""
-        number = np.random.default_rng((self.seed, step)).integers(self.counts[-1], size=size)
-        entity = np.searchsorted(self.counts, number, side="right")
+        random = np.random.default_rng((self.seed, step))
+        number: np.ndarray = random.integers(self.counts[-1], size=size)  # pyright: ignore[reportAssignmentType]
+        entity = np.asarray(np.searchsorted(self.counts, number, side="right"))
         before = np.concatenate([[0], self.counts])[entity]
         return self.first_cutoffs[entity] + number - before
 
