@@ -33,7 +33,8 @@ class Batches(Dataset[list[Tensor]]):
         self.mode: Mode = mode
         self.first, self.count, self.rank = first, count, rank
         first, last = windows.cutoff_ranges("train").T
-        self.first_cutoffs, self.counts = first, np.cumsum(last + 1 - first)
+        self.first_cutoffs: np.ndarray = first
+        self.counts = np.cumsum(last + 1 - first)
 
     def __len__(self) -> int:
         return self.count * self.plan.accumulate
