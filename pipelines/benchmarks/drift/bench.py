@@ -22,9 +22,9 @@ from pipelines.fingerprint import environment
 from validation.drift import DriftPolicy
 
 Row = dict[str, Any]
-MULTIPLES = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
-FARS = (1.5, 2.0, 3.0)
-DEBOUNCES = (1, 2)
+MULTIPLES = (1.5, 2.0, 2.25, 2.5, 3.0)
+FARS = (2.0, 3.0, 4.0)
+DEBOUNCES = (1, 2, 3)
 MOST_FALSE = 1 / 6  # alarms per quiet batch
 
 
