@@ -32,9 +32,8 @@ class Batches(Dataset[list[Tensor]]):
         self.windows, self.plan, self.seed = windows, plan, seed
         self.mode: Mode = mode
         self.first, self.count, self.rank = first, count, rank
-        first, last = windows.cutoff_ranges("train").T
-        self.first_cutoffs: np.ndarray = first
-        self.counts = np.cumsum(last + 1 - first)
+        ranges = windows.cutoff_ranges("train")
+        self.first_cutoffs, self.counts = ranges[:, 0], np.cumsum(ranges[:, 1] + 1 - ranges[:, 0])
 
     def __len__(self) -> int:
         return self.count * self.plan.accumulate
