@@ -4,6 +4,7 @@ PyTorch splits every single operation over its threads and waits for all of them
 are many and small that costs more than it gains: whole parts side by side wait once.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -47,3 +48,6 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     ready.wait()
     torch.set_num_threads(threads)  # setting it in a thread set it for those to come, too
     return pool
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a forked process

@@ -1,6 +1,8 @@
 """The fast path says what the reference says, for outputs and gradients; bad input is named."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -78,6 +80,25 @@ def test_inference_on_several_threads_says_the_same_and_leaves_their_number_alon
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(*told)
+
+
+def test_a_process_that_was_forked_after_inference_has_threads_of_its_own() -> None:
+    program = """
+import os, torch
+from sparse_model.attention.side_by_side import side_by_side
+torch.set_num_threads(2)
+def total():
+    with torch.inference_mode():
+        parts = side_by_side(lambda part: torch.ones(part), range(1, 20), torch.device("cpu"))
+    return sum(map(len, parts))
+total()
+child = os.fork()
+if child == 0:
+    os._exit(total() != 190)
+print(os.waitpid(child, 0)[1])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "0\n", done.stderr
 
 
 @settings(max_examples=30, deadline=None)
