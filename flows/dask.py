@@ -8,7 +8,6 @@ from pipelines.settings import Settings
 from validation.errors import InputError
 from validation.record import Record
 
-T = TypeVar("T", bound=Record)
 R = TypeVar("R", bound=Record)
 
 
@@ -17,7 +16,7 @@ def spread_of(settings: Settings) -> Spread | None:
     if settings.dask is None:
         return None
     try:
-        import prefect_dask  # noqa: F401  pyright: ignore[reportMissingImports]
+        import prefect_dask  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         fix = "pip install 'dankai[dask]'"
         raise InputError(f"DANKAI_DASK: needs the package prefect-dask; {fix}") from None
@@ -28,12 +27,12 @@ def spread_of(settings: Settings) -> Spread | None:
     return lambda function, pieces: on_dask(workers, function, pieces)
 
 
-def on_dask(workers: str, function: Callable[[T], R], pieces: Sequence[T]) -> list[R]:
+def on_dask(workers: str, function: Callable[[Any], R], pieces: Sequence[Record]) -> list[R]:
     """Run `function` on every piece; results in order. A piece whose worker dies is done by another one."""
     from prefect import flow, task
     from prefect.cache_policies import NO_CACHE
 
-    piece_of = task(function, cache_policy=NO_CACHE, retries=1)
+    piece_of: Any = task(function, cache_policy=NO_CACHE, retries=1)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
     @flow(name=f"{function.__name__.replace('_', ' ')} on Dask", task_runner=_runner(workers))
     def all_pieces() -> list[R]:

@@ -62,9 +62,8 @@ def watch_over_runs() -> "Automation":
         threshold=1,
         within=timedelta(seconds=4 * HEARTBEAT_S),
     )
-    crashed = ChangeFlowRunState(
-        state=StateType.CRASHED, name="Crashed", message="No heartbeat: its process or its machine is gone"
-    )
+    why = "No heartbeat: its process or its machine is gone"
+    crashed = ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=why, force=False)
     return Automation(name=LOST, trigger=trigger, actions=[crashed])
 
 
@@ -77,7 +76,7 @@ def put(automation: "Automation") -> None:
     except ValueError:
         automation.create()
         return
-    automation.id = known.id
+    automation.id = known.id  # type: ignore[union-attr]  # Prefect types it as if it were awaited
     automation.update()
 
 

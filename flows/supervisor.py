@@ -39,7 +39,7 @@ class Service:
     log: Path
     address: str = ""
     """What people open; empty for none."""
-    starts_within_s: float = 180.0
+    starts_within_s: float = 300.0
 
 
 @dataclass

@@ -48,7 +48,7 @@ def _runs(client: "SyncPrefectClient", *types: str, since: datetime | None = Non
     from prefect.client.schemas.objects import StateType
 
     states = filters.FlowRunFilterStateType(any_=[StateType(each) for each in types])
-    ended = filters.FlowRunFilterEndTime(after_=since) if since else None
+    ended = filters.FlowRunFilterEndTime(after_=since) if since else None  # type: ignore[arg-type]
     return client.read_flow_runs(
         flow_run_filter=filters.FlowRunFilter(state=filters.FlowRunFilterState(type=states), end_time=ended),
         work_pool_filter=filters.WorkPoolFilter(name=filters.WorkPoolFilterName(any_=[POOL])),

@@ -48,5 +48,7 @@ def _open_file(path: Path) -> None:
 def _connect(uri: str) -> None:
     parts = urlsplit(uri)
     port = parts.port or PORTS[parts.scheme.split("+")[0]]
+    if not parts.hostname and parts.scheme.startswith("http"):
+        raise ValueError("it names no host")
     if parts.hostname:  # without one the database driver uses a local socket, which fails at once by itself
         socket.create_connection((parts.hostname, port), TIMEOUT_S).close()

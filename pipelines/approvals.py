@@ -80,6 +80,9 @@ def conclude(log: ReleaseLog, state: RolloutState, judge_again: JudgeAgain, acto
 
 def waiting_sentence(state: RolloutState, pending: Pending) -> str:
     """What waits for whom, and what to type."""
+    if has_expired(pending):
+        asked = f"The request for version {pending.version} to go from {state.stage} to {pending.to_stage}"
+        return f"{asked} expired at {pending.terms.expires}: run the rollout again to have it asked anew"
     lacking = pending.terms.persons - len(pending.approved_by)
     who = f"the approval of {lacking} {'person' if lacking == 1 else 'persons'}"
     if not lacking:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from sparse_model.config import Budget, ModelConfig
+from sparse_model.memory import keep_freed_memory
 from sparse_model.model import SparseEncoder
 
 _WARM_STEPS = 4096
@@ -25,6 +26,7 @@ def main() -> None:
     """Serve timing requests until standard input closes."""
     request = json.loads(sys.argv[1])
     torch.set_num_threads(request["threads"])
+    keep_freed_memory()
     device = torch.device(request["device"])
     model, inputs = _load(Path(request["folder"]), request["num_steps"], device)
     budget = Budget(request["density"]) if request["density"] is not None else None

@@ -110,7 +110,8 @@ def score_piece(piece: ScoringPiece) -> ScoredPiece:
     """Score the piece's windows, unless they lie there already."""
     path = Path(piece.folder) / f"{piece.digest()}.npz"
     if not path.exists():
-        windows = _windows(piece.snapshot, piece.spec, piece.preprocessing)
+        parts = piece.snapshot, piece.spec, piece.preprocessing
+        windows = _windows(*(part.model_dump_json() for part in parts))
         cutoffs = windows.cutoffs(piece.part)[piece.first : piece.last]
         score = model_scorer(piece.checkpoint, piece.density)
         replace_file(path, scored_arrays(windows, cutoffs, score, lambda _: None))
@@ -118,9 +119,13 @@ def score_piece(piece: ScoringPiece) -> ScoredPiece:
 
 
 @lru_cache(maxsize=1)
-def _windows(snapshot: Snapshot, spec: DatasetSpec, preprocessing: Preprocessing) -> Windows:
-    """Kept by a process from piece to piece."""
-    return Windows(snapshot, spec, preprocessing)
+def _windows(snapshot: str, spec: str, preprocessing: str) -> Windows:
+    """Kept by a process from piece to piece; of records as JSON, which has a hash."""
+    return Windows(
+        Snapshot.model_validate_json(snapshot),
+        DatasetSpec.model_validate_json(spec),
+        Preprocessing.model_validate_json(preprocessing),
+    )
 
 
 def validate_in_pieces(

@@ -1,7 +1,7 @@
 """What was live when, and whether the log that says so can be believed."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 
 from pipelines.reconciliation import refuse_lost_entries
@@ -35,8 +35,15 @@ def parse_instant(text: str) -> datetime:
         raise InputError(f"--at: {text!r} is no date; write 2026-03-01 or 2026-03-01T14:30, in UTC") from None
     if instant.tzinfo is None:
         instant = instant.replace(tzinfo=UTC)
-    is_whole_day = len(text) == len("2026-03-01") and ":" not in text
+    is_whole_day = _is_date(text)
     return instant + (timedelta(days=1) - timedelta(milliseconds=1) if is_whole_day else timedelta())
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return bool(date.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def entries_until(entries: list[ReleaseEntry], instant: datetime) -> list[ReleaseEntry]:

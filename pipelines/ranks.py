@@ -57,7 +57,7 @@ def join(invitation: Path, node: int) -> None:
 def _run(job: TrainingJob, node: int, hear: Callable[..., None]) -> None:
     import torch
     from lightning.fabric.plugins.environments.lightning import find_free_network_port
-    from torch.multiprocessing import start_processes
+    from torch.multiprocessing.spawn import start_processes
 
     address = os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT")
     if job.plan.nodes == 1:
@@ -79,7 +79,8 @@ def _run(job: TrainingJob, node: int, hear: Callable[..., None]) -> None:
         raise InputError(_what_happened(job, node, died, error)) from None
     finally:
         for process in ranks.processes:
-            process.kill()  # after Ctrl-C: a rank that waits for another does not hear of it
+            # after Ctrl-C: a rank that waits for another does not hear of it
+            process.kill()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _hear_all(

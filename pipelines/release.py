@@ -4,7 +4,7 @@ from typing import Any
 
 from pipelines.actors import Actor
 from pipelines.approvals import approve as record_approval
-from pipelines.approvals import asked_in_vain, conclude, decline, find_request
+from pipelines.approvals import asked_in_vain, conclude, decline, find_request, refuse_expired
 from pipelines.candidates import register
 from pipelines.checkpoint import Checkpoint
 from pipelines.decisions import apply_verdict, bootstrap, challenge, next_stage, terms_of
@@ -110,6 +110,7 @@ def answer_request(
     """
     log = ReleaseLog.open(settings)
     state, pending = find_request(log, request)
+    refuse_expired(state.dataset, pending)
     case = read_case(settings, state.dataset, pending.verdict)
     job = open_job_of(case.spec(), case.policy, settings, report)
     if not approves:

@@ -52,7 +52,8 @@ def reproduce(settings: Settings, run: str, tolerance: float, report: Report) ->
 
 
 def _stored(settings: Settings, run: str) -> Checkpoint:
-    known = {checkpoint.sha256: checkpoint for checkpoint in stored(settings.steps, "*-train-*", Checkpoint)}
+    trained = stored(settings.steps, "*-train-*", Checkpoint, settings.keys)
+    known = {checkpoint.sha256: checkpoint for checkpoint in trained}
     found = [
         c for c in known.values() if len(run) >= 6 and (c.run_id.startswith(run) or c.sha256.startswith(run))
     ]

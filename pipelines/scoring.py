@@ -93,7 +93,9 @@ def model_scorer(checkpoint: Checkpoint, density: float | None) -> Callable[[Win
     import torch
 
     from sparse_model.config import Budget
+    from sparse_model.memory import keep_freed_memory
 
+    keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(checkpoint).to(device)
     budget = Budget(density) if density is not None else None

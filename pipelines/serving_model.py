@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from sparse_model.config import Budget, ModelConfig
+from sparse_model.memory import keep_freed_memory
 from sparse_model.model import SparseEncoder
 
 INPUTS = ("numeric", "known", "categorical")
@@ -26,6 +27,7 @@ class ServedEncoder(PythonModel):
     """Arrays of B sequences in, predictions float32 [B, N, O] out: logits for events, values otherwise."""
 
     def load_context(self, context: Any) -> None:  # MLflow hands it over by this very name
+        keep_freed_memory()
         config = ModelConfig.from_dict(json.loads(Path(context.artifacts["config"]).read_text()))
         self.model = SparseEncoder(config)
         self.model.load_state_dict(load_file(context.artifacts["weights"]))

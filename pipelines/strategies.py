@@ -139,7 +139,8 @@ class _Run:
         baselines: dict[str, Scores],
         strategy: Strategy,
     ) -> None:
-        self.job, self.prepared, self.baselines, self.strategy = job, prepared, baselines, strategy
+        self.job, self.prepared, self.baselines = job, prepared, baselines
+        self.strategy: Strategy = strategy
         self.champion, self.predecessor, self.trained_on = first, None, job
         self.released = Released(
             score(job, prepared, first, "test", job.plan.target_density, "champion"),

@@ -27,13 +27,14 @@ from pipelines.files import sha256_of
 from pipelines.fingerprint import environment
 from pipelines.pilot import disagreement, kept_dense_where_needed
 from pipelines.training_batches import Batches, ValidationBatches
+from pipelines.training_checkpoints import resume_point, weights_in
 from pipelines.training_job import TrainingJob
 from pipelines.training_plan import Mode, TrainingPlan
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.detection import drawn_spans
 from sparse_model.losses import Probes, task_loss
+from sparse_model.memory import keep_freed_memory
 from sparse_model.model import SparseEncoder, Training
-from validation.errors import InputError
 
 Report = Callable[[str, int, int], None]
 """Progress: what is being done, units done, units planned."""
@@ -225,7 +226,7 @@ def train(
     if mode in TRAINED_PARTS and warm_start is None:
         raise ValueError(f"warm_start: {mode} trains a part of a model and needs the model")
     refuse_unfit(plan)
-    _resume_point(folder, plan)
+    resume_point(folder, plan)
     job = TrainingJob(
         snapshot=windows.snapshot,
         spec=windows.spec,
@@ -261,12 +262,13 @@ def fit(
 ) -> tuple[Checkpoint, Curve]:
     """What every process of a training does; the first one keeps the weights and says what came of it."""
     lightning.seed_everything(seed, verbose=False)
+    keep_freed_memory()
     model = load_model(warm_start).train() if warm_start else SparseEncoder(config)
     module = Fit(model, windows, plan, mode, seed)
     best, last = _keep(folder, "best", monitor="validation_loss"), _keep(folder, "last")
     started = time.monotonic()
     trainer = _trainer(module, [best, last], _Progress(report, follow, module))
-    _run(trainer, module, _resume_point(folder, plan))
+    _run(trainer, module, resume_point(folder, plan))
     if trainer.is_global_zero:
         model = _best(module, folder / "best.ckpt")
         save_weights(model, folder)
@@ -297,7 +299,7 @@ def _is_trained(mode: Mode, parts: frozenset[str]) -> bool:
 def _best(module: Fit, path: Path) -> SparseEncoder:
     """The best weights, in a model of this process alone: the trained one may be spread over several."""
     model = SparseEncoder(module.model.config)
-    model.load_state_dict({name.removeprefix("model."): value for name, value in _state(path).items()})
+    model.load_state_dict({name.removeprefix("model."): value for name, value in weights_in(path).items()})
     if module.mode != "selector":
         return model
     return _agreeing(module, model.train())
@@ -362,36 +364,6 @@ def _quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-
-
-def _resume_point(folder: Path, plan: TrainingPlan) -> Path | None:
-    """The newest checkpoint of an interrupted training. Raises InputError on one that must not be gone on
-    from."""
-    last = folder / "last.ckpt"
-    if not last.is_file():
-        return None
-    begun = TrainingPlan.model_validate(_checkpoint(last)["plan"])
-    for name in ("precision", "strategy", "tokens_per_step"):
-        before, asked = getattr(begun, name), getattr(plan, name)
-        if before != asked:
-            fix = f"set it back, or remove {folder} to start anew"
-            raise InputError(f"{last}: training.{name}: begun with {before}, {asked} is asked now; {fix}")
-    return last
-
-
-def _state(path: Path) -> dict[str, Tensor]:
-    """Weights in a checkpoint."""
-    return _checkpoint(path)["state_dict"]
-
-
-def _checkpoint(path: Path) -> dict[str, Any]:
-    """Anything in a checkpoint but tensors and plain values is refused, and nothing run."""
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        return {"state_dict": found["state_dict"], "plan": found["plan"]}
-    except Exception as error:  # whatever torch says of a damaged or a dangerous file
-        fix = "remove it, and the training starts anew"
-        raise InputError(f"{path}: no checkpoint that may be read ({type(error).__name__}); {fix}") from None
 
 
 def _peak_memory() -> int:

@@ -32,8 +32,8 @@ class Batches(Dataset[list[Tensor]]):
         self.windows, self.plan, self.seed = windows, plan, seed
         self.mode: Mode = mode
         self.first, self.count, self.rank = first, count, rank
-        first, last = windows.cutoff_ranges("train").T
-        self.first_cutoffs, self.counts = first, np.cumsum(last + 1 - first)
+        ranges = windows.cutoff_ranges("train")
+        self.first_cutoffs, self.counts = ranges[:, 0], np.cumsum(ranges[:, 1] + 1 - ranges[:, 0])
 
     def __len__(self) -> int:
         return self.count * self.plan.accumulate
@@ -49,8 +49,9 @@ class Batches(Dataset[list[Tensor]]):
 
     def _drawn(self, step: int, size: int) -> np.ndarray:
         """Cutoffs of all that there are, each as likely as any; the list of them is never made."""
-        number = np.random.default_rng((self.seed, step)).integers(self.counts[-1], size=size)
-        entity = np.searchsorted(self.counts, number, side="right")
+        random = np.random.default_rng((self.seed, step))
+        number: np.ndarray = random.integers(self.counts[-1], size=size)  # pyright: ignore[reportAssignmentType]
+        entity = np.asarray(np.searchsorted(self.counts, number, side="right"))
         before = np.concatenate([[0], self.counts])[entity]
         return self.first_cutoffs[entity] + number - before
 

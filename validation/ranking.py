@@ -66,8 +66,12 @@ class Ranking:
 
     def _weighted(self, weights: NDArray) -> "Weighted":
         columns = np.ascontiguousarray(weights.T, dtype=np.float64)
-        sums = (counts @ columns for counts in (self.positives, self.negatives, self.tied))
-        return Weighted(*sums, self.all_negatives @ columns)
+        return Weighted(
+            positives=self.positives @ columns,
+            negatives=self.negatives @ columns,
+            tied=self.tied @ columns,
+            all_negatives=self.all_negatives @ columns,
+        )
 
 
 @dataclass(frozen=True)

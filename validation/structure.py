@@ -60,11 +60,11 @@ class Structure:
 
         contract = self.contract
         names = [*dict.fromkeys(n for n in (*contract.key, contract.time, contract.entity) if n is not None)]
-        rows = frame[names]
-        joined = rows if self._last is None else pd.concat([self._last, rows], ignore_index=True)
+        rows: pd.DataFrame = frame[names]  # pyright: ignore[reportAssignmentType]
+        joined = pd.concat([self._last, rows], ignore_index=True) if self._last is not None else rows
         if contract.entity is not None:
-            self._refuse_scattered(rows[contract.entity], before)
-        self._last = rows.iloc[[-1]]
+            self._refuse_scattered(rows[contract.entity], before)  # pyright: ignore[reportArgumentType]
+        self._last = rows.tail(1)
         return joined, before + len(rows) - len(joined)
 
     def _refuse_scattered(self, entities: "pd.Series", before: int) -> None:

@@ -80,7 +80,7 @@ def data(out: Path, rows: int, place: Path | None) -> None:
 @bench.command()
 @_out
 def parallel(out: Path) -> None:
-    """Training (DDP, FSDP) and inference over shards of a sequence, on 1 and on all GPUs here; minutes."""
+    """Training (DDP, FSDP) and inference over shards of a sequence; two CUDA GPUs or more, minutes."""
     _require_gpu("parallel")
     folder = writable_folder(out)
     from pipelines.benchmarks.parallel import main

@@ -1,6 +1,8 @@
 """What a gate decided and why, what another policy would have decided, and how sure a gate can be."""
 
 import json
+import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,7 +168,7 @@ def _plans(
 
         return plan_evaluation(find_evaluation(_tracker(), run).evaluation, rules, **how)
     assert deviation is not None
-    if not how["margins"] or deviation <= 0:
+    if not how["margins"] or not 0 < deviation < math.inf:
         raise InputError("--deviation has to be above 0 and needs at least one --margin")
     return plan_stated(rules, deviation=deviation, overlap=overlap, **how)
 
@@ -178,7 +180,7 @@ def _refuse_numbers(
 
     if not all(0 < chance < 1 for chance in wanted):
         raise InputError("--power is a chance: give numbers between 0 and 1")
-    if any(margin < 0 for margin in margins):
+    if not all(0 <= margin < math.inf for margin in margins):
         raise InputError("--margin is how much may be lost: give numbers of at least 0")
     if overlap < 1 or not 1 <= look <= len(rules.looks):
         raise InputError(
@@ -193,6 +195,8 @@ def _calibrate(rules: "Policy", draws: int, output: Path | None, as_json: bool) 
 
     if draws < 1:
         raise InputError("--draws: at least 1 simulation is needed")
+    if output and not os.access(output.absolute().parent, os.W_OK):
+        raise InputError(f"--output: folder {output.absolute().parent} cannot be written to; name another")
     with progress(as_json) as report:
         measured = calibrate(rules, draws, 400, report)
     if output:

@@ -3,14 +3,15 @@
 The operation: batch 1, 8 heads of 64 channels, 2 rankings of 16, bf16, blocks of 128 steps, 1/8 of them read,
 against the same kernels with all keys and values gathered first, and against one GPU. Lists are made by two
 kinds of selector inputs: "spread" (random: a shard's query blocks together want every block there is) and
-"shared" (a sixteenth of the blocks stands out for everybody, as recurring events do). Bytes are what one GPU
-receives from the others.
+"shared" (a sixteenth of the blocks stands out for everybody, and the rest of a list is as random). Bytes are
+what one GPU receives from the others; `traffic` counts them for lists that agree more or less.
 """
 
 import json
 import statistics
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def main(part: str, result: Path) -> None:
     What only counts bytes needs none: then two processes take their place.
     """
     from lightning.fabric.plugins.environments.lightning import find_free_network_port
-    from torch.multiprocessing import spawn
+    from torch.multiprocessing.spawn import spawn
 
     count = 2 if part == "traffic" else torch.cuda.device_count()
     address = f"tcp://127.0.0.1:{find_free_network_port()}"
@@ -47,7 +48,12 @@ def _process(rank: int, count: int, address: str, part: str, result: Path) -> No
     found: Row = {"processes": count, "rows": []}
     if part == "traffic":
         distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=count)
-        found["environment"] = {"torch": torch.__version__}
+        date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        found["environment"] = {
+            "device": "CPU, two processes, gloo",
+            "torch": torch.__version__,
+            "date": date,
+        }
     else:
         torch.cuda.set_device(rank)
         device = torch.device("cuda", rank)
@@ -84,7 +90,8 @@ def traffic(num_steps: int = 65_536) -> Any:
     random = torch.Generator().manual_seed(0)
     for share in (1.0, 0.5, 0.25, 0.125):
         in_question = torch.randperm(num_blocks, generator=random)[: round(share * num_blocks)]
-        drawn = torch.rand(1, RANKINGS, num_own, len(in_question), generator=random).argsort(-1)
+        size = 1, RANKINGS, num_own, len(in_question)
+        drawn = torch.rand(size, generator=random).argsort(-1)
         lists = in_question[drawn[..., : num_blocks // 8]]
         shards.received_bytes = 0
         shards.gather(sk, dim=2)
@@ -115,7 +122,10 @@ def operation(num_steps: int, kind: str) -> Row:
             return _gathered(shards, q, k, v, shards.select(sq, sk, budget, BLOCK))
 
         def alone() -> Tensor:
-            return sparse_attention(*whole, budget, block_size=BLOCK, implementation="triton")
+            all_q, all_k, all_v, all_sq, all_sk = whole
+            return sparse_attention(
+                all_q, all_k, all_v, all_sq, all_sk, budget, block_size=BLOCK, implementation="triton"
+            )
 
         row |= _compared(shards, whole, budget)
         for name, work in (("ours", ours), ("gathered", gathered)):
@@ -135,15 +145,15 @@ def _compared(shards: Shards, whole: list[Tensor], budget: Budget) -> Row:
     num_blocks = whole[0].shape[2] // BLOCK
     num_own = num_blocks // shards.count
     own = slice(shards.rank * num_own, (shards.rank + 1) * num_own)
-    theirs = select(*whole[3:], budget.num_selected(num_blocks), BLOCK)
+    all_q, all_k, all_v, all_sq, all_sk = whole
+    theirs = select(all_sq, all_sk, budget.num_selected(num_blocks), BLOCK)
     rolled = (theirs.indices_BSQK[:, :, own] - own.start) % num_blocks
     same = BlockSelection(rolled, theirs.counts_BSQ[:, :, own], BLOCK)
     q, k, v, sq, sk = (t.chunk(shards.count, dim=2)[shards.rank] for t in whole)
     found = shards.attend(q, k, v, same).float()
-    expected = attend(*whole[:3], theirs).chunk(shards.count, dim=2)[shards.rank].float()
+    expected = attend(all_q, all_k, all_v, theirs).chunk(shards.count, dim=2)[shards.rank].float()
     ours = shards.select(sq, sk, budget, BLOCK)
-    read = (mask.read_mask(num_blocks) for mask in (ours, same))
-    alike = torch.logical_and(*read).sum() / same.counts_BSQ.sum()
+    alike = (ours.read_mask(num_blocks) & same.read_mask(num_blocks)).sum() / same.counts_BSQ.sum()
     return {
         "lists_alike": float(alike),
         "largest_difference": float((found - expected).abs().max()),
@@ -155,10 +165,10 @@ def _inputs(num_steps: int, kind: str) -> list[Tensor]:
     """Queries, keys, values, selector queries and keys of the whole sequence, the same on every GPU."""
     random = torch.Generator("cuda").manual_seed(num_steps)
     options: Row = {"generator": random, "device": "cuda", "dtype": torch.bfloat16}
-    q, k, v = (torch.randn(1, HEADS, num_steps, CHANNELS, **options) for _ in range(3))
-    sq, sk = (torch.randn(1, RANKINGS, num_steps, SELECTOR_DIM, **options) for _ in range(2))
+    q, k, v = (torch.randn((1, HEADS, num_steps, CHANNELS), **options) for _ in range(3))
+    sq, sk = (torch.randn((1, RANKINGS, num_steps, SELECTOR_DIM), **options) for _ in range(2))
     if kind == "shared":  # one channel says which blocks matter, and every query asks for it
-        blocks = torch.rand(num_steps // BLOCK, generator=random, device="cuda") < 1 / 16
+        blocks = torch.rand((num_steps // BLOCK,), generator=random, device="cuda") < 1 / 16
         sk[..., 0] = blocks.repeat_interleave(BLOCK).to(sk.dtype) * 8
         sq[..., 0] = 8
     return [q, k, v, sq, sk]

@@ -81,16 +81,16 @@ class _ColumnHash:
     def add(self, values: "pl.Series") -> None:
         import polars as pl
 
-        self.present.update(np.ascontiguousarray(values.is_not_null().to_numpy()))
+        self.present.update(np.ascontiguousarray(values.is_not_null().to_numpy()).data)
         if values.dtype == pl.String:
             texts = values.fill_null("")
-            self.lengths.update(np.ascontiguousarray(texts.str.len_bytes().to_numpy()))
+            self.lengths.update(np.ascontiguousarray(texts.str.len_bytes().to_numpy()).data)
             self.values.update(texts.str.join("").item().encode())
             return
         numbers = values.to_physical().fill_null(0).to_numpy()
         if numbers.dtype.kind == "f":
             numbers = np.where(np.isnan(numbers), np.nan, numbers)  # one NaN of the many there are
-        self.values.update(np.ascontiguousarray(numbers))
+        self.values.update(np.ascontiguousarray(numbers).data)
 
     def digests(self) -> tuple[str, ...]:
         return self.present.hexdigest(), self.values.hexdigest(), self.lengths.hexdigest()

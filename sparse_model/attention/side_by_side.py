@@ -20,7 +20,7 @@ def side_by_side(work: Callable[[Part], Tensor], parts: Sequence[Part], device: 
     """`work` of every part, in order; one after another under a gradient, a compiler or on another device."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or device.type != "cpu":
         return [work(part) for part in parts]
-    if min(torch.get_num_threads(), len(parts)) < 2:
+    if torch.get_num_threads() < 2 or len(parts) < 2:
         return [work(part) for part in parts]
     is_inference = torch.is_inference_mode_enabled()
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import psutil
 import yaml
 
 from pipelines.files import exclusive_lock, replace_file
@@ -43,8 +44,11 @@ PARTS = {
     "retraining": "prefect.engine",
     "Prefect server": "prefect server start",
     "MLflow server": "mlflow.server.fastapi_app",
+    "everything, stopped": "",
+    "everything, killed": "",
     "database": "",
 }
+"""What dies, and the words that its process is known by."""
 RETRAIN = "retrain/on-drift"
 MEND_S = 240.0
 
@@ -66,21 +70,27 @@ class Fault:
     def play(self) -> str:
         """What became of the retraining; what is not as it has to be is noted in `wrong`."""
         self.gate.mkdir()
-        environ = {
-            "DANKAI_TEST_GATE": f"{self.gate}={STEPS[self.step]}",
-            "DANKAI_DATABASE_URL": self.database,
-        }
+        gate = f"{self.gate}={STEPS[self.step]}"
+        environ = {"DANKAI_TEST_GATE": gate, "DANKAI_DATABASE_URL": self.database}
         with operation(self.folder, **environ) as running:
             running.ask("/events", [drift_event(self.folder, "pump", "a fault test")])
             until(lambda: (self.gate / "reached").exists(), 120)
-            kill(running, self.part)
-            time.sleep(1)
-            (self.gate / "go").touch()
-            [run] = until(lambda: running.runs_of(RETRAIN), 60)
-            outcome = self._outcome(running, running.ended(run["id"], MEND_S))
-            self._look_around(running)
             family = running.family()
-            running.stop()
+            end(running, self.part)
+            (self.gate / "go").touch()
+            if running.process.poll() is None:
+                return self._mended(running)
+        psutil.wait_procs(family, 30)
+        self._expect(not [each for each in family if each.is_running()], "processes are left")
+        with operation(self.folder, **environ) as again:
+            return self._mended(again)
+
+    def _mended(self, running: Operation) -> str:
+        [run] = until(lambda: running.runs_of(RETRAIN), 60)
+        outcome = self._outcome(running, running.ended(run["id"], MEND_S))
+        self._look_around(running)
+        family = running.family()
+        running.stop()
         self._expect(not [each for each in family if each.is_running()], "processes are left")
         return outcome
 
@@ -114,12 +124,18 @@ class Fault:
             self.wrong.append(otherwise)
 
 
-def kill(running: Operation, part: str) -> None:
-    """kill -9; the database is started again at once, the rest is for `dankai up` to mend."""
-    if part != "database":
+def end(running: Operation, part: str) -> None:
+    """kill -9, or a stop of everything. A database is started again at once, the rest `dankai up` mends."""
+    if part == "everything, stopped":
+        running.stop()
+    elif part == "everything, killed":
+        running.process.kill()
+        running.process.wait()
+    elif part == "database":
+        postgres.kill_and_restart(running.environ["DANKAI_DATABASE_URL"])
+    else:
         running.running(PARTS[part]).kill()
-        return
-    postgres.kill_and_restart(running.environ["DANKAI_DATABASE_URL"])
+    time.sleep(1)
 
 
 @contextmanager

@@ -50,8 +50,13 @@ def as_in_a_rollout(*arguments: Any) -> Any:
     """Scored by a task of a flow, as flows.rollout does it."""
     from prefect import flow, task
 
-    step = task(lambda: fan_out.score_in_pieces(*arguments), name="score", persist_result=False)
-    return flow(lambda: step(), name="rollout")()
+    step: Any = task(name="score", persist_result=False)(fan_out.score_in_pieces)
+
+    @flow(name="rollout", validate_parameters=False)
+    def rollout() -> Any:
+        return step(*arguments)
+
+    return rollout()
 
 
 def main(folder: Path) -> dict[str, Any]:

@@ -11,12 +11,13 @@ import pytest
 
 from flows.cli import _answer
 from flows.cli import dankai as command_line
-from pipelines.decisions import apply_verdict, challenge
+from pipelines.decisions import apply_verdict, challenge, terms_of
 from pipelines.release_log import ReleaseLog
 from pipelines.rollout import current_state
 from pipelines.settings import load_settings
 from tests.release_cases import ADA, DATASET, MONITOR, climbed, started, verdict, version
 from tests.tiny_rollout import dankai, write_dataset
+from validation.policy import Approval
 
 Run = Callable[..., tuple[int, str, str]]
 NOWHERE = "http://127.0.0.1:9"
@@ -65,6 +66,7 @@ def content(home: Path) -> dict[str, bytes]:
         (("demote", "etth1", "--to", "edge", "--reason", "x"), "unknown dataset 'etth1'"),
         (("reconcile",), f"{NOWHERE} does not answer"),
         (("approvals",), "PREFECT_API_URL: not set"),
+        (("history", "--at", ""), "--at: '' is no date"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_changes_nothing(
@@ -105,6 +107,28 @@ def test_a_corrupt_log_stops_every_command_at_its_line(words: tuple[str, ...], h
     assert "release_log.jsonl: line 2: its content does not fit its hash" in line
     assert "restore a backup" in line
     assert content(home) == before
+
+
+def test_an_expired_request_is_refused_as_that_and_shown_as_that(home: Path, run: Run) -> None:
+    log = ReleaseLog.open(load_settings({"DANKAI_HOME": str(home)}))
+    past = terms_of(Approval(approvers=1, trainer_may_approve=True, expires_hours=1e-9), "cleo")
+    past = past.model_copy(update={"expires": "2026-01-01T00:00:00+00:00"})
+    state = apply_verdict(log, started(log), version(2), verdict("pilot", 2), ADA, past)
+    assert state.pending is not None
+    code, out, err = run("approve", state.pending.id, "--as", "Bob", "--reason", "x")
+    assert (code, out) == (2, "")
+    assert "this request for flights expired at 2026-01-01T00:00:00+00:00; run the rollout again" in err
+    assert "expired at 2026-01-01T00:00:00+00:00: run the rollout again" in run("history")[1]
+    assert len(log.entries()) == 2
+
+
+def test_an_address_without_a_host_is_told_at_once(
+    home: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    climbed(ReleaseLog.open(load_settings({"DANKAI_HOME": str(home)})))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://")
+    code, _, err = run("audit", "verify")
+    assert (code, "does not answer (it names no host)" in err) == (2, True)
 
 
 def test_a_prefect_server_that_does_not_answer_is_one_line(

@@ -26,7 +26,7 @@ def compose() -> dict[str, Any]:
 def example_settings() -> dict[str, str]:
     """Every variable of the example, those that are commented out too."""
     lines = (INFRA / "settings.example.env").read_text().splitlines()
-    return dict(found.groups() for line in lines if (found := re.match(r"#?([A-Z_]+)=(.*)$", line)))
+    return {found[1]: found[2] for line in lines if (found := re.match(r"#?([A-Z_]+)=(.*)$", line))}
 
 
 def refused_by_the_command_line(arguments: list[str]) -> str:

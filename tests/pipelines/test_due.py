@@ -22,8 +22,13 @@ def saw(settings: Settings, batch: str, decision: str, day: int) -> MonitorRepor
     time = f"2026-03-{day:02}T06:00:00+00:00"
     arrival = Batch(dataset="pump", source=f"{batch}.csv", content_hash=batch, received_at=time)
     report = MonitorReport(
-        dataset="pump", batch=batch, decision=decision, reasons=("it moved",), arrival=arrival, champion="c"
-    )  # type: ignore[arg-type]
+        dataset="pump",
+        batch=batch,
+        decision=decision,  # type: ignore[arg-type]
+        reasons=("it moved",),
+        arrival=arrival,
+        champion="c",
+    )
     place = settings.home / "datasets" / "pump" / "monitor" / f"{batch}.json"
     replace_file(place, report.model_dump_json().encode())
     return report

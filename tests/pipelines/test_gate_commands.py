@@ -176,6 +176,12 @@ def test_what_the_release_log_says_of_a_verdict_is_shown_and_an_edited_evaluatio
         (["simulate", "--deviation", "0.1"], "needs at least one --margin"),
         (["simulate", "--deviation", "-1", "--margin", "1"], "has to be above 0"),
         (["simulate", "--deviation", "1", "--margin", "-1"], "at least 0"),
+        (["simulate", "--deviation", "1", "--margin", "nan"], "at least 0"),
+        (["simulate", "--deviation", "inf", "--margin", "1"], "--deviation has to be above 0"),
+        (
+            ["simulate", "--calibration", "--output", "/nowhere/rates.json"],
+            "cannot be written to; name another",
+        ),
         (["simulate", "--deviation", "1", "--margin", "1", "--power", "80"], "between 0 and 1"),
         (["simulate", "--deviation", "1", "--margin", "1", "--look", "4"], "1 to 3"),
         (["simulate", "--run", "0123456789"], "none of"),

@@ -38,6 +38,7 @@ def test_what_was_live_at_any_moment_is_what_the_log_said_then(tmp_path: Path) -
     assert live_at(entries, "2026-02-28") == (Stage.NONE, None)
     assert live_at(entries, "2026-03-01T11:59:59") == (Stage.NONE, None)
     assert live_at(entries, "2026-03-01") == (Stage.PILOT, 1)  # a date is its end
+    assert live_at(entries, "20260301") == (Stage.PILOT, 1)
     assert live_at(entries, "2026-03-02T12:00") == (Stage.TRAINING, 2)
     assert live_at(entries, "2026-03-04") == (Stage.EDGE, 3)
     assert live_at(entries, "2026-03-05T14:00+03:00") == (Stage.EDGE, 3)  # 11:00 UTC

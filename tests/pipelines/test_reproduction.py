@@ -18,7 +18,7 @@ from validation.gates import Outcome
 def remembered(folder: Path, checkpoint: Checkpoint) -> Settings:
     """An installation that has this training among its finished steps."""
     settings = load_settings({"DANKAI_HOME": str(folder)})
-    once(settings.steps, "pump-train-dense-seed0", {}, Checkpoint, lambda: checkpoint)
+    once(settings.steps, "pump-train-dense-seed0", {}, Checkpoint, lambda: checkpoint, keys=settings.keys)
     return settings
 
 

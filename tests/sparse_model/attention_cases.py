@@ -63,8 +63,8 @@ def shard_of(
     first = rank * num_blocks // count
     order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(rank))
     k, v = (t.unflatten(2, (num_blocks, -1)) for t in (k, v))
-    tables = (t[:, :, order].flatten(0, 2).flatten(1) for t in (k, v))
-    start = torch.arange(shape.batch * shape.groups).view(shape.batch, shape.groups, 1) * num_blocks
+    k_TX, v_TX = (t[:, :, order].flatten(0, 2).flatten(1) for t in (k, v))
+    start = num_blocks * torch.arange(shape.batch * shape.groups).view(shape.batch, shape.groups, 1)
     place = (start + torch.argsort(order)).roll(-first, 2).to(device)
     mean_k, mean_v = (t.mean(3).roll(-first, 2) for t in (k, v))
     whole = selection_of(shape, device)
@@ -72,4 +72,4 @@ def shard_of(
     mine = BlockSelection(
         (whole.indices_BSQK[:, :, rows] - first) % num_blocks, whole.counts_BSQ[:, :, rows], shape.block_size
     )
-    return q.chunk(count, dim=2)[rank], Fetched(*tables, place), (mean_k, mean_v), mine
+    return q.chunk(count, dim=2)[rank], Fetched(k_TX, v_TX, place), (mean_k, mean_v), mine

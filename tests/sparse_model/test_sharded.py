@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as distributed
 from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
 
 from sparse_model.attention import BlockSelection, attend, select
 from sparse_model.attention.sharded import Shards
@@ -27,13 +28,13 @@ def _tensors(heads: int, groups: int, rankings: int) -> list[Tensor]:
     """Queries, keys, values, gradient, selector queries and keys of a whole batch, the same everywhere."""
     random = torch.Generator().manual_seed(heads * 10 + rankings)
     sizes = [(heads, 8), (groups, 8), (groups, 8), (heads, 8), (rankings, 4), (rankings, 4)]
-    return [torch.randn(2, h, STEPS, d, generator=random, dtype=torch.float64) for h, d in sizes]
+    return [torch.randn((2, h, STEPS, d), generator=random, dtype=torch.float64) for h, d in sizes]
 
 
 def _whole(heads: int, groups: int, rankings: int, summaries: bool) -> tuple[BlockSelection, list[Tensor]]:
     """The lists, the output and the gradients of q, k and v on one device, by the reference."""
     q, k, v, grad, sq, sk = _tensors(heads, groups, rankings)
-    leaves = [t.requires_grad_() for t in (q, k, v)]
+    leaves = q.requires_grad_(), k.requires_grad_(), v.requires_grad_()
     chosen = select(sq, sk, BUDGET.num_selected(STEPS // BLOCK), BLOCK, implementation="reference")
     out = attend(*leaves, chosen, summaries=summaries, implementation="reference")
     return chosen, [out.detach(), *torch.autograd.grad(out, leaves, grad)]
@@ -47,9 +48,9 @@ def _in_shards(rank: int, shape: tuple[int, int, int], summaries: bool) -> list[
     """Largest differences of one process's output, and gradients of its q, k and v, from the reference's."""
     shards = Shards()
     q, k, v, grad, sq, sk = (_mine(t, rank) for t in _tensors(*shape))
-    leaves = [t.clone().requires_grad_() for t in (q, k, v)]
+    q, k, v = leaves = tuple(t.clone().requires_grad_() for t in (q, k, v))
     chosen = shards.select(sq, sk, BUDGET, BLOCK)
-    out = shards.attend(*leaves, chosen, summaries=summaries)
+    out = shards.attend(q, k, v, chosen, summaries=summaries)
     found = [out.detach(), *torch.autograd.grad(out, leaves, grad)]
     whole, expected = _whole(*shape, summaries)
     own = rank * STEPS // BLOCK // WORLD
@@ -107,7 +108,7 @@ def _process(rank: int, folder: Path) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two real processes over gloo found."""
     folder = tmp_path_factory.mktemp("shards")
-    torch.multiprocessing.start_processes(_process, (folder,), nprocs=WORLD, start_method="fork")
+    start_processes(_process, (folder,), nprocs=WORLD, start_method="fork")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

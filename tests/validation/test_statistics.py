@@ -161,7 +161,7 @@ def test_what_is_lost_to_blocks_is_known_exactly() -> None:
     """Mean and degrees of freedom of the spread that blocks of dependent windows have, over many samples."""
     generator, n, length, overlap = np.random.default_rng(0), 60, 4, 4
     pieces = generator.normal(size=(20_000, n + overlap - 1))
-    samples = sum(pieces[:, shift : shift + n] for shift in range(overlap))
+    samples = np.sum([pieces[:, shift : shift + n] for shift in range(overlap)], axis=0)
     weights = resample_weights(n, length, 2000, seed=1) - 1
     spread = ((samples @ (weights.T @ weights / len(weights))) * samples).sum(axis=1) / n**2
     assert samples.mean(axis=1).var() / spread.mean() == pytest.approx(
