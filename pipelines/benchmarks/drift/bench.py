@@ -16,7 +16,7 @@ from typing import Any
 
 from pipelines.benchmarks.attention import table
 from pipelines.benchmarks.drift.alarm import WITHIN, Found, Look, Planted, alarms, find, planted, real_looks
-from pipelines.benchmarks.drift.streams import Role, Stream, streams
+from pipelines.benchmarks.drift.streams import Stream, streams
 from pipelines.files import replace_file
 from pipelines.fingerprint import environment
 from validation.drift import DriftPolicy
@@ -29,17 +29,18 @@ MOST_FALSE = 1 / 6  # alarms per quiet batch
 
 
 class Measured:
-    """Everything measured on the streams of one role; decisions follow for any policy in milliseconds."""
+    """Everything measured on streams; decisions follow for any policy in milliseconds."""
 
-    def __init__(self, role: Role) -> None:
+    def __init__(self) -> None:
         self.streams: list[Stream] = []
         self.real: list[dict[int, Look]] = []
         self.cases: list[Planted] = []
-        for stream in streams(role):
-            real = real_looks(stream)
-            self.streams.append(stream)
-            self.real.append(real)
-            self.cases += planted(stream, real)
+
+    def add(self, stream: Stream) -> None:
+        real = real_looks(stream)
+        self.streams.append(stream)
+        self.real.append(real)
+        self.cases += planted(stream, real)
 
     def false_alarms(self, policy: DriftPolicy) -> list[Row]:
         """A row for every stream: alarms in quiet batches, and in those where something labelled happened."""
@@ -113,28 +114,37 @@ def best(rows: list[Row]) -> Row | None:
 
 
 def main(folder: Path, policy: DriftPolicy) -> Row:
-    """Measure, print the tables, write drift.json."""
-    started = time.monotonic()
-    tried = grid(Measured("choose"), policy)
-    measured = Measured("report")
+    """Measure stream after stream and print the tables; drift.json in `folder` grows with them."""
+    started, reported, tried = time.monotonic(), Measured(), Measured()
+    result: Row = {}
+    for stream in streams("report"):
+        reported.add(stream)
+        result = _result(reported, policy, time.monotonic() - started)
+        replace_file(folder / "drift.json", json.dumps(result, indent=1).encode() + b"\n")
+        print(table(result["false_alarms"][-1:]), flush=True)
+    print(table(result["planted"]), flush=True)
+    for stream in streams("choose"):
+        tried.add(stream)
+    rows = grid(tried, policy)
+    result |= {"tried": rows, "best": best(rows), "seconds": round(time.monotonic() - started)}
+    replace_file(folder / "drift.json", json.dumps(result, indent=1).encode() + b"\n")
+    print(f"best of {len(rows)} thresholds on the streams that choose: {result['best']}")
+    return result
+
+
+def _result(measured: Measured, policy: DriftPolicy, seconds: float) -> Row:
     found = measured.found(policy)
-    result = {
+    return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "environment": environment().model_dump(),
-        "seconds": round(time.monotonic() - started),
+        "seconds": round(seconds),
         "policy": policy.model_dump(),
         "within": WITHIN,
-        "tried": tried,
-        "best": best(tried),
         "false_alarms": measured.false_alarms(policy),
         "planted": by_kind(found),
         "by_stream": list(_by_stream(found)),
         "cases": [each.model_dump() for each in found],
     }
-    replace_file(folder / "drift.json", json.dumps(result, indent=1).encode() + b"\n")
-    print(table(result["false_alarms"]), table(result["planted"]), sep="\n\n")
-    print(f"\nbest of {len(tried)} thresholds on the streams that choose: {result['best']}")
-    return result
 
 
 def _by_stream(found: list[Found]) -> Iterator[Row]:
