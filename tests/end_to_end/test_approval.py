@@ -176,7 +176,8 @@ from flows.approval import approval, offer
 
 with get_client(sync_client=True) as client:
     def runs():
-        return [run for run in client.read_flow_runs() if run.deployment_id]
+        flow = client.read_flow_by_name("approval")
+        return [run for run in client.read_flow_runs() if run.deployment_id and run.flow_id == flow.id]
 
     def work():
         '''As a worker does it: the one open run as the server has it.'''

@@ -86,7 +86,8 @@ def test_a_part_with_few_windows_is_timed_often_and_still_counts_its_windows(
 
 def test_what_is_measured_where_it_serves_is_what_a_policy_may_ask(served: ServingCheck) -> None:
     assert by_name(kpis_of(served, **ABOUT)).keys() <= MEASURED["steady"].kpis
-    assert by_name(edge_kpis(PREPARED, bundle(), [FINE], 0.95)).keys() == MEASURED["edge"].kpis
+    of_groups = {"largest_gap"}  # measured with the scores
+    assert by_name(edge_kpis(PREPARED, bundle(), [FINE], 0.95)).keys() == MEASURED["edge"].kpis - of_groups
 
 
 def test_weights_that_do_not_load_fail_the_blessing(

@@ -80,4 +80,6 @@ def test_every_line_of_the_example_file_means_something() -> None:
     environ: dict[str, str] = {}
     quiet_environment(load_settings({}), environ)
     source = "".join(path.read_text() for path in (EXAMPLE.parents[1] / "pipelines").glob("*.py"))
-    assert {name for name, _ in lines if f'"{name}"' not in source} == set()
+    composed = EXAMPLE.with_name("compose.yaml").read_text()
+    unknown = {name for name, _ in lines if f'"{name}"' not in source and f"${{{name}:" not in composed}
+    assert unknown <= {"MLFLOW_ARTIFACTS_DESTINATION"}  # which MLflow's server reads itself

@@ -207,7 +207,8 @@ def test_thresholds_that_contradict_themselves_are_refused(fields: dict[str, Any
 def perfect(threshold: Threshold, evidence: Evidence) -> Kpi:
     """Evidence that passes one threshold of the shipped policy with room to spare."""
     name = evidence.task_metric if threshold.kpi == "task_metric" else threshold.kpi
-    best = (1.0 if KINDS[name].higher_is_better else 0.0) if threshold.versus is None else 0.5
+    is_higher_better = KINDS[name].higher_is_better
+    best = float(is_higher_better) if threshold.versus is None else 0.5 if is_higher_better else -0.5
     column = threshold.slice.removeprefix("worst:")
     return measured(
         name,

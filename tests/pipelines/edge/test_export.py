@@ -53,7 +53,7 @@ def test_graph_runs_the_budget_it_is_given_and_one_file_serves_every_length(tmp_
         outputs, selected = run_graph(session, random_window(model.config, num_steps), blocks)
         assert outputs.shape == (1, num_steps, 1)
         num_blocks = -(-num_steps // 8)
-        assert selected.shape == (2, 2, num_blocks, blocks)
+        assert selected.shape == (2, model.config.selector_heads, num_blocks, blocks)
         own = np.arange(num_blocks)[:, None]
         assert (selected == own).any(-1).all()
         assert selected.min() >= 0
