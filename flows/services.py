@@ -137,7 +137,8 @@ def _require_free(host: str, port: int, option: str) -> None:
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
-        raise InputError(f"{option} {port}: {host}:{port} cannot be used ({os.strerror(error.errno or 0)})") from None
+        why = os.strerror(error.errno or 0)
+        raise InputError(f"{option} {port}: {host}:{port} cannot be used ({why})") from None
 
 
 def _free_port() -> int:
