@@ -62,7 +62,9 @@ def test_the_retraining_was_started_by_the_automation_with_the_offending_batch(
 ) -> None:
     parameters, reports = chain["retrain"]["parameters"], operated.home / "datasets" / "pump"
     assert parameters["dataset"] == str(operated.folder / "pump.yaml")
-    assert parameters["reason"] in chain["monitor"]["state"]["message"]
+    window, _, reasons = parameters["reason"].partition(": ")
+    assert window == "drift in 2024-05-01 00:00:00 to 2024-06-30 23:00:00"
+    assert reasons in chain["monitor"]["state"]["message"]
     assert any(parameters["batch"] in path.read_text() for path in reports.rglob("*.json"))
     started = {"event": {"name": ["prefect.automation.action.executed"]}}
     events = operated.ask("/events/filter", {"filter": started, "limit": 50})["events"]
