@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -89,12 +90,15 @@ def run(request: dict[str, Any]) -> None:
         dankai()
     except SystemExit as ended:
         code = ended.code
-    finally:
+    except BaseException:
+        traceback.print_exc()
+    try:
         if not os.environ.get("PREFECT_API_URL"):
             atexit._run_exitfuncs()  # which end the server that Prefect started for this process
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code or 0)
+    finally:  # never by way of the libraries' own ends: they wait for threads that no fork has
+        os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def end_at(hook: str, number: signal.Signals) -> None:
