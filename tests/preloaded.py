@@ -61,7 +61,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            run(request)
+            try:
+                run(request)
+            except BaseException:
+                traceback.print_exc()
+            finally:  # never by way of the libraries' own ends: they wait for threads that no fork has
+                os._exit(1)
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
         texts = []
@@ -97,7 +102,7 @@ def run(request: dict[str, Any]) -> None:
             atexit._run_exitfuncs()  # which end the server that Prefect started for this process
         sys.stdout.flush()
         sys.stderr.flush()
-    finally:  # never by way of the libraries' own ends: they wait for threads that no fork has
+    finally:
         os._exit(code if isinstance(code, int) else int(code is not None))
 
 

@@ -14,7 +14,7 @@ KILL, CTRL_C = -9, 130
 # In the order in which a rollout comes by: each run goes on from where the one before was stopped.
 STOPS = (
     (KILL, "first before pipelines.data.snapshot:replace_file"),  # table written, its record not
-    (KILL, "first before validation.data:_run_checkpoint"),
+    (KILL, "first before validation.suite:Suite.run"),
     (CTRL_C, "second before pipelines.training:Fit.training_step"),
     (KILL, "second after pipelines.training:Fit.on_validation_epoch_end"),
     (KILL, "first after pipelines.checkpoint:replace_file"),  # config written, weights not
