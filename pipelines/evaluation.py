@@ -36,7 +36,9 @@ from validation.record import Record
 from validation.statistics import (
     METRICS,
     Interval,
+    Scored,
     block_length_for,
+    interval,
 )
 
 TASK_METRICS: dict[str, tuple[str, ...]] = {
@@ -133,6 +135,12 @@ def groups_of(scores: Scores, spec: DatasetSpec, policy: Policy, min_group: int)
         *group_kpis(panel, name, None, {None: min_group}, how),
         *gap_kpis(panel, name, {None: min_group}, how),
     ]
+
+
+def task_value(scored: Scored, spec: DatasetSpec, policy: Policy) -> Interval:
+    """The task metric of one subject by itself, resampled as the gates do it."""
+    how = resampling(policy, spec, scored.num_windows)
+    return interval(METRICS[TASK_METRICS[spec.task][0]], scored, **how)
 
 
 def task_kpis(evaluation: Evaluation, names: Sequence[str], policy: Policy) -> list[Kpi]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.checkpoint import Checkpoint, load_model
-from pipelines.data.windows import WindowBatch, Windows
+from pipelines.data.windows import WindowBatch, Windows, evenly
 from pipelines.evaluation import resampling
 from pipelines.panel import groups_at_once
 from pipelines.scoring import Report
@@ -262,7 +262,7 @@ def _audit(checkpoint: Checkpoint, windows: Windows, part: str, density: float, 
     from sparse_model.explanation import audit
 
     model = load_model(checkpoint)
-    picked = evenly(windows.cutoffs(part), _AUDITED_WINDOWS)
+    picked = windows.some_cutoffs(part, _AUDITED_WINDOWS)
     first = windows.lookback if windows.horizon else 0
     steps = evenly(np.arange(first, windows.lookback + windows.horizon), _AUDITED_STEPS)
     unread, missed, masks, rows = [], [], [], []
@@ -276,10 +276,6 @@ def _audit(checkpoint: Checkpoint, windows: Windows, part: str, density: float, 
         report(f"auditing {part}", done, len(picked))
     slices = {name: windows.column(name).astype(str)[np.stack(rows)] for name in windows.spec.slices}
     return _Audited(np.stack(unread), np.stack(missed), np.stack(masks), slices)
-
-
-def evenly(values: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    return values[np.linspace(0, len(values) - 1, min(most, len(values))).astype(int)]
 
 
 def to_inputs(batch: WindowBatch) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:

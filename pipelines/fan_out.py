@@ -18,7 +18,7 @@ from pipelines.data.snapshot import Snapshot
 from pipelines.data.spec import DatasetSpec
 from pipelines.data.windows import Windows, offsets_of
 from pipelines.files import replace_file
-from pipelines.scoring import Scores, keep_scores, load_pieces, model_scorer, scored_arrays
+from pipelines.scoring import Scores, file_of, keep_scores, load_pieces, model_scorer, scored_arrays
 from validation.data import Contract, DataReport, together, validate_parts
 from validation.record import Record
 
@@ -114,7 +114,7 @@ def score_piece(piece: ScoringPiece) -> ScoredPiece:
         windows = _windows(*(part.model_dump_json() for part in parts))
         cutoffs = windows.cutoffs(piece.part)[piece.first : piece.last]
         score = model_scorer(piece.checkpoint, piece.density)
-        replace_file(path, scored_arrays(windows, cutoffs, score, lambda _: None))
+        replace_file(path, file_of(scored_arrays(windows, cutoffs, score, lambda _: None)))
     return ScoredPiece(path=str(path), num_windows=piece.last - piece.first)
 
 

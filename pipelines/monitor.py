@@ -26,7 +26,7 @@ from pipelines.bias import watch_groups
 from pipelines.checkpoint import Checkpoint
 from pipelines.data.contract import contract_of
 from pipelines.data.windows import FIXED_PARTS, Windows
-from pipelines.evaluation import TASK_METRICS, resampling
+from pipelines.evaluation import TASK_METRICS, task_value
 from pipelines.files import exclusive_lock, replace_file
 from pipelines.inspection import Released, Seen, faults_of, inspect, released_profile
 from pipelines.job import Job, dataset_folder
@@ -42,7 +42,7 @@ from validation.errors import InputError
 from validation.gates import Outcome
 from validation.kpis import Kpi
 from validation.record import Record
-from validation.statistics import METRICS, Interval, interval
+from validation.statistics import Interval
 
 if TYPE_CHECKING:
     import polars as pl
@@ -94,14 +94,7 @@ def look_again(job: Job, batch: Batch) -> MonitorReport:
     """Look at a batch that is believed once more, now that more is known of it."""
     champion, prepared = live_checkpoint(job.settings, job.spec.name), source_data(job)
     earlier = find_report(job.settings, batch)
-    blank = earlier or MonitorReport(
-        dataset=batch.dataset,
-        batch=batch.content_hash,
-        decision="none",
-        reasons=(),
-        arrival=batch,
-        champion=champion.sha256,
-    )
+    blank = earlier or _blank(batch, champion)
     known = known_rows(job.settings, prepared.snapshot, but=batch)
     return _kept(job, _compared(job, champion, blank, rows_of(job.settings, batch), known))
 
@@ -119,16 +112,20 @@ def find_report(settings: Settings, batch: Batch) -> MonitorReport | None:
     return MonitorReport.model_validate_json(path.read_bytes()) if path.exists() else None
 
 
-def _looked_at(job: Job, champion: Checkpoint, batch: Batch) -> MonitorReport:
-    prepared = source_data(job)
-    blank = MonitorReport(
-        dataset=job.spec.name,
+def _blank(batch: Batch, champion: Checkpoint) -> MonitorReport:
+    """Of a batch of which nothing is said yet."""
+    return MonitorReport(
+        dataset=batch.dataset,
         batch=batch.content_hash,
         decision="none",
         reasons=(),
         arrival=batch,
         champion=champion.sha256,
     )
+
+
+def _looked_at(job: Job, champion: Checkpoint, batch: Batch) -> MonitorReport:
+    prepared, blank = source_data(job), _blank(batch, champion)
     try:
         known = known_rows(job.settings, prepared.snapshot, but=batch)
         rows = read_batch(Path(batch.source), job.spec, known)
@@ -252,8 +249,7 @@ def _scored(job: Job, champion: Checkpoint, windows: Windows) -> Scores | None:
 
 
 def _value(job: Job, scores: Scores) -> Interval | None:
-    scored, metric = load_scored(scores), METRICS[TASK_METRICS[job.spec.task][0]]
-    found = interval(metric, scored, **resampling(job.policy, job.spec, scores.num_windows))
+    found = task_value(load_scored(scores), job.spec, job.policy)
     return found if found.value == found.value else None
 
 

@@ -20,6 +20,7 @@ from validation.statistics import (
     Interval,
     Metric,
     Scored,
+    Weights,
     interval,
     num_telling_windows,
     paired_interval,
@@ -188,16 +189,18 @@ def groups_at_once(
     """For each group (subject, reference) its own interval, and its part of the band over all of them."""
     if not groups:
         return []
-    num_windows = groups[0][0].num_windows
-    weights = resample_weights(num_windows, how["block_length"], how["num_resamples"], how["seed"])
     return intervals_at_once(
         metric,
         groups,
-        weights,
+        _weights(groups[0][0], how),
         confidence=how["confidence"],
         block_length=how["block_length"],
         overlap=how["overlap"],
     )
+
+
+def _weights(scored: Scored, how: Resampling) -> Weights:
+    return resample_weights(scored.num_windows, how["block_length"], how["num_resamples"], how["seed"])
 
 
 def _groups(scores: Scores) -> dict[str, np.ndarray]:
@@ -235,12 +238,11 @@ def _gap_kpi(
         if versus
         else None
     )
-    weights = resample_weights(panel.ours.num_windows, how["block_length"], how["num_resamples"], how["seed"])
     gap = largest_gap(
         metric,
         counted,
         theirs,
-        weights,
+        _weights(panel.ours, how),
         confidence=how["confidence"],
         block_length=how["block_length"],
         overlap=how["overlap"],

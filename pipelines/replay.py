@@ -13,8 +13,8 @@ from pipelines.checkpoint import Checkpoint
 from pipelines.data.contract import contract_of
 from pipelines.data.snapshot import read_snapshot
 from pipelines.data.spec import Split
-from pipelines.data.windows import Windows
-from pipelines.evaluation import TASK_METRICS, Evaluation, resampling
+from pipelines.data.windows import FIXED_PARTS, Windows
+from pipelines.evaluation import TASK_METRICS, Evaluation, resampling, task_value
 from pipelines.inspection import Released, Seen, inspect, released_profile
 from pipelines.job import Job, Prepared
 from pipelines.judging import score
@@ -29,9 +29,9 @@ from validation.drift import DriftReport
 from validation.gates import Outcome
 from validation.kpis import kpi
 from validation.record import Record
-from validation.statistics import METRICS, Interval, interval, paired_interval
+from validation.statistics import METRICS, Interval, paired_interval
 
-_VALIDATION_DAYS = 7  # held back at the end of a retraining's data for early stopping
+VALIDATION_DAYS = 7  # held back at the end of a retraining's data for early stopping
 
 
 class Month(Record):
@@ -80,7 +80,7 @@ def replay_month(
         champion=champion.sha256,
         data=data,
         metric=TASK_METRICS[job.spec.task][0],
-        value=_value(job, scores),
+        value=task_value(load_scored(scores), job.spec, job.policy),
         drift=_inspect(job, prepared, month, champion, scores, released, earlier),
     )
     if data.outcome is not Outcome.PASS:
@@ -161,12 +161,6 @@ def _watch(job: Job, month: str, live: Scores, baseline: Scores) -> str | None:
     return next(entry.decision.reason for entry in job.log.entries() if entry.hash == after.head)
 
 
-def _value(job: Job, scores: Scores) -> Interval:
-    metric = METRICS[TASK_METRICS[job.spec.task][0]]
-    how = resampling(job.policy, job.spec, scores.num_windows)
-    return interval(metric, load_scored(scores), **how)
-
-
 def _retrain(
     job: Job,
     prepared: Prepared,
@@ -192,9 +186,9 @@ def until_end_of(month: str) -> Split:
     """Training up to the month's last week, validation on that week; what comes after is unseen."""
     year, number = (int(part) for part in month.split("-"))
     end = datetime(year + number // 12, number % 12 + 1, 1)
-    return Split(validation=end - timedelta(days=_VALIDATION_DAYS), test=end)
+    return Split(validation=end - timedelta(days=VALIDATION_DAYS), test=end)
 
 
 def replay_parts(windows: Windows) -> Sequence[str]:
     """The months of a dataset's replay; none where the split names no replay."""
-    return [part for part in windows.part_names if part not in ("train", "validation", "test")]
+    return [part for part in windows.part_names if part not in FIXED_PARTS]

@@ -66,6 +66,10 @@ def _arrays(scores: Scores) -> dict[str, NDArray]:
     path = Path(scores.path)
     if not path.is_file() or sha256_of(path) != scores.sha256:
         raise InputError(f"{path}: not the scores that were recorded; remove it and run the command again")
+    return _read_arrays(path)
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray]:
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
@@ -150,8 +154,8 @@ def collect_scores(
     def told(done: int) -> None:
         report(f"scoring {part} with {subject}", done, len(cutoffs))
 
-    content = scored_arrays(windows, cutoffs, score, told)
-    return _kept(content, windows, part, subject, digest, folder, density, len(cutoffs))
+    arrays = scored_arrays(windows, cutoffs, score, told)
+    return keep_scores(arrays, windows, part, subject, digest, folder, density)
 
 
 def scored_arrays(
@@ -159,8 +163,8 @@ def scored_arrays(
     cutoffs: NDArray[np.int64],
     score: Callable[[WindowBatch], Array],
     told: Callable[[int], None],
-) -> bytes:
-    """The scored steps of the windows at `cutoffs`, as the content of a file of arrays."""
+) -> dict[str, NDArray]:
+    """The scored steps of the windows at `cutoffs`."""
     columns: dict[str, list[NDArray]] = {}
     done = 0
     for group in _groups(cutoffs, windows.lookback + windows.horizon):
@@ -169,15 +173,12 @@ def scored_arrays(
             columns.setdefault(name, []).append(values)
         done += len(group)
         told(done)
-    return _file_of({name: np.concatenate(parts) for name, parts in columns.items()})
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
 def load_pieces(paths: Sequence[Path]) -> dict[str, NDArray]:
-    """The arrays of several such files, one under the other."""
-    pieces = []
-    for path in paths:
-        with np.load(path, allow_pickle=False) as file:
-            pieces.append({name: file[name] for name in file.files})
+    """The arrays of several files, one under the other."""
+    pieces = [_read_arrays(path) for path in paths]
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
@@ -190,27 +191,8 @@ def keep_scores(
     folder: Path,
     density: float | None,
 ) -> Scores:
-    """One file of the scored steps of all evaluation windows of a part."""
-    num_windows = len(arrays["scores"])
-    return _kept(_file_of(arrays), windows, part, subject, digest, folder, density, num_windows)
-
-
-def _file_of(arrays: Mapping[str, NDArray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **cast(Any, arrays))
-    return buffer.getvalue()
-
-
-def _kept(
-    file: bytes,
-    windows: Windows,
-    part: str,
-    subject: str,
-    digest: str,
-    folder: Path,
-    density: float | None,
-    num_windows: int,
-) -> Scores:
+    """One file of the scored steps of evaluation windows of a part."""
+    file = file_of(arrays)
     content = hashlib.sha256(file).hexdigest()
     # Named by its content, so that scores of another stride or lookback never take its place.
     path = folder / f"{subject}-{part}-{content[:16]}.npz"
@@ -222,10 +204,17 @@ def _kept(
         scored=digest,
         part=part,
         snapshot=windows.snapshot.content_hash,
-        num_windows=num_windows,
+        num_windows=len(arrays["scores"]),
         density=density,
         scored_at=now(),
     )
+
+
+def file_of(arrays: Mapping[str, NDArray]) -> bytes:
+    """The content of a file of arrays."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **cast(Any, arrays))
+    return buffer.getvalue()
 
 
 def _groups(cutoffs: NDArray[np.int64], steps: int) -> Iterator[NDArray[np.int64]]:

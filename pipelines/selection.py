@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.checkpoint import Checkpoint, load_model
-from pipelines.data.windows import Windows
-from pipelines.explaining import evenly, to_inputs
+from pipelines.data.windows import Windows, evenly
+from pipelines.explaining import to_inputs
 from validation.effects import FEWEST_BLOCKS, Effect, with_usual
 from validation.record import Record
 
@@ -39,7 +39,7 @@ def profile(
     first = windows.lookback if windows.horizon else 0
     steps = evenly(np.arange(first, windows.lookback + windows.horizon), _STEPS)
     lags, missed = [], []
-    for cutoff in evenly(windows.cutoffs(part), num_windows):
+    for cutoff in windows.some_cutoffs(part, num_windows):
         inputs = to_inputs(windows.batch(np.array([cutoff])))
         rows = torch.from_numpy(steps)
         read = explain(model, *inputs, budget, rows).is_read_BLHPJ[0].double().mean((0, 1)).numpy()

@@ -17,24 +17,23 @@ from pipelines.candidates import train_candidate
 from pipelines.checkpoint import Checkpoint
 from pipelines.clock import now
 from pipelines.data.spec import DatasetSpec, Split
-from pipelines.evaluation import TASK_METRICS, evaluate, groups_of, resampling
+from pipelines.evaluation import TASK_METRICS, evaluate, groups_of, resampling, task_value
 from pipelines.fingerprint import Environment, environment
 from pipelines.inspection import Released, Seen, inspect, released_profile
 from pipelines.job import Job, Prepared
 from pipelines.judging import score, score_baselines
 from pipelines.preparation import source_data
-from pipelines.replay import replay_parts, until_end_of
+from pipelines.replay import VALIDATION_DAYS, replay_parts, until_end_of
 from pipelines.retraining import reading_as, train_challenger
 from pipelines.scoring import Scores, load_scored
 from validation.drift import Decision, DriftReport
 from validation.gates import Outcome
 from validation.kpis import Kpi, Reference
 from validation.record import Record
-from validation.statistics import METRICS, Interval, Scored, interval, paired_interval
+from validation.statistics import METRICS, Interval, Scored, paired_interval
 
 Strategy = Literal["never", "monthly", "drift"]
 STRATEGIES: tuple[Strategy, ...] = ("never", "monthly", "drift")
-_VALIDATION_DAYS = 7
 
 
 class MonthOf(Record):
@@ -124,7 +123,7 @@ def months_from(spec: DatasetSpec, start: datetime) -> DatasetSpec:
     if not isinstance(spec.split.test, datetime):
         raise spec.refuse("split", "a replay by months needs dates, not shares of rows")
     before = (start - timedelta(days=1)).replace(day=1)
-    split = Split(validation=before - timedelta(days=_VALIDATION_DAYS), test=before, replay=start)
+    split = Split(validation=before - timedelta(days=VALIDATION_DAYS), test=before, replay=start)
     return spec.model_copy(update={"split": split})
 
 
@@ -203,8 +202,7 @@ class _Run:
         return score(self.job, self.prepared, checkpoint, month, self.job.plan.target_density, "live")
 
     def _interval(self, scored: Scored) -> Interval:
-        metric = METRICS[TASK_METRICS[self.job.spec.task][0]]
-        return interval(metric, scored, **resampling(self.job.policy, self.job.spec, scored.num_windows))
+        return task_value(scored, self.job.spec, self.job.policy)
 
 
 def _joined(parts: list[Scored]) -> Scored:

@@ -61,12 +61,13 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            code = 1
             try:
-                run(request)
+                code = run(request)
             except BaseException:
                 traceback.print_exc()
             finally:  # never by way of the libraries' own ends: they wait for threads that no fork has
-                os._exit(1)
+                os._exit(code)
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
         texts = []
@@ -76,7 +77,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return {"code": code, "out": texts[0], "err": texts[1]}
 
 
-def run(request: dict[str, Any]) -> None:
+def run(request: dict[str, Any]) -> int:
+    """Its exit status, once all that it printed is written."""
     import flows.rollout
     from flows.cli import main as dankai
 
@@ -97,13 +99,11 @@ def run(request: dict[str, Any]) -> None:
         code = ended.code
     except BaseException:
         traceback.print_exc()
-    try:
-        if not os.environ.get("PREFECT_API_URL"):
-            atexit._run_exitfuncs()  # which end the server that Prefect started for this process
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code if isinstance(code, int) else int(code is not None))
+    if not os.environ.get("PREFECT_API_URL"):
+        atexit._run_exitfuncs()  # which end the server that Prefect started for this process
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code if isinstance(code, int) else int(code is not None)
 
 
 def end_at(hook: str, number: signal.Signals) -> None:

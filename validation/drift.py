@@ -80,11 +80,6 @@ class DriftReport(Record):
     performance: PerformanceChange | None = None
     estimate: Estimate | None = None
 
-    def of_kind(self, kind: str) -> list[Effect]:
-        """Strongest first."""
-        own = [effect for effect in self.effects if effect.kind == kind]
-        return sorted(own, key=lambda effect: effect.strength, reverse=True)
-
 
 def detect_drift(
     effects: Iterable[Effect],

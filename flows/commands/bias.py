@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flows.commands.options import json_option
+
 if TYPE_CHECKING:
     from pipelines.monitor import MonitorReport
     from validation.kpis import Kpi
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("dataset", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option
 def bias(dataset: Path, as_json: bool) -> None:
     """Show, batch after batch, the metric of every group of DATASET, the largest gap and what was missed.
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flows.commands.options import json_option
+
 if TYPE_CHECKING:
     from pipelines.checkpoint import Checkpoint
     from pipelines.data.windows import Windows
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--steps", "num_steps", default=5, show_default=True, help="Steps shown per block of questions."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option
 def explain(
     dataset: Path,
     when: str | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.commands.options import policy_option
+from flows.commands.options import json_option, policy_option
 
 if TYPE_CHECKING:
     from pipelines.backtest import Replay
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from pipelines.registry import Tracker
     from validation.gates import Blessing, Check
     from validation.policy import Policy
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
 
 
 @click.group()

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import click
 
-from flows.commands.options import policy_option
+from flows.commands.options import json_option, policy_option
 
 
 @click.command()
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.argument("labels", type=click.Path(path_type=Path))
 @policy_option("What counts as a loss.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@json_option
 def labels(dataset: Path, labels: Path, policy: Path, as_json: bool) -> None:
     """Match the outcomes in LABELS with rows of earlier batches of DATASET, and judge those batches by them.
 

@@ -5,21 +5,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.commands.options import policy_option
+from flows.commands.options import json_option, policy_option
 
 if TYPE_CHECKING:
     from pipelines.job import Job
     from pipelines.monitor import MonitorReport
     from pipelines.retraining import RetrainingReport
 
-_json = click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-
 
 @click.command()
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.argument("batch", type=click.Path(path_type=Path))
 @policy_option("What counts as drift, and when to train again.")
-@_json
+@json_option
 def monitor(dataset: Path, batch: Path, policy: Path, as_json: bool) -> None:
     """Check BATCH (a file or folder like DATASET's source), score it with what is live, look for drift.
 
@@ -48,7 +46,7 @@ def monitor(dataset: Path, batch: Path, policy: Path, as_json: bool) -> None:
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("--reason", required=True, help="Why; it stays in the release log.")
 @policy_option("How to train, and what the challenger has to show.")
-@_json
+@json_option
 def retrain(dataset: Path, reason: str, policy: Path, as_json: bool) -> None:
     """Train a challenger on all that is known of DATASET; it meets what is live on the newest windows.
 

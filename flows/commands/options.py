@@ -22,6 +22,9 @@ def policy_option(meaning: str | None = None) -> Callable[..., Any]:
     )
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
+
+
 def out_option(meaning: str) -> Callable[..., Any]:
     """`--out FOLDER` of a benchmark."""
     return click.option(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flows.commands.options import json_option
+
 if TYPE_CHECKING:
     from pipelines.release_log import ReleaseEntry, ReleaseLog
     from pipelines.rollout import RolloutState
@@ -20,7 +22,7 @@ name_option = click.option(
 @click.command()
 @click.argument("dataset", required=False)
 @click.option("--at", metavar="DATE", help="As of this date's end or this time, UTC: 2026-03-01T14:30.")
-@click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
+@json_option
 def history(dataset: str | None, at: str | None, as_json: bool) -> None:
     """Say what is live, or what was live at a date, and every decision that led there.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.commands.options import policy_option
+from flows.commands.options import json_option, policy_option
 
 if TYPE_CHECKING:
     from pipelines.job import Job
@@ -91,7 +91,7 @@ def serve(
 @_candidate
 @_deadline
 @_again
-@click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
+@json_option
 @click.option("--quiet", is_flag=True, help="No progress display.")
 def shadow(
     dataset: Path,

@@ -171,8 +171,7 @@ def compare(
     model: SparseEncoder, windows: Windows, policy: Policy, seed: int, mean_blocks: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Both ways of sharing against the uniform budget, at every mean number of blocks."""
-    cutoffs = windows.cutoffs("validation")
-    picked = cutoffs[np.linspace(0, len(cutoffs) - 1, VALIDATION_WINDOWS).astype(int)]
+    picked = windows.some_cutoffs("validation", VALIDATION_WINDOWS)
     groups = np.array_split(picked, -(-len(picked) // BATCH))
     batches = [to_tensors(windows.batch(group)) for group in groups]
     num_rankings = model.config.num_layers * model.config.selector_heads

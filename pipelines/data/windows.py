@@ -146,8 +146,7 @@ class Windows:
 
     def some_cutoffs(self, part: str, most: int) -> np.ndarray:
         """At most `most` of the part's cutoffs, evenly spread over it."""
-        cutoffs = self.cutoffs(part)
-        return cutoffs[np.linspace(0, len(cutoffs) - 1, min(most, len(cutoffs))).astype(int)]
+        return evenly(self.cutoffs(part), most)
 
     def cutoff_ranges(self, part: str) -> np.ndarray:
         """int64 [entities with a window in `part`, 2]: first and last cutoff. Raises InputError when none
@@ -363,3 +362,8 @@ def _first_row(boundary: datetime | float, time_us: np.ndarray) -> int:
 
 def _microseconds(instant: datetime) -> int:
     return int(np.datetime64(instant, "us").astype(np.int64))
+
+
+def evenly(values: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of the values, evenly spread over them."""
+    return values[np.linspace(0, len(values) - 1, min(most, len(values))).astype(int)]

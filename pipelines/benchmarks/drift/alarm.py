@@ -7,6 +7,7 @@ import numpy as np
 
 from pipelines.benchmarks.drift.planted import Plant, outcome_plants, plants
 from pipelines.benchmarks.drift.streams import Columns, Stream
+from pipelines.data.windows import evenly
 from validation.drift import DriftPolicy, detect_drift, noted
 from validation.effects import Effect, is_numeric
 from validation.record import Record
@@ -75,7 +76,7 @@ def planted(stream: Stream, real: dict[int, Look]) -> Iterator[Planted]:
     for plant in chosen:
         span = WITHIN + plant.since
         starts = stream.batches[2 : len(stream.batches) - span + 1] or stream.batches[:1]
-        for start in _evenly(list(starts), _STARTS):
+        for start in evenly(np.array(starts), _STARTS).tolist():
             numbers = [number for number in range(start, start + span) if number in real]
             random = np.random.default_rng((start, len(plant.column)))
             looks = tuple(
@@ -93,16 +94,12 @@ def _moving(stream: Stream) -> list[str]:
         for name, values in stream.reference.items()
         if is_numeric(values) and name != stream.outcome and _moves(values)
     ]
-    return _evenly(names, _COLUMNS)
+    return evenly(np.array(names), _COLUMNS).tolist()
 
 
 def _moves(values: np.ndarray) -> bool:
     known = values[np.isfinite(values)]
     return len(known) > 0 and float(np.quantile(known, 0.9) - np.quantile(known, 0.1)) > 0
-
-
-def _evenly(values: list, most: int) -> list:
-    return [values[index] for index in np.linspace(0, len(values) - 1, min(most, len(values))).astype(int)]
 
 
 # Deciding -----------------------------------------------------------------------------------------
