@@ -88,7 +88,7 @@ def _gathered_together(layers: "list[Module]") -> "list[list[Module]]":
 
 
 def clip_gradients(parameters: "Iterable[Tensor]", largest_norm: float) -> None:
-    """`torch.nn.utils.clip_grad_norm_` that sums over the processes once, not for every parameter in shards."""
+    """`torch.nn.utils.clip_grad_norm_`, with one sum over the processes where parameters are in shards."""
     import torch
     from torch.distributed.tensor import DTensor
     from torch.nn.utils import get_total_norm
