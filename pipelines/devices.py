@@ -112,4 +112,5 @@ def clip_gradients(parameters: "Iterable[Tensor]", largest_norm: float) -> None:
         squares = norm.square()
         torch.distributed.all_reduce(squares)
         norm = squares.sqrt()
-    torch._foreach_mul_(grads, (largest_norm / (norm + 1e-6)).clamp(max=1.0))
+    scale = (largest_norm / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(grads, scale)  # pyright: ignore[reportPrivateImportUsage]

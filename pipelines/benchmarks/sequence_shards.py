@@ -149,7 +149,7 @@ def _compared(shards: Shards, whole: list[Tensor], budget: Budget) -> Row:
     theirs, same = _one_gpus_lists(shards, whole, budget)
     q, k, v, sq, sk = (t.chunk(shards.count, dim=2)[shards.rank] for t in whole)
     found = shards.attend(q, k, v, same).float()
-    expected = attend(*whole[:3], theirs).chunk(shards.count, dim=2)[shards.rank].float()
+    expected = attend(whole[0], whole[1], whole[2], theirs).chunk(shards.count, dim=2)[shards.rank].float()
     ours = shards.select(sq, sk, budget, BLOCK)
     alike = (ours.read_mask(num_blocks) & same.read_mask(num_blocks)).sum() / same.counts_BSQ.sum()
     return {
@@ -164,7 +164,7 @@ def _one_gpus_lists(
 ) -> tuple[BlockSelection, BlockSelection]:
     """The lists that one GPU makes, and those of this shard among them, in its own numbers."""
     num_blocks = whole[0].shape[2] // BLOCK
-    theirs = select(*whole[3:], budget.num_selected(num_blocks), BLOCK)
+    theirs = select(whole[3], whole[4], budget.num_selected(num_blocks), BLOCK)
     num_own = num_blocks // shards.count
     own = slice(shards.rank * num_own, (shards.rank + 1) * num_own)
     rolled = (theirs.indices_BSQK[:, :, own] - own.start) % num_blocks
@@ -175,17 +175,17 @@ def _gradients(shards: Shards, whole: list[Tensor], budget: Budget) -> Row:
     """Gradients of queries, keys and values against one GPU's, for its lists: norm of the difference as a
     share, the largest of all GPUs; and milliseconds of both, forward and backward."""
     theirs, same = _one_gpus_lists(shards, whole, budget)
-    leaves = [t.detach().requires_grad_() for t in whole[:3]]
-    mine = [t.chunk(shards.count, dim=2)[shards.rank].clone().requires_grad_() for t in whole[:3]]
+    q, k, v = (t.detach().requires_grad_() for t in whole[:3])
+    my_q, my_k, my_v = (t.chunk(shards.count, dim=2)[shards.rank].clone().requires_grad_() for t in whole[:3])
     grad = torch.randn_like(whole[0], dtype=torch.float32).to(whole[0].dtype)
     distributed.broadcast(grad, 0)
     part = grad.chunk(shards.count, dim=2)[shards.rank].contiguous()
 
     def ours() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(shards.attend(*mine, same), mine, part)
+        return torch.autograd.grad(shards.attend(my_q, my_k, my_v, same), (my_q, my_k, my_v), part)
 
     def alone() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(attend(*leaves, theirs), leaves, grad)
+        return torch.autograd.grad(attend(q, k, v, theirs), (q, k, v), grad)
 
     with torch.enable_grad():
         again, found = ours(), ours()

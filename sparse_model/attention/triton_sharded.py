@@ -7,7 +7,7 @@ Shape suffixes as in sharded.py.
 """
 
 # Triton compiles the kernels and knows their types; it is not installed everywhere.
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportCallIssue=false, reportArgumentType=false
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
