@@ -148,7 +148,9 @@ def test_the_weights_of_every_version_lie_in_the_bucket(composed: Composed) -> N
     stored = client.list_objects_v2(Bucket="dankai")["Contents"]
     weights = [each["Key"] for each in stored if each["Key"].endswith(".safetensors") and each["Size"]]
     found = ask(f"{composed.mlflow.mlflow}/model-versions/search", method="GET")["model_versions"]
-    assert len(weights) >= len(found) == 2
+    folders = [each["source"].partition(":/")[2] for each in found]  # mlflow-artifacts:/EXPERIMENT/RUN/...
+    assert len(folders) == 3
+    assert [each for each in folders if not any(key.startswith(f"{each}/") for key in weights)] == []
 
 
 def test_each_service_stops_and_leaves_nothing(composed: Composed) -> None:
