@@ -108,11 +108,11 @@ def _run(dataset: Path, policy: Path, quiet: bool, bootstrap: str | None) -> Non
     settings = _settings()
     name = _check(dataset, policy, settings, bootstrap)
     from pipelines.addresses import require_answer
-    from pipelines.files import exclusive_lock
+    from pipelines.job import training_turn
 
     if settings.prefect_api_url is not None:
         require_answer(settings.prefect_api_url, "PREFECT_API_URL")
-    with exclusive_lock(settings.home / f"{name}.lock", wait=False):
+    with training_turn(settings, name, wait=False):
         from flows.rollout import rollout as rollout_flow
         from flows.servers import stop_orphans
         from flows.tables import print_summary

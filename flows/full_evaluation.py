@@ -5,8 +5,8 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.monitor import open_flow_job
-from flows.retrain import training_turn
 from flows.rollout import rollout
+from pipelines.job import training_turn
 
 
 @flow(name="full evaluation")
@@ -15,6 +15,7 @@ def full_evaluation(dataset: str, policy: str) -> State[str]:
 
     What is live stays live until a gate, or a person where the policy asks for one, says otherwise.
     """
-    with training_turn(open_flow_job(dataset, policy)):
+    job = open_flow_job(dataset, policy)
+    with training_turn(job.settings, job.spec.name):
         summary = rollout.fn(dataset, policy, quiet=True)  # in this run, so that it acts for this deployment
     return Completed(message=summary.sentence)

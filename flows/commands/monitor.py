@@ -54,9 +54,12 @@ def retrain(dataset: Path, reason: str, policy: Path, as_json: bool) -> None:
     Example:
       dankai retrain infra/datasets/flights.yaml --reason "new summer schedule"
     """
+    from pipelines.job import training_turn
     from pipelines.retraining import retrain as train_again
 
-    report = train_again(job_of(dataset, policy), reason)
+    job = job_of(dataset, policy)
+    with training_turn(job.settings, job.spec.name, wait=False):
+        report = train_again(job, reason)
     if as_json:
         click.echo(report.model_dump_json(indent=1))
     else:

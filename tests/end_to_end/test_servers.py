@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.files import exclusive_lock
 from pipelines.release_log import ReleaseLog
 from pipelines.settings import QUIET, load_settings
 from pipelines.signing import VARIABLE, load_key
@@ -138,6 +139,21 @@ def test_the_registry_of_the_server_holds_the_incumbent_as_champion(ended: Ended
     with urllib.request.urlopen(address, timeout=30) as answer:
         model = json.load(answer)["registered_model"]
     assert {(alias["alias"], str(alias["version"])) for alias in model["aliases"]} == {("champion", "1")}
+
+
+def test_a_training_by_hand_does_not_join_one_that_is_at_work(
+    ended: Ended, mlflow_server: str, home: Path, preloaded: Preloaded
+) -> None:
+    """Of whatever dataset: there is one accelerator."""
+    environ = {"MLFLOW_TRACKING_URI": mlflow_server, "DANKAI_SIGNING_KEY": KEY}
+    for command in (
+        ("retrain", home / "served.yaml", "--reason", "new pump"),
+        ("rollout", "run", home / "served.yaml"),
+    ):
+        with exclusive_lock(home / "training.lock"):
+            refused = preloaded.dankai(*command, "--policy", home / "policy-1.yaml", home=home, **environ)
+        assert (refused.code, refused.out) == (2, "")
+        assert f"{home / 'training.lock'}: another process is at work here" in refused.err
 
 
 def test_a_key_from_the_environment_reaches_no_server_and_no_file(
