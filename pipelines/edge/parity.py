@@ -5,7 +5,7 @@ ones, and then differ visibly. So arithmetic and selection are judged apart. The
 very blocks that the graph read, and blocks that it would not have read itself have to be such ties.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from pipelines.data.windows import WindowBatch, Windows
     from sparse_model.attention import BlockSelection
     from sparse_model.layers import Attention
     from sparse_model.model import SparseEncoder
 
+_WINDOWS = 30
 FACTOR = 8.0
 """Allowed error, in units of the checkpoint's own: eager float32 against float64 on the same blocks. Both
 round about as often, but in other orders; the largest of many differences varies by a small factor."""
@@ -81,6 +83,18 @@ def parity(graph: Path, model: "SparseEncoder", windows: Sequence[Inputs], densi
         tie_gap=_worst([result.tie_gap for result in results]),
         tie_tolerance=FACTOR * _worst([result.score_error for result in results]),
     )
+
+
+def parity_inputs(windows: "Windows") -> list[Inputs]:
+    """Evenly spread windows of the test part, as the runtime reads them."""
+    cutoffs = windows.some_cutoffs("test", _WINDOWS)
+    return [next(inputs_of(windows.batch(np.array([cutoff])))) for cutoff in cutoffs]
+
+
+def inputs_of(batch: "WindowBatch") -> Iterator[Inputs]:
+    """What the edge runtime reads, window by window."""
+    for arrays in zip(batch.numeric, batch.known, batch.categorical, strict=True):
+        yield Inputs(*(np.ascontiguousarray(array) for array in arrays))
 
 
 class _SameBlocks(NamedTuple):
