@@ -136,7 +136,7 @@ def _encoder(model: SparseEncoder) -> ir.Graph:
         builder.pop_module()
         if not reads_all:
             selected.append(op.Unsqueeze(op.Transpose(selected_JSK, perm=[1, 0, 2]), [0]))
-    x_NW = _norm(op, model.norm, op.Slice(x_MW, [0], num_steps, [0]))
+    x_NW = _norm(op, "norm", model.norm, op.Slice(x_MW, [0], num_steps, [0]))
     outputs_NO = op.Add(
         _linear(op, "head", model.head.weight, x_NW), _weight(op, "head_bias", model.head.bias)
     )
@@ -173,8 +173,8 @@ def _steps(op: _Op, config: ModelConfig, num_steps: Value, num_selected: Value) 
         op.Where(exists_JR, 0.0, -_INF),
         op.Unsqueeze(op.Div(one_JR, op.Max(count_J1, 1.0)), [2]),
         op.Log(op.Squeeze(count_J1, [1])),
-        _rotation(op, position_M, config.head_dim, config.rotary_share),
-        _rotation(op, position_M, config.selector_dim, config.rotary_share),
+        _rotation(op, "frequency", position_M, config.head_dim, config.rotary_share),
+        _rotation(op, "selector_frequency", position_M, config.selector_dim, config.rotary_share),
         num_selected,
     )
     return steps, op.Sub(padded, num_steps)
@@ -183,15 +183,15 @@ def _steps(op: _Op, config: ModelConfig, num_steps: Value, num_selected: Value) 
 def _layer(op: _Op, layer: Layer, x_MW: Value, steps: _Steps) -> tuple[Value, Value]:
     """The layer's output [M, W] and the key blocks read [J, S, K]."""
     config = layer.attention.config
-    keys = _keys(op, layer, _norm(op, layer.attention_norm, x_MW), steps)
+    keys = _keys(op, layer, _norm(op, "attention_norm", layer.attention_norm, x_MW), steps)
 
     def body(op: _Op, *inputs: Value) -> tuple[Value, Value]:
         op.builder.push_module("chunk")  # names in a body must differ from those around it
         chunk = _Chunk(*inputs)
-        h_LW = _norm(op, layer.attention_norm, chunk.x_LW)
+        h_LW = _norm(op, "attention_norm", layer.attention_norm, chunk.x_LW)
         selected_SCK = _select(op, layer, h_LW, chunk, keys, steps)
         x_LW = op.Add(chunk.x_LW, _attend(op, layer, h_LW, chunk, selected_SCK, keys, steps))
-        y_LW = op.Add(x_LW, _feed_forward(op, layer.ffn, _norm(op, layer.ffn_norm, x_LW)))
+        y_LW = op.Add(x_LW, _feed_forward(op, layer.ffn, _norm(op, "ffn_norm", layer.ffn_norm, x_LW)))
         return y_LW, op.Transpose(selected_SCK, perm=[1, 0, 2])
 
     scanned = _chunks(op, config, x_MW, steps)
@@ -305,12 +305,10 @@ def _heads(op: _Op, x_MX: Value, num_heads: int) -> Value:
     return op.Transpose(op.Reshape(x_MX, [0, num_heads, -1]), perm=[1, 0, 2])
 
 
-def _rotation(op: _Op, position_M: Value, channels: int, share: float) -> _Rotation:
+def _rotation(op: _Op, name: str, position_M: Value, channels: int, share: float) -> _Rotation:
     position_M1 = op.Unsqueeze(op.Cast(position_M, to=DataType.FLOAT), [1])
-    angle = op.Mul(
-        position_M1,
-        _weight(op, f"frequency_{channels}", rotary_frequencies(channels, share, torch.device("cpu"))),
-    )
+    frequency = rotary_frequencies(channels, share, torch.device("cpu"))
+    angle = op.Mul(position_M1, _weight(op, name, frequency))
     return _Rotation(op.Cos(angle), op.Sin(angle))
 
 
@@ -324,10 +322,10 @@ def _rotate(op: _Op, x_HMD: Value, rotation: _Rotation) -> Value:
     )
 
 
-def _norm(op: _Op, norm: nn.RMSNorm, x_MW: Value) -> Value:
+def _norm(op: _Op, name: str, norm: nn.RMSNorm, x_MW: Value) -> Value:
     eps = torch.finfo(torch.float32).eps if norm.eps is None else norm.eps
     mean_square = op.ReduceMean(op.Mul(x_MW, x_MW), [-1], keepdims=1)
-    return op.Mul(op.Div(x_MW, op.Sqrt(op.Add(mean_square, eps))), _weight(op, "norm", norm.weight))
+    return op.Mul(op.Div(x_MW, op.Sqrt(op.Add(mean_square, eps))), _weight(op, name, norm.weight))
 
 
 def _linear(op: _Op, name: str, weight: Tensor, x: Value) -> Value:
@@ -335,7 +333,6 @@ def _linear(op: _Op, name: str, weight: Tensor, x: Value) -> Value:
 
 
 def _weight(op: _Op, name: str, tensor: Tensor) -> Value:
-    name = f"{name}.{len(op.builder.root.graph.initializers)}"  # a layer may use a weight twice
     return op.initializer(ir.tensor(np.ascontiguousarray(tensor.detach().float().numpy())), name)
 
 

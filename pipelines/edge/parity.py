@@ -7,14 +7,13 @@ very blocks that the graph read, and blocks that it would not have read itself h
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.edge.rows import Inputs
-from pipelines.edge.runtime import num_selected, open_session, run_graph
+from pipelines.edge.runtime import Engine, num_selected
 from validation.record import Record
 
 if TYPE_CHECKING:
@@ -35,6 +34,8 @@ round about as often, but in other orders; the largest of many differences varie
 class ParityReport(Record):
     """Graph against checkpoint, over windows; outputs before any sigmoid."""
 
+    engine: str
+    """What ran the graph (pipelines.edge.runtime)."""
     num_windows: int
     density: float
     max_abs_error: float
@@ -56,23 +57,23 @@ class ParityReport(Record):
         return self.same_blocks_error <= self.tolerance and self.tie_gap <= self.tie_tolerance
 
 
-def parity(graph: Path, model: "SparseEncoder", windows: Sequence[Inputs], density: float) -> ParityReport:
-    """Compare the ONNX file with the checkpoint it was made from. Raises ValueError without windows."""
+def parity(engine: Engine, model: "SparseEncoder", windows: Sequence[Inputs], density: float) -> ParityReport:
+    """Compare an engine's answers with the checkpoint it was made from. Raises ValueError without windows."""
     import torch
 
     from sparse_model.config import Budget
 
     if not windows:
         raise ValueError("parity: needs at least one window")
-    session = open_session(graph.read_bytes(), threads=torch.get_num_threads())
     free, results = [], []
     for window in windows:
         blocks = num_selected(density, window.num_steps, model.config.block_size)
-        outputs, selected = run_graph(session, window, blocks)
+        outputs, selected = engine.outputs_and_selected(window, blocks)
         with torch.inference_mode():
             free.append(_error(outputs, model(*_tensors(window, torch.float32), Budget(density))))
         results.append(_on_same_blocks(model, window, outputs, torch.from_numpy(selected)))
     return ParityReport(
+        engine=engine.name,
         num_windows=len(windows),
         density=density,
         max_abs_error=_worst(free),
