@@ -16,23 +16,32 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import onnx_ir as ir
 import onnxscript
-import torch
 from onnx_ir import DataType, Value
-from torch import Tensor, nn
 
+from pipelines.edge.graph import (
+    Op,
+    Rotation,
+    constant,
+    embed,
+    feed_forward,
+    linear,
+    norm,
+    output,
+    rotate,
+    rotation,
+    split_heads,
+)
 from pipelines.files import replace_file
 from sparse_model.config import ModelConfig
-from sparse_model.layers import FeedForward, Layer, rotary_frequencies
+from sparse_model.layers import Layer
 from sparse_model.model import SparseEncoder
 from validation.record import Record
 
 OPSET = 20
 _CHUNK_STEPS = 128  # rows ranked and read at once: against long sequences more of them leave the cache
 _INF = float("inf")
-_Op = onnxscript.OpBuilder
 
 
 class OnnxFile(Record):
@@ -77,17 +86,10 @@ class _Steps(NamedTuple):
     """Share of each step in the mean of its block."""
     log_count_J: Value
     """Log of the number of steps in a block, -inf for a block of padding."""
-    rotation: "_Rotation"
-    selector_rotation: "_Rotation"
+    rotation: "Rotation"
+    selector_rotation: "Rotation"
     num_selected: Value
     """int64 [1], between 1 and the number of blocks."""
-
-
-class _Rotation(NamedTuple):
-    """Rotary angles of every step, each [M, D/2]."""
-
-    cos: Value
-    sin: Value
 
 
 class _Keys(NamedTuple):
@@ -126,7 +128,7 @@ def _encoder(model: SparseEncoder) -> ir.Graph:
     num_blocks = op.Div(op.Add(num_steps, config.block_size - 1), config.block_size)
     steps, extra = _steps(op, config, num_steps, op.Max(op.Min(op.Reshape(budget, [1]), num_blocks), 1))
     all_blocks = steps._replace(num_selected=num_blocks)
-    x_MW = op.Pad(_embed(op, model, numeric, known, categorical), op.Concat([0, 0], extra, [0], axis=0))
+    x_MW = op.Pad(embed(op, model, numeric, known, categorical), op.Concat([0, 0], extra, [0], axis=0))
     selected = []
     for number, layer in enumerate(model.layers):
         assert isinstance(layer, Layer)
@@ -136,31 +138,19 @@ def _encoder(model: SparseEncoder) -> ir.Graph:
         builder.pop_module()
         if not reads_all:
             selected.append(op.Unsqueeze(op.Transpose(selected_JSK, perm=[1, 0, 2]), [0]))
-    x_NW = _norm(op, "norm", model.norm, op.Slice(x_MW, [0], num_steps, [0]))
+    x_NW = norm(op, "norm", model.norm, op.Slice(x_MW, [0], num_steps, [0]))
     outputs_NO = op.Add(
-        _linear(op, "head", model.head.weight, x_NW), _weight(op, "head_bias", model.head.bias)
+        linear(op, "head", model.head.weight, x_NW), constant(op, "head_bias", model.head.bias)
     )
-    _output(
+    output(
         builder, op.Unsqueeze(outputs_NO, [0]), "outputs", DataType.FLOAT, (1, "steps", config.num_outputs)
     )
     read = op.Slice(op.Concat(*selected, axis=0), [0], num_blocks, [2])
-    _output(builder, read, "selected", DataType.INT64, (len(selected), config.selector_heads, "J", "K"))
+    output(builder, read, "selected", DataType.INT64, (len(selected), config.selector_heads, "J", "K"))
     return graph
 
 
-def _embed(op: _Op, model: SparseEncoder, numeric: Value, known: Value, categorical: Value) -> Value:
-    columns = op.Squeeze(op.Concat(op.Mul(numeric, known), known, axis=-1), [0])
-    layer = model.embed_numeric
-    x_NW = op.Add(_linear(op, "embed", layer.weight, columns), _weight(op, "embed_bias", layer.bias))
-    for column, embedding in enumerate(model.embed_categorical):
-        assert isinstance(embedding, nn.Embedding)
-        table = _weight(op, f"embed_categorical.{column}", embedding.weight)
-        codes_N = op.Gather(op.Squeeze(categorical, [0]), column, axis=1)
-        x_NW = op.Add(x_NW, op.Gather(table, codes_N))
-    return x_NW
-
-
-def _steps(op: _Op, config: ModelConfig, num_steps: Value, num_selected: Value) -> tuple[_Steps, Value]:
+def _steps(op: Op, config: ModelConfig, num_steps: Value, num_selected: Value) -> tuple[_Steps, Value]:
     """The steps of this run, padded to whole chunks, and the number of steps of padding, int64 [1]."""
     chunk = _chunk_blocks(config) * config.block_size
     padded = op.Mul(op.Div(op.Add(num_steps, chunk - 1), chunk), chunk)
@@ -173,25 +163,25 @@ def _steps(op: _Op, config: ModelConfig, num_steps: Value, num_selected: Value) 
         op.Where(exists_JR, 0.0, -_INF),
         op.Unsqueeze(op.Div(one_JR, op.Max(count_J1, 1.0)), [2]),
         op.Log(op.Squeeze(count_J1, [1])),
-        _rotation(op, "frequency", position_M, config.head_dim, config.rotary_share),
-        _rotation(op, "selector_frequency", position_M, config.selector_dim, config.rotary_share),
+        rotation(op, "frequency", position_M, config.head_dim, config.rotary_share),
+        rotation(op, "selector_frequency", position_M, config.selector_dim, config.rotary_share),
         num_selected,
     )
     return steps, op.Sub(padded, num_steps)
 
 
-def _layer(op: _Op, layer: Layer, x_MW: Value, steps: _Steps) -> tuple[Value, Value]:
+def _layer(op: Op, layer: Layer, x_MW: Value, steps: _Steps) -> tuple[Value, Value]:
     """The layer's output [M, W] and the key blocks read [J, S, K]."""
     config = layer.attention.config
-    keys = _keys(op, layer, _norm(op, "attention_norm", layer.attention_norm, x_MW), steps)
+    keys = _keys(op, layer, norm(op, "attention_norm", layer.attention_norm, x_MW), steps)
 
-    def body(op: _Op, *inputs: Value) -> tuple[Value, Value]:
+    def body(op: Op, *inputs: Value) -> tuple[Value, Value]:
         op.builder.push_module("chunk")  # names in a body must differ from those around it
         chunk = _Chunk(*inputs)
-        h_LW = _norm(op, "attention_norm", layer.attention_norm, chunk.x_LW)
+        h_LW = norm(op, "attention_norm", layer.attention_norm, chunk.x_LW)
         selected_SCK = _select(op, layer, h_LW, chunk, keys, steps)
         x_LW = op.Add(chunk.x_LW, _attend(op, layer, h_LW, chunk, selected_SCK, keys, steps))
-        y_LW = op.Add(x_LW, _feed_forward(op, layer.ffn, _norm(op, "ffn_norm", layer.ffn_norm, x_LW)))
+        y_LW = op.Add(x_LW, feed_forward(op, layer.ffn, norm(op, "ffn_norm", layer.ffn_norm, x_LW)))
         return y_LW, op.Transpose(selected_SCK, perm=[1, 0, 2])
 
     scanned = _chunks(op, config, x_MW, steps)
@@ -202,7 +192,7 @@ def _layer(op: _Op, layer: Layer, x_MW: Value, steps: _Steps) -> tuple[Value, Va
     return op.Reshape(y_ZLW, [-1, config.width]), op.Reshape(selected_ZCSK, blocks_first)
 
 
-def _chunks(op: _Op, config: ModelConfig, x_MW: Value, steps: _Steps) -> _Chunk:
+def _chunks(op: Op, config: ModelConfig, x_MW: Value, steps: _Steps) -> _Chunk:
     blocks = _chunk_blocks(config)
     rows = blocks * config.block_size
     block_J = op.Range(0, op.Squeeze(op.Shape(steps.log_count_J), [0]), 1)
@@ -215,29 +205,29 @@ def _chunks(op: _Op, config: ModelConfig, x_MW: Value, steps: _Steps) -> _Chunk:
     )
 
 
-def _keys(op: _Op, layer: Layer, h_MW: Value, steps: _Steps) -> _Keys:
+def _keys(op: Op, layer: Layer, h_MW: Value, steps: _Steps) -> _Keys:
     config, attention = layer.attention.config, layer.attention
     k_MX, v_MX = op.Split(
-        _linear(op, "to_kv", attention.to_kv.weight, h_MW), axis=-1, num_outputs=2, _outputs=2
+        linear(op, "to_kv", attention.to_kv.weight, h_MW), axis=-1, num_outputs=2, _outputs=2
     )
     by_block = [config.num_kv_heads, -1, config.block_size, config.head_dim]
-    k_GJRD = op.Reshape(_rotate(op, _heads(op, k_MX, config.num_kv_heads), steps.rotation), by_block)
-    v_GJRD = op.Reshape(_heads(op, v_MX, config.num_kv_heads), by_block)
+    k_GJRD = op.Reshape(rotate(op, split_heads(op, k_MX, config.num_kv_heads), steps.rotation), by_block)
+    v_GJRD = op.Reshape(split_heads(op, v_MX, config.num_kv_heads), by_block)
     mean_k, mean_v = (op.ReduceSum(op.Mul(t, steps.weight_JR1), [2], keepdims=0) for t in (k_GJRD, v_GJRD))
-    sk_MX = _linear(op, "to_selector_k", attention.selector.to_qk.weight.chunk(2)[1], h_MW)
-    sk_SMD = _rotate(op, _heads(op, sk_MX, config.selector_heads), steps.selector_rotation)
+    sk_MX = linear(op, "to_selector_k", attention.selector.to_qk.weight.chunk(2)[1], h_MW)
+    sk_SMD = rotate(op, split_heads(op, sk_MX, config.selector_heads), steps.selector_rotation)
     # Padding repeats the last key: block maxima stay what they are, without a mask as large as the logits.
     sk_SMD = op.Gather(sk_SMD, steps.nearest_M, axis=1)
     return _Keys(k_GJRD, v_GJRD, mean_k, mean_v, op.Transpose(sk_SMD, perm=[0, 2, 1]))
 
 
-def _select(op: _Op, layer: Layer, h_LW: Value, chunk: _Chunk, keys: _Keys, steps: _Steps) -> Value:
+def _select(op: Op, layer: Layer, h_LW: Value, chunk: _Chunk, keys: _Keys, steps: _Steps) -> Value:
     """Best key blocks of the chunk's query blocks, int64 [S, C, K] (sparse_model.attention.block_scores)."""
     config = layer.attention.config
     to_sq = layer.attention.selector.to_qk.weight.chunk(2)[0] * config.selector_dim**-0.5
-    sq_SLX = _heads(op, _linear(op, "to_selector_q", to_sq, h_LW), config.selector_heads)
+    sq_SLX = split_heads(op, linear(op, "to_selector_q", to_sq, h_LW), config.selector_heads)
     logits_SLM = op.MatMul(
-        _rotate(op, sq_SLX, _Rotation(chunk.selector_cos, chunk.selector_sin)), keys.selector_SDM
+        rotate(op, sq_SLX, Rotation(chunk.selector_cos, chunk.selector_sin)), keys.selector_SDM
     )
     by_block = [config.selector_heads, _chunk_blocks(config) * config.block_size, -1, config.block_size]
     best_SLJ = op.ReduceMax(op.Reshape(logits_SLM, by_block), [3], keepdims=0)
@@ -251,12 +241,12 @@ def _select(op: _Op, layer: Layer, h_LW: Value, chunk: _Chunk, keys: _Keys, step
 
 
 def _attend(
-    op: _Op, layer: Layer, h_LW: Value, chunk: _Chunk, selected_SCK: Value, keys: _Keys, steps: _Steps
+    op: Op, layer: Layer, h_LW: Value, chunk: _Chunk, selected_SCK: Value, keys: _Keys, steps: _Steps
 ) -> Value:
     """Attention of the chunk's rows over the blocks read and the summaries of the others, [L, W]."""
     config, heads = layer.attention.config, layer.attention.config.num_heads
     to_q = layer.attention.to_q.weight * config.head_dim**-0.5
-    q_HLD = _rotate(op, _heads(op, _linear(op, "to_q", to_q, h_LW), heads), _Rotation(chunk.cos, chunk.sin))
+    q_HLD = rotate(op, split_heads(op, linear(op, "to_q", to_q, h_LW), heads), Rotation(chunk.cos, chunk.sin))
     q_HCRD = op.Reshape(q_HLD, [heads, -1, config.block_size, config.head_dim])
     serving_H = op.Constant(value_ints=[head * config.selector_heads // heads for head in range(heads)])
     index_HCK = op.Gather(selected_SCK, serving_H, axis=0)
@@ -267,10 +257,10 @@ def _attend(
     weights_HCRY = op.Softmax(op.Add(logits_HCRY, op.Unsqueeze(bias_HCY, [2])), axis=-1)
     out_HLD = op.Reshape(op.MatMul(weights_HCRY, v_HCYD), [heads, -1, config.head_dim])
     out_LW = op.Reshape(op.Transpose(out_HLD, perm=[1, 0, 2]), [-1, config.width])
-    return _linear(op, "to_out", layer.attention.to_out.weight, out_LW)
+    return linear(op, "to_out", layer.attention.to_out.weight, out_LW)
 
 
-def _gather(op: _Op, config: ModelConfig, t_GJRD: Value, mean_GJD: Value, index_HCK: Value) -> Value:
+def _gather(op: Op, config: ModelConfig, t_GJRD: Value, mean_GJD: Value, index_HCK: Value) -> Value:
     """Steps of the blocks read, then the means of all blocks, by head and query block, [H, C, Y, D]."""
     heads, blocks = config.num_heads, _chunk_blocks(config)
     group = [head * config.num_kv_heads // heads for head in range(heads)]
@@ -284,61 +274,13 @@ def _gather(op: _Op, config: ModelConfig, t_GJRD: Value, mean_GJD: Value, index_
     return op.Concat(read_HCXD, op.Expand(op.Unsqueeze(means_HJD, [1]), shape), axis=2)
 
 
-def _bias(op: _Op, config: ModelConfig, selected_SCK: Value, steps: _Steps) -> Value:
+def _bias(op: Op, config: ModelConfig, selected_SCK: Value, steps: _Steps) -> Value:
     """Added to the logits [S, C, Y]: -inf for padding and for the summaries of blocks that are read."""
     chunk = [config.selector_heads, _chunk_blocks(config)]
     read_SCX = op.Reshape(op.Gather(steps.closed_JR, selected_SCK, axis=0), [*chunk, -1])
     counts_SCJ = op.Expand(steps.log_count_J, op.Concat(chunk, op.Shape(steps.log_count_J), axis=0))
     never_SCK = op.Expand(-_INF, op.Shape(selected_SCK))
     return op.Concat(read_SCX, op.ScatterElements(counts_SCJ, selected_SCK, never_SCK, axis=2), axis=2)
-
-
-def _feed_forward(op: _Op, ffn: FeedForward, h_LW: Value) -> Value:
-    gate, value = op.Split(
-        _linear(op, "to_hidden", ffn.to_hidden.weight, h_LW), axis=-1, num_outputs=2, _outputs=2
-    )
-    return _linear(op, "ffn_out", ffn.to_out.weight, op.Mul(op.Mul(gate, op.Sigmoid(gate)), value))
-
-
-def _heads(op: _Op, x_MX: Value, num_heads: int) -> Value:
-    """[M, heads * D] as [heads, M, D]."""
-    return op.Transpose(op.Reshape(x_MX, [0, num_heads, -1]), perm=[1, 0, 2])
-
-
-def _rotation(op: _Op, name: str, position_M: Value, channels: int, share: float) -> _Rotation:
-    position_M1 = op.Unsqueeze(op.Cast(position_M, to=DataType.FLOAT), [1])
-    frequency = rotary_frequencies(channels, share, torch.device("cpu"))
-    angle = op.Mul(position_M1, _weight(op, name, frequency))
-    return _Rotation(op.Cos(angle), op.Sin(angle))
-
-
-def _rotate(op: _Op, x_HMD: Value, rotation: _Rotation) -> Value:
-    first, second = op.Split(x_HMD, axis=-1, num_outputs=2, _outputs=2)
-    cos, sin = rotation
-    return op.Concat(
-        op.Sub(op.Mul(first, cos), op.Mul(second, sin)),
-        op.Add(op.Mul(first, sin), op.Mul(second, cos)),
-        axis=-1,
-    )
-
-
-def _norm(op: _Op, name: str, norm: nn.RMSNorm, x_MW: Value) -> Value:
-    eps = torch.finfo(torch.float32).eps if norm.eps is None else norm.eps
-    mean_square = op.ReduceMean(op.Mul(x_MW, x_MW), [-1], keepdims=1)
-    return op.Mul(op.Div(x_MW, op.Sqrt(op.Add(mean_square, eps))), _weight(op, name, norm.weight))
-
-
-def _linear(op: _Op, name: str, weight: Tensor, x: Value) -> Value:
-    return op.MatMul(x, _weight(op, name, weight.T))
-
-
-def _weight(op: _Op, name: str, tensor: Tensor) -> Value:
-    return op.initializer(ir.tensor(np.ascontiguousarray(tensor.detach().float().numpy())), name)
-
-
-def _output(builder: onnxscript.GraphBuilder, value: Value, name: str, dtype: DataType, shape: tuple) -> None:
-    value.name, value.type, value.shape = name, ir.TensorType(dtype), ir.Shape(shape)
-    builder.graph.outputs.append(value)
 
 
 def _chunk_blocks(config: ModelConfig) -> int:
