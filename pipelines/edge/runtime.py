@@ -220,11 +220,11 @@ def measure_here(folder: Path, key: Ed25519PublicKey, repeats: int, threads: int
         "latency_ms": latency_ms,
         "latency_p50_ms": float(np.quantile(latency_ms, 0.5)),
         "latency_p99_ms": float(np.quantile(latency_ms, 0.99)),
-        "peak_memory_bytes": _peak_memory_bytes(),
+        "peak_memory_bytes": peak_memory_bytes(),
     }
 
 
-def _peak_memory_bytes() -> int:
+def peak_memory_bytes() -> int:
     if sys.platform == "linux":  # ru_maxrss would count the parent's memory before exec
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
