@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,7 @@ from validation.errors import InputError
 from validation.record import Record
 
 if TYPE_CHECKING:
+    from pipelines.edge.precision import Precision
     from sparse_model.model import SparseEncoder
 
 _DRAFT = ".building-"
@@ -62,12 +62,14 @@ def build_bundle(
     key: Ed25519PrivateKey,
     parent: Path,
     calibration: Calibration | None = None,
+    precision: "Precision" = "fp32",
 ) -> Bundle:
     """Export, compare with the checkpoint on `windows`, sign, and put the bundle at parent/HASH.
 
     The golden input is the window on which graph and checkpoint agree best; its answer is the checkpoint's.
     `verdict` is the digest of the verdict that let the checkpoint come this far. A parity that does not
-    hold is recorded, not raised: the gate judges it.
+    hold is recorded, not raised: the gate judges it. Raises InputError for a reduced `precision` where the
+    compiled encoder, which alone has it, does not run.
     """
     model = load_model(checkpoint)
     made_from = {
@@ -82,7 +84,7 @@ def build_bundle(
         try:
             draft = parent / f"{_DRAFT}{os.getpid()}"
             draft.mkdir()
-            report = _write_files(draft, checkpoint, model, preprocessing, windows, density)
+            report = _write_files(draft, checkpoint, model, preprocessing, windows, density, precision)
             contract = _contract(spec, preprocessing, model)
             content = _manifest(draft, checkpoint, contract, report, calibration, made_from)
             replace_file(draft / MANIFEST, content)
@@ -116,11 +118,12 @@ def _write_files(
     preprocessing: Preprocessing,
     windows: Sequence[Inputs],
     density: float,
+    precision: "Precision",
 ) -> ParityReport:
     from pipelines.edge.export import export_onnx
 
     export_onnx(model, draft / "model.onnx")
-    report = _worst_parity((draft / "model.onnx").read_bytes(), model, windows, density)
+    report = _worst_parity((draft / "model.onnx").read_bytes(), model, windows, density, precision)
     if not np.isfinite(report.max_abs_error):
         raise InputError(f"{checkpoint.weights}: answers with NaN or infinity; train again")
     golden = windows[int(np.argmin(report.window_errors))]
@@ -130,13 +133,20 @@ def _write_files(
 
 
 def _worst_parity(
-    graph: bytes, model: "SparseEncoder", windows: Sequence[Inputs], density: float
+    graph: bytes,
+    model: "SparseEncoder",
+    windows: Sequence[Inputs],
+    density: float,
+    precision: "Precision",
 ) -> ParityReport:
     """Of every engine that runs here: a device takes whichever it has."""
-    engines: list[Engine] = [OnnxEncoder(graph, os.cpu_count() or 1)]
-    with suppress(NotCompiled):
-        engines.append(CompiledEncoder(graph, model.config.to_dict(), os.cpu_count() or 1))
-    reports = [parity(engine, model, windows, density) for engine in engines]
+    engines: list[Engine] = [OnnxEncoder(graph, os.cpu_count() or 1)] if precision == "fp32" else []
+    try:
+        engines.append(CompiledEncoder(graph, model.config.to_dict(), os.cpu_count() or 1, precision))
+    except NotCompiled as why:
+        if not engines:
+            raise InputError(f"--precision {precision}: {why}") from None
+    reports = [parity(engine, model, windows, density, precision) for engine in engines]
     return max(reports, key=lambda report: (not report.passed, report.max_abs_error))
 
 
@@ -172,9 +182,9 @@ def _manifest(
         "files": _listing(draft),
         "contract": contract,
         "model": checkpoint.config,
-        "precision": "fp32",
+        "precision": report.precision,
         "architecture": "any",
-        "extras": [],
+        "extras": [] if report.precision == "fp32" else ["compiled"],
         "density": report.density,
         "budgets": [point.model_dump(mode="json") for point in calibration.points] if calibration else [],
         "budgets_measured": calibration.conditions.model_dump(mode="json") if calibration else {},

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipelines.edge.rows import Inputs
 from pipelines.edge.weights import read_weights
 
+PRECISIONS = ("fp32", "int16")
 _FOLDER = Path(__file__).parent / "kernel"
 _SHAPE = (
     "width",
@@ -66,7 +67,7 @@ def load_library(path: Path) -> ctypes.CDLL:
         raise NotCompiled(f"{path}: this processor lacks AVX2 or FMA")
     pointer, integers = ctypes.c_void_p, ctypes.POINTER(ctypes.c_int64)
     library.dankai_edge_load.restype = pointer
-    library.dankai_edge_load.argtypes = [pointer, pointer, pointer, pointer]
+    library.dankai_edge_load.argtypes = [pointer, pointer, pointer, pointer, ctypes.c_int32]
     library.dankai_edge_encode.restype = ctypes.c_int
     library.dankai_edge_encode.argtypes = [pointer] * 4 + [ctypes.c_int64] * 2 + [ctypes.c_int32, pointer]
     library.dankai_edge_encode.argtypes += [integers]
@@ -80,9 +81,17 @@ class CompiledEncoder:
     name = "compiled"
 
     def __init__(
-        self, graph: bytes, model: Mapping[str, Any], threads: int, library: Path | None = None
+        self,
+        graph: bytes,
+        model: Mapping[str, Any],
+        threads: int,
+        precision: str = "fp32",
+        library: Path | None = None,
     ) -> None:
-        """`model` is ModelConfig as a dictionary. Raises NotCompiled, or ValueError for another graph."""
+        """`model` is ModelConfig as a dictionary; `precision` "fp32" or "int16", that of the layers' products
+        but not of the selector's. Raises NotCompiled, or ValueError for another precision."""
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
         self._library = load_library(library or library_file())
         self._model, self._threads = dict(model), threads
         self._sparse_layers = model["num_layers"] - len(model["dense_layers"])
@@ -93,7 +102,11 @@ class CompiledEncoder:
         arrays = [np.ascontiguousarray(weights[name]) for name in self._names()]
         pointers = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
         self._handle = self._library.dankai_edge_load(
-            np.array(shape, np.int32).ctypes.data, dense.ctypes.data, sizes.ctypes.data, pointers
+            np.array(shape, np.int32).ctypes.data,
+            dense.ctypes.data,
+            sizes.ctypes.data,
+            pointers,
+            precision == "int16",
         )
         if not self._handle:
             raise MemoryError("the compiled encoder found no memory for its weights")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipelines.data.windows import WindowBatch, Windows
+    from pipelines.edge.precision import Precision
     from sparse_model.attention import BlockSelection
     from sparse_model.layers import Attention
     from sparse_model.model import SparseEncoder
@@ -36,6 +37,7 @@ class ParityReport(Record):
 
     engine: str
     """What ran the graph (pipelines.edge.runtime)."""
+    precision: str
     num_windows: int
     density: float
     max_abs_error: float
@@ -57,8 +59,17 @@ class ParityReport(Record):
         return self.same_blocks_error <= self.tolerance and self.tie_gap <= self.tie_tolerance
 
 
-def parity(engine: Engine, model: "SparseEncoder", windows: Sequence[Inputs], density: float) -> ParityReport:
-    """Compare an engine's answers with the checkpoint it was made from. Raises ValueError without windows."""
+def parity(
+    engine: Engine,
+    model: "SparseEncoder",
+    windows: Sequence[Inputs],
+    density: float,
+    precision: "Precision" = "fp32",
+) -> ParityReport:
+    """Compare an engine's answers with the checkpoint it was made from. Raises ValueError without windows.
+
+    At a reduced `precision` the checkpoint's own error, which is the yardstick, is that of its rounded copy.
+    """
     import torch
 
     from sparse_model.config import Budget
@@ -71,9 +82,10 @@ def parity(engine: Engine, model: "SparseEncoder", windows: Sequence[Inputs], de
         outputs, selected = engine.outputs_and_selected(window, blocks)
         with torch.inference_mode():
             free.append(_error(outputs, model(*_tensors(window, torch.float32), Budget(density))))
-        results.append(_on_same_blocks(model, window, outputs, torch.from_numpy(selected)))
+        results.append(_on_same_blocks(model, window, outputs, torch.from_numpy(selected), precision))
     return ParityReport(
         engine=engine.name,
+        precision=precision,
         num_windows=len(windows),
         density=density,
         max_abs_error=_worst(free),
@@ -107,22 +119,33 @@ class _SameBlocks(NamedTuple):
 
 
 def _on_same_blocks(
-    model: "SparseEncoder", window: Inputs, outputs: NDArray, selected_LSJK: "Tensor"
+    model: "SparseEncoder",
+    window: Inputs,
+    outputs: NDArray,
+    selected_LSJK: "Tensor",
+    precision: "Precision",
 ) -> _SameBlocks:
     import torch
 
-    eager, scores = _follow(model, window, selected_LSJK, torch.float32)
-    exact, exact_scores = _follow(model, window, selected_LSJK, torch.float64)
+    with torch.no_grad():
+        eager, scores = _follow(model, window, selected_LSJK, torch.float32)
+        exact, exact_scores = _follow(model, window, selected_LSJK, torch.float64)
+    rough, rough_scores = eager, scores
+    if precision != "fp32":
+        from pipelines.edge.precision import rounded_model
+
+        with torch.enable_grad():  # the plain form of the layers
+            rough, rough_scores = _follow(rounded_model(model), window, selected_LSJK, torch.float64)
     choices = [
         _compare_choice(layer_scores, indices, model.config.block_size)
         for layer_scores, indices in zip(scores, selected_LSJK, strict=True)
     ]
     return _SameBlocks(
         error=_error(outputs, eager),
-        eager_error=_error(eager.numpy(), exact),
+        eager_error=_error(rough.numpy(), exact),
         equal=float(np.mean([equal for equal, _ in choices])),
         tie_gap=_worst([gap for _, gap in choices]),
-        score_error=_worst([_error(a.numpy(), b) for a, b in zip(scores, exact_scores, strict=True)]),
+        score_error=_worst([_error(a.numpy(), b) for a, b in zip(rough_scores, exact_scores, strict=True)]),
     )
 
 
@@ -130,7 +153,6 @@ def _follow(
     model: "SparseEncoder", window: Inputs, selected_LSJK: "Tensor", dtype: "torch.dtype"
 ) -> tuple["Tensor", list["Tensor"]]:
     """The checkpoint's outputs on the given blocks, and its own block scores [1, S, J, J] of every layer."""
-    import torch
 
     from sparse_model.config import Budget
     from sparse_model.layers import Layer
@@ -142,8 +164,7 @@ def _follow(
     ]
     for layer, indices_SJK in zip(layers, selected_LSJK, strict=True):
         setattr(layer.attention, "select", _reading(layer.attention, indices_SJK, scores))  # noqa: B010
-    with torch.inference_mode():
-        return follower(*_tensors(window, dtype), Budget()), scores
+    return follower(*_tensors(window, dtype), Budget()), scores
 
 
 def _reading(

@@ -65,24 +65,27 @@ class OnnxEncoder:
         return _array(outputs)[0], _array(selected)
 
 
-def open_engine(name: str, graph: bytes, model: Mapping[str, Any], threads: int) -> Engine:
+def open_engine(
+    name: str, graph: bytes, model: Mapping[str, Any], threads: int, precision: str = "fp32"
+) -> Engine:
     """The named engine for a graph of a `model` (ModelConfig as a dictionary).
 
-    "auto" is the compiled one where it runs, and the log says which it is. Raises NotCompiled where a named
-    one does not run here, ValueError for a name that is none.
+    "auto" is the compiled one where it runs, and the log says which it is. ONNX Runtime computes in float32
+    whatever the precision, which is slower and errs less. Raises NotCompiled where a named one does not run
+    here, ValueError for a name that is none.
     """
     if name not in ENGINES:
         raise ValueError(f"engine: {name!r} is not one of {', '.join(ENGINES)}")
     if name == "onnxruntime":
         return OnnxEncoder(graph, threads)
     try:
-        engine = CompiledEncoder(graph, model, threads)
+        engine = CompiledEncoder(graph, model, threads, precision)
     except NotCompiled as why:
         if name == "compiled":
             raise
-        _LOG.info("engine: onnxruntime (%s)", why)
+        _LOG.warning("engine: onnxruntime, in float32 (%s)", why)
         return OnnxEncoder(graph, threads)
-    _LOG.info("engine: %s", engine.name)
+    _LOG.info("engine: %s, %s", engine.name, precision)
     return engine
 
 
@@ -107,7 +110,8 @@ class EdgeModel:
             golden = Inputs(arrays["numeric"], arrays["known"], arrays["categorical"])
             expected = arrays["outputs"]
         try:
-            opened = open_engine(engine, files["model.onnx"], manifest["model"], threads)
+            shape, precision = manifest["model"], manifest["precision"]
+            opened = open_engine(engine, files["model.onnx"], shape, threads, precision)
         except NotCompiled:
             raise
         except Exception as error:  # onnxruntime raises its own, undocumented kinds

@@ -38,6 +38,13 @@ def _compiled(folder: Path, model: dict[str, Any], inputs: Inputs, blocks: int, 
     return lambda: engine.outputs(inputs, blocks)
 
 
+def _compiled_int16(folder: Path, model: dict[str, Any], inputs: Inputs, blocks: int, threads: int) -> Answer:
+    from pipelines.edge.compiled import CompiledEncoder
+
+    engine = CompiledEncoder((folder / "model.onnx").read_bytes(), model, threads, "int16")
+    return lambda: engine.outputs(inputs, blocks)
+
+
 def _graph(folder: Path, model: dict[str, Any], inputs: Inputs, blocks: int, threads: int) -> Answer:
     from pipelines.edge.runtime import OnnxEncoder
 
@@ -104,6 +111,7 @@ def _dense_module(folder: Path) -> "nn.Module":
 
 _SIDES = {
     "compiled": _compiled,
+    "compiled_int16": _compiled_int16,
     "graph": _graph,
     "onnxruntime_dense": _onnxruntime_dense,
     "openvino_dense": _openvino_dense,

@@ -1,7 +1,7 @@
 """`dankai bench edge`: time and memory of sparse reading on this processor, against the fastest dense one.
 
 Every case runs in a fresh process, one after another, sparse and dense of one length next to each other. Up
-to 16,384 steps every dense path is run; beyond, those within a third of the fastest at the length before.
+to 16,384 steps every dense path is run, and the compiled encoder with all blocks; beyond, those within a third of the fastest at the length before.
 Selection of the blocks is part of every sparse time. Peak memory is that of the whole process.
 """
 
@@ -74,8 +74,9 @@ def _cases(steps: int, rows: Sequence[Row]) -> list[tuple[str, float]]:
         last = [row for row in before if row["steps"] == max(row["steps"] for row in before)]
         fastest = min(row["median_ms"] for row in last)
         dense = [row["side"] for row in last if row["median_ms"] <= _WORTH_TRYING * fastest]
-    sparse = [(side, density) for density in DENSITIES for side in ("compiled",)]
-    return [*((side, 1.0) for side in dense), ("compiled", 1.0), *sparse, ("graph", 0.125)]
+    densities = DENSITIES if steps > _ALL_DENSE_UP_TO else (1.0, *DENSITIES)
+    sparse = [(side, density) for side in ("compiled", "compiled_int16") for density in densities]
+    return [*((side, 1.0) for side in dense), *sparse, ("graph", 0.125)]
 
 
 def _measured(folder: Path, side: str, steps: int, density: float, threads: int) -> Row:

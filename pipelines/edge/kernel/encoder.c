@@ -25,6 +25,7 @@ int dankai_edge_runs_here(void) { return 1; }
 #include "tiles.h"
 #include "attention.h"
 #include "ranking.h"
+#include "integers.h"
 
 #define CHUNK_STEPS 128  // of queries that go through a layer together: their weights are read once for all
 #define SUMMARIES 64     // summaries in one tile of keys
@@ -35,13 +36,20 @@ typedef struct {
 } Shape;
 
 typedef struct {
+    Matrix exact;     // without panels where it is rounded
+    Rounded rounded;  // without panels where it is exact
+} Map;
+
+typedef struct {
     float *attention_norm, *ffn_norm;
-    Matrix to_kv, to_selector_k, to_selector_q, to_q, to_out, to_hidden, ffn_out;
+    Matrix to_selector_k, to_selector_q;  // always exact: what they rank decides what is read
+    Map to_kv, to_q, to_out, to_hidden, ffn_out;
     int32_t reads_all;
 } Layer;
 
 typedef struct {
     Shape shape;
+    int is_rounded;  // products of layers on 16-bit integers
     Matrix embed, head;
     float *embed_bias, *head_bias, *norm, *frequency, *selector_frequency;
     float **tables;  // one for each categorical column, [size, W]
@@ -60,8 +68,10 @@ typedef struct {
     long D, Dp, Rp, Wp, Jp, lanes;  // Dp, Rp, Wp, Jp: rounded up to whole panels, tiles of summaries
     float *x, *keys, *values, *mean_keys, *mean_values, *selector_keys, *log_count;
     float *cos, *sin, *selector_cos, *selector_sin;
-    float **scratch;  // by thread
-    long scratch_size;
+    int16_t *rounded_keys, *rounded_values, *rounded_mean_keys, *rounded_mean_values;  // of a rounded model only
+    float *key_scale, *value_scale, *mean_key_scale, *mean_value_scale;                // by block, by tile
+    float **scratch;  // by thread; the first spare_size of it serve the rounding of a map's input
+    long spare_size;
     int num_threads;
     long next;
     void (*work)(void *, long, float *);
@@ -102,12 +112,20 @@ static void side_by_side(Run *run, void (*work)(void *, long, float *), long cou
     for (int i = 1; i < started; i++) pthread_join(threads[i], NULL);
 }
 
+static void apply(const Map *map, const float *a, long a_row, long rows, float *c, long c_row, int add, float *spare) {
+    if (map->exact.panels) linear(a, a_row, rows, &map->exact, c, c_row, add);
+    else rounded_linear(a, a_row, rows, &map->rounded, map->exact.depth, map->exact.columns, c, c_row, add, spare);
+}
+
 // steps ---------------------------------------------------------------------------------------------------
 
 static void normalise_rows(const float *x, const float *gain, long rows, long width, long row, float *to) {
     for (long r = 0; r < rows; r++, x += row, to += row) {
-        float sum = 0.0f;
-        for (long w = 0; w < width; w++) sum += x[w] * x[w];
+        Vector sums = splat(0.0f);
+        long lane = 0;
+        for (; lane + LANES <= width; lane += LANES) sums += load(x + lane) * load(x + lane);
+        float sum = sum_of_lanes(sums);
+        for (; lane < width; lane++) sum += x[lane] * x[lane];
         const float scale = 1.0f / sqrtf(sum / width + 1.1920929e-07f);
         for (long w = 0; w < width; w++) to[w] = x[w] * scale * gain[w];
     }
@@ -172,10 +190,10 @@ static void predict(void *argument, long chunk, float *scratch) {
 // keys ----------------------------------------------------------------------------------------------------
 
 // One head's key and value of a step, from rows side by side into the panels of their block.
-static void place(Run *run, long g, long j, long r, const float *key, const float *value) {
-    const long D = run->D, Dp = run->Dp, Rp = run->Rp;
-    float *keys = run->keys + (g * run->J + j) * Rp * D + r / PANEL * PANEL * D + r % PANEL;
-    float *values = run->values + (g * run->J + j) * Rp * Dp + r * PANEL;
+static void place(const Run *run, long r, const float *key, const float *value, float *keys, float *values) {
+    const long D = run->D, Rp = run->Rp;
+    keys += r / PANEL * PANEL * D + r % PANEL;
+    values += r * PANEL;
     for (long d = 0; d < D; d++) keys[d * PANEL] = key[d];
     for (long d = 0; d < D; d++) values[d / PANEL * PANEL * Rp + d % PANEL] = value[d];
 }
@@ -188,6 +206,23 @@ static void place_means(Run *run, long g, long j, const float *key, const float 
     for (long d = 0; d < D; d++) values[d / PANEL * PANEL * SUMMARIES + d % PANEL] = value[d] * share;
 }
 
+// A rounded model keeps a block's panels in floats only until they are rounded, one block for each thread.
+static float *block_keys(Run *run, long g, long j, float *scratch) {
+    return run->model->is_rounded ? scratch + g * run->Rp * (run->D + run->Dp) : run->keys + (g * run->J + j) * run->Rp * run->D;
+}
+
+static float *block_values(Run *run, long g, long j, float *scratch) {
+    if (run->model->is_rounded) return scratch + g * run->Rp * (run->D + run->Dp) + run->Rp * run->D;
+    return run->values + (g * run->J + j) * run->Rp * run->Dp;
+}
+
+static void round_block(Run *run, long g, long j, float *block) {
+    const long at = g * run->J + j, D = run->D, Dp = run->Dp, Rp = run->Rp;
+    run->key_scale[at] = round_panels(block_keys(run, g, j, block), D, Rp, magnitude(D), run->rounded_keys + at * Rp * D);
+    run->value_scale[at] =
+        round_panels(block_values(run, g, j, block), Rp, Dp, magnitude(Rp), run->rounded_values + at * Rp * Dp);
+}
+
 // Keys, values, their means and selector keys of one block.
 static void make_keys(void *argument, long j, float *scratch) {
     Run *run = argument;
@@ -196,17 +231,19 @@ static void make_keys(void *argument, long j, float *scratch) {
     const long R = s->block_size, G = s->num_kv_heads, D = run->D, E = s->selector_dim, S = s->selector_heads;
     const long first = j * R, rows = run->N - first < R ? run->N - first : R;
     const long kv_row = up_to(2 * G * D, PANEL), s_row = up_to(S * E, PANEL);
-    float *h = scratch, *kv = h + R * run->Wp, *sk = kv + R * kv_row, *sums = sk + R * s_row;
+    float *h = scratch + run->spare_size, *kv = h + R * run->Wp, *sk = kv + R * kv_row, *sums = sk + R * s_row;
     normalise_rows(run->x + first * run->Wp, layer->attention_norm, rows, s->width, run->Wp, h);
-    linear(h, run->Wp, rows, &layer->to_kv, kv, kv_row, 0);
+    apply(&layer->to_kv, h, run->Wp, rows, kv, kv_row, 0, scratch);
     linear(h, run->Wp, rows, &layer->to_selector_k, sk, s_row, 0);
+    float *block = sums + 2 * G * D;
     memset(sums, 0, sizeof(float) * 2 * G * D);
+    if (run->model->is_rounded) memset(block, 0, sizeof(float) * G * run->Rp * (D + run->Dp));
     for (long r = 0; r < rows; r++) {
         const long at = (first + r) * D / 2, s_at = (first + r) * E / 2;
         for (long g = 0; g < G; g++) {
             float *key = kv + r * kv_row + g * D;
             rotate(key, D, run->cos + at, run->sin + at);
-            place(run, g, j, r, key, key + G * D);
+            place(run, r, key, key + G * D, block_keys(run, g, j, block), block_values(run, g, j, block));
         }
         for (long i = 0; i < 2 * G * D; i++) sums[i] += kv[r * kv_row + i];
         for (long i = 0; i < S; i++) {
@@ -215,6 +252,18 @@ static void make_keys(void *argument, long j, float *scratch) {
         }
     }
     for (long g = 0; g < G; g++) place_means(run, g, j, sums + g * D, sums + (G + g) * D, 1.0f / rows);
+    if (run->model->is_rounded)
+        for (long g = 0; g < G; g++) round_block(run, g, j, block);
+}
+
+static void round_means(void *argument, long tile, float *scratch) {
+    (void)scratch;
+    Run *run = argument;
+    const long at = tile * SUMMARIES, D = run->D, Dp = run->Dp;
+    run->mean_key_scale[tile] =
+        round_panels(run->mean_keys + at * D, D, SUMMARIES, magnitude(D), run->rounded_mean_keys + at * D);
+    run->mean_value_scale[tile] = round_panels(run->mean_values + at * Dp, SUMMARIES, Dp, magnitude(SUMMARIES),
+                                               run->rounded_mean_values + at * Dp);
 }
 
 // queries -------------------------------------------------------------------------------------------------
@@ -246,31 +295,58 @@ static void all_blocks(long count, int32_t *chosen) {
 }
 
 // One head's attention for one block of queries, over the blocks chosen and the summaries of the others.
-static void attend(Run *run, long h, long rows, float *q, long q_row, const int32_t *chosen, const float *bias, float *scratch, float *to) {
+static void attend(Run *run, long h, long rows, const float *q, long q_row, const int32_t *chosen, const float *bias,
+                   float *scratch, float *to) {
     const Shape *s = &run->model->shape;
-    const long g = h * s->num_kv_heads / s->num_heads, R = s->block_size, D = run->D, J = run->J;
-    const long widest = run->Rp > SUMMARIES ? run->Rp : SUMMARIES;
-    Reading r = {q + h * D, q_row, rows, D, run->Dp, scratch, NULL, NULL, NULL};
-    r.most = scratch + R * run->Dp, r.sum = r.most + R, r.weights = scratch + R * (run->Dp + 2);
-    (void)widest;
+    const long g = h * s->num_kv_heads / s->num_heads, R = s->block_size, D = run->D, Dp = run->Dp, J = run->J, Rp = run->Rp;
+    Reading r = {q + h * D, q_row, rows, D, Dp, scratch, NULL, NULL, NULL};
+    r.most = scratch + R * Dp, r.sum = r.most + R, r.weights = r.sum + R;
     begin(&r);
     for (long i = 0; i < run->K; i++) {
-        const long j = chosen[i], left = run->N - j * R;
-        read_tile(&r, &(Tile){run->keys + (g * J + j) * run->Rp * D, run->values + (g * J + j) * run->Rp * run->Dp,
-                              NULL, run->Rp, left < R ? left : R});
+        const long j = chosen[i], at = g * J + j, left = run->N - j * R;
+        read_tile(&r, &(Tile){run->keys + at * Rp * D, run->values + at * Rp * Dp, NULL, Rp, left < R ? left : R});
     }
-    if (run->K < J)
-        for (long j = 0; j < run->Jp; j += SUMMARIES)
-            read_tile(&r, &(Tile){run->mean_keys + (g * run->Jp + j) * D, run->mean_values + (g * run->Jp + j) * run->Dp,
-                                  bias + j, SUMMARIES, J - j < SUMMARIES ? J - j : SUMMARIES});
+    for (long j = 0; run->K < J && j < run->Jp; j += SUMMARIES) {
+        const long at = g * run->Jp + j, left = J - j;
+        read_tile(&r, &(Tile){run->mean_keys + at * D, run->mean_values + at * Dp, bias + j, SUMMARIES,
+                              left < SUMMARIES ? left : SUMMARIES});
+    }
     finish(&r, to + h * D, run->Wp);
 }
 
-static void feed_forward(const Run *run, float *x, long rows, float *h, float *hidden) {
+// The same on integers.
+static void attend_rounded(Run *run, long h, long rows, const float *q, long q_row, const int32_t *chosen,
+                           const float *bias, float *scratch, float *to) {
+    const Shape *s = &run->model->shape;
+    const long g = h * s->num_kv_heads / s->num_heads, R = s->block_size, D = run->D, Dp = run->Dp, J = run->J, Rp = run->Rp;
+    const long widest = Rp > SUMMARIES ? Rp : SUMMARIES;
+    Reading r = {NULL, 0, rows, D, Dp, scratch, NULL, NULL, NULL};
+    r.most = scratch + R * Dp, r.sum = r.most + R, r.weights = r.sum + R;
+    float *worth = r.weights + STRIP * widest, *spare = worth + R;
+    int16_t *queries = (int16_t *)(spare + R * (2 + widest / 2));
+    round_rows(q + h * D, q_row, rows, D, magnitude(D), queries, worth);
+    begin(&r);
+    for (long i = 0; i < run->K; i++) {
+        const long j = chosen[i], at = g * J + j, left = run->N - j * R;
+        read_rounded_tile(&r, queries, worth,
+                          &(RoundedTile){run->rounded_keys + at * Rp * D, run->rounded_values + at * Rp * Dp, NULL, Rp,
+                                         left < R ? left : R, run->key_scale[at], run->value_scale[at]}, spare);
+    }
+    for (long j = 0; run->K < J && j < run->Jp; j += SUMMARIES) {
+        const long at = g * run->Jp + j, left = J - j;
+        read_rounded_tile(&r, queries, worth,
+                          &(RoundedTile){run->rounded_mean_keys + at * D, run->rounded_mean_values + at * Dp, bias + j,
+                                         SUMMARIES, left < SUMMARIES ? left : SUMMARIES,
+                                         run->mean_key_scale[at / SUMMARIES], run->mean_value_scale[at / SUMMARIES]}, spare);
+    }
+    finish(&r, to + h * D, run->Wp);
+}
+
+static void feed_forward(const Run *run, float *x, long rows, float *h, float *hidden, float *spare) {
     const Layer *layer = run->layer;
     const long F = run->model->shape.ffn_width, row = up_to(2 * F, PANEL);
     normalise_rows(x, layer->ffn_norm, rows, run->model->shape.width, run->Wp, h);
-    linear(h, run->Wp, rows, &layer->to_hidden, hidden, row, 0);
+    apply(&layer->to_hidden, h, run->Wp, rows, hidden, row, 0, spare);
     for (long r = 0; r < rows; r++) {
         float *gate = hidden + r * row, *value = gate + F;
         long f = 0;
@@ -280,7 +356,7 @@ static void feed_forward(const Run *run, float *x, long rows, float *h, float *h
         }
         for (; f < F; f++) gate[f] = gate[f] / (1.0f + expf(-gate[f])) * value[f];
     }
-    linear(hidden, row, rows, &layer->ffn_out, x, run->Wp, 1);
+    apply(&layer->ffn_out, hidden, row, rows, x, run->Wp, 1, spare);
 }
 
 // A chunk of query blocks through the whole layer, in place.
@@ -291,13 +367,13 @@ static void answer(void *argument, long chunk, float *scratch) {
     const long R = s->block_size, first = chunk * run->chunk_blocks * R, most = run->chunk_blocks * R;
     const long rows = run->N - first < most ? run->N - first : most, S = s->selector_heads, E = s->selector_dim;
     const long s_row = up_to(S * E, PANEL), J = run->J, K = run->K;
-    float *h = scratch, *q = h + most * run->Wp, *sq = q + most * run->Wp, *bias = sq + most * s_row;
+    float *h = scratch + run->spare_size, *q = h + most * run->Wp, *sq = q + most * run->Wp, *bias = sq + most * s_row;
     float *mixed = bias + S * run->Jp, *rest = mixed + most * run->Wp;
     int32_t *chosen = (int32_t *)rest;
     rest += up_to(S * K, PANEL);
     float *x = run->x + first * run->Wp;
     normalise_rows(x, layer->attention_norm, rows, s->width, run->Wp, h);
-    linear(h, run->Wp, rows, &layer->to_q, q, run->Wp, 0);
+    apply(&layer->to_q, h, run->Wp, rows, q, run->Wp, 0, scratch);
     linear(h, run->Wp, rows, &layer->to_selector_q, sq, s_row, 0);
     for (long r = 0; r < rows; r++) {
         const long at = (first + r) * run->D / 2, s_at = (first + r) * E / 2;
@@ -317,12 +393,13 @@ static void answer(void *argument, long chunk, float *scratch) {
         }
         for (long i = 0; i < s->num_heads; i++) {
             const long ranking = i * S / s->num_heads;
-            attend(run, i, count, q + b * R * run->Wp, run->Wp, chosen + ranking * K, bias + ranking * run->Jp, rest,
-                   mixed + b * R * run->Wp);
+            (run->model->is_rounded ? attend_rounded : attend)(
+                run, i, count, q + b * R * run->Wp, run->Wp, chosen + ranking * K, bias + ranking * run->Jp, rest,
+                mixed + b * R * run->Wp);
         }
     }
-    linear(mixed, run->Wp, rows, &layer->to_out, x, run->Wp, 1);
-    feed_forward(run, x, rows, h, rest);
+    apply(&layer->to_out, mixed, run->Wp, rows, x, run->Wp, 1, scratch);
+    feed_forward(run, x, rows, h, rest, scratch);
 }
 
 static long scratch_size(const Run *run) {
@@ -330,14 +407,14 @@ static long scratch_size(const Run *run) {
     const long R = s->block_size, most = run->chunk_blocks * R, widest = run->Rp > SUMMARIES ? run->Rp : SUMMARIES;
     const long s_row = up_to(s->selector_heads * s->selector_dim, PANEL);
     const long embedding = CHUNK_STEPS * (2 * s->num_numeric + run->Wp + up_to(s->num_outputs, PANEL));
-    const long kv = 2 * s->num_kv_heads * run->D, keys = R * (run->Wp + up_to(kv, PANEL) + s_row) + kv;
+    const long kv = 2 * s->num_kv_heads * run->D, keys = R * (run->Wp + up_to(kv, PANEL) + s_row) + kv + s->num_kv_heads * run->Rp * (run->D + run->Dp);
     const long ranking = run->lanes * s->selector_dim + run->J * (run->lanes + 2);
-    const long reading = R * (run->Dp + 2 + widest), hidden = most * up_to(2 * s->ffn_width, PANEL);
+    const long reading = R * (run->Dp + 5 + 2 * widest + run->D) + STRIP * widest, hidden = most * up_to(2 * s->ffn_width, PANEL);
     const long largest = ranking > reading ? ranking : reading;
     const long queries = most * (3 * run->Wp + s_row) + s->selector_heads * (run->Jp + run->J + PANEL) +
                          (largest > hidden ? largest : hidden);
     long size = embedding > keys ? embedding : keys;
-    return (size > queries ? size : queries) + 64;
+    return run->spare_size + (size > queries ? size : queries) + 64;
 }
 
 static void count_steps(Run *run) {
@@ -357,6 +434,7 @@ static void run_layers(Run *run, long num_selected, int64_t *selected) {
         run->K = run->layer->reads_all ? run->J : num_selected;
         run->selected = run->layer->reads_all ? NULL : selected;
         side_by_side(run, make_keys, run->J);
+        if (run->model->is_rounded) side_by_side(run, round_means, s->num_kv_heads * run->Jp / SUMMARIES);
         side_by_side(run, answer, (run->J + run->chunk_blocks - 1) / run->chunk_blocks);
         if (run->selected) selected += s->selector_heads * run->J * run->K;
     }
@@ -368,28 +446,34 @@ int dankai_edge_encode(const Model *model, const float *numeric, const float *kn
                        int64_t num_steps, int64_t num_selected, int32_t threads, float *outputs, int64_t *selected) {
     const Shape *s = &model->shape;
     const long R = s->block_size, D = s->width / s->num_heads, J = (num_steps + R - 1) / R, G = s->num_kv_heads;
+    const long rounded_model = model->is_rounded;
     Run run = {.model = model, .numeric = numeric, .known = known, .categorical = categorical, .outputs = outputs};
     run.N = num_steps, run.J = J, run.D = D, run.Dp = up_to(D, PANEL), run.Rp = up_to(R, PANEL);
     run.Wp = up_to(s->width, PANEL), run.Jp = up_to(J, SUMMARIES), run.lanes = up_to(R, PANEL);
     run.chunk_blocks = CHUNK_STEPS / R > 0 ? CHUNK_STEPS / R : 1;
     run.num_threads = threads < 1 ? 1 : threads > 64 ? 64 : threads;
-    const long E = s->selector_dim, Ntable = J * R;
-    const long sizes[] = {J * R * run.Wp, G * J * run.Rp * D, G * J * run.Rp * run.Dp, G * run.Jp * D,
-                          G * run.Jp * run.Dp, s->selector_heads * J * R * E, run.Jp, Ntable * D / 2,
-                          Ntable * D / 2, Ntable * E / 2, Ntable * E / 2};
+    run.spare_size = rounded_model ? run.chunk_blocks * R * (DEPTH / 2 + 2) : 0;
+    const long E = s->selector_dim, keys = G * J * run.Rp, means = G * run.Jp, exact = !rounded_model;
+    const long sizes[] = {J * R * run.Wp, exact * keys * D, exact * keys * run.Dp, means * D, means * run.Dp,
+                          s->selector_heads * J * R * E, run.Jp, J * R * D / 2, J * R * D / 2, J * R * E / 2, J * R * E / 2,
+                          rounded_model * keys * D / 2, rounded_model * keys * run.Dp / 2, rounded_model * means * D / 2,
+                          rounded_model * means * run.Dp / 2, rounded_model * G * J, rounded_model * G * J, rounded_model * means, rounded_model * means};
     float **parts[] = {&run.x, &run.keys, &run.values, &run.mean_keys, &run.mean_values, &run.selector_keys,
-                       &run.log_count, &run.cos, &run.sin, &run.selector_cos, &run.selector_sin};
+                       &run.log_count, &run.cos, &run.sin, &run.selector_cos, &run.selector_sin,
+                       (float **)&run.rounded_keys, (float **)&run.rounded_values, (float **)&run.rounded_mean_keys,
+                       (float **)&run.rounded_mean_values, &run.key_scale, &run.value_scale, &run.mean_key_scale, &run.mean_value_scale};
+    const int count = sizeof sizes / sizeof *sizes;
     float *scratch[64] = {NULL};
     run.scratch = scratch;
     int failed = 0;
-    for (int i = 0; i < 11; i++) failed |= !(*parts[i] = allocate(sizes[i]));
+    for (int i = 0; i < count; i++) failed |= !(*parts[i] = allocate(sizes[i]));
     for (int i = 0; i < run.num_threads; i++) failed |= !(scratch[i] = allocate(scratch_size(&run)));
     if (!failed) {
         for (int i = 1; i < 5; i++) memset(*parts[i], 0, sizeof(float) * sizes[i]);  // padding weighs nothing
         count_steps(&run);
         run_layers(&run, num_selected, selected);
     }
-    for (int i = 0; i < 11; i++) free(*parts[i]);
+    for (int i = 0; i < count; i++) free(*parts[i]);
     for (int i = 0; i < run.num_threads; i++) free(scratch[i]);
     return failed;
 }
@@ -404,31 +488,38 @@ static Matrix packed(const float *weight, long depth, long columns) {
     return m;
 }
 
+static Map mapped(const float *weight, long depth, long columns, int is_rounded) {
+    if (!is_rounded) return (Map){packed(weight, depth, columns), {NULL, NULL}};
+    return (Map){{NULL, depth, columns}, rounded_matrix(weight, depth, columns)};
+}
+
 static float *copied(const float *from, long count) {
     float *to = allocate(count);
     if (to) memcpy(to, from, sizeof(float) * count);
     return to;
 }
 
-static void load_layer(Layer *layer, const Shape *s, const float *const *w) {
+static void load_layer(Layer *layer, const Shape *s, const float *const *w, int is_rounded) {
     const long W = s->width, D = W / s->num_heads, SE = (long)s->selector_heads * s->selector_dim;
     layer->attention_norm = copied(w[0], W);
-    layer->to_kv = packed(w[1], W, 2 * s->num_kv_heads * D);
+    layer->to_kv = mapped(w[1], W, 2 * s->num_kv_heads * D, is_rounded);
     layer->to_selector_k = packed(w[2], W, SE);
     layer->to_selector_q = packed(w[3], W, SE);
-    layer->to_q = packed(w[4], W, W);
-    layer->to_out = packed(w[5], W, W);
+    layer->to_q = mapped(w[4], W, W, is_rounded);
+    layer->to_out = mapped(w[5], W, W, is_rounded);
     layer->ffn_norm = copied(w[6], W);
-    layer->to_hidden = packed(w[7], W, 2 * s->ffn_width);
-    layer->ffn_out = packed(w[8], s->ffn_width, W);
+    layer->to_hidden = mapped(w[7], W, 2 * s->ffn_width, is_rounded);
+    layer->ffn_out = mapped(w[8], s->ffn_width, W, is_rounded);
 }
 
 // weights: embed, its bias, norm, head, its bias, frequencies of heads and of rankings, the tables of the
 // categorical columns, then nine of each layer in the order of load_layer; all [inputs, outputs], row by row.
-Model *dankai_edge_load(const int32_t *shape, const int32_t *reads_all, const int64_t *sizes, const float *const *weights) {
+Model *dankai_edge_load(const int32_t *shape, const int32_t *reads_all, const int64_t *sizes, const float *const *weights,
+                        int32_t is_rounded) {
     Model *m = calloc(1, sizeof(Model));
     if (!m) return NULL;
     memcpy(&m->shape, shape, sizeof(Shape));
+    m->is_rounded = is_rounded;
     const Shape *s = &m->shape;
     m->embed = packed(weights[0], 2 * s->num_numeric, s->width);
     m->embed_bias = copied(weights[1], s->width);
@@ -441,7 +532,7 @@ Model *dankai_edge_load(const int32_t *shape, const int32_t *reads_all, const in
     m->layers = calloc(s->num_layers, sizeof(Layer));
     for (long c = 0; c < s->num_categorical; c++) m->tables[c] = copied(weights[7 + c], sizes[c] * s->width);
     for (long i = 0; i < s->num_layers; i++) {
-        load_layer(&m->layers[i], s, weights + 7 + s->num_categorical + 9 * i);
+        load_layer(&m->layers[i], s, weights + 7 + s->num_categorical + 9 * i, is_rounded);
         m->layers[i].reads_all = reads_all[i];
     }
     return m;
@@ -450,9 +541,11 @@ Model *dankai_edge_load(const int32_t *shape, const int32_t *reads_all, const in
 void dankai_edge_free(Model *m) {
     for (long i = 0; i < m->shape.num_layers; i++) {
         Layer *l = &m->layers[i];
-        float *parts[] = {l->attention_norm, l->ffn_norm, l->to_kv.panels, l->to_selector_k.panels, l->to_selector_q.panels,
-                          l->to_q.panels, l->to_out.panels, l->to_hidden.panels, l->ffn_out.panels};
-        for (int part = 0; part < 9; part++) free(parts[part]);
+        Map *maps[] = {&l->to_kv, &l->to_q, &l->to_out, &l->to_hidden, &l->ffn_out};
+        void *parts[] = {l->attention_norm, l->ffn_norm, l->to_selector_k.panels, l->to_selector_q.panels};
+        for (int part = 0; part < 4; part++) free(parts[part]);
+        for (int map = 0; map < 5; map++)
+            free(maps[map]->exact.panels), free(maps[map]->rounded.panels), free(maps[map]->rounded.scales);
     }
     for (long c = 0; c < m->shape.num_categorical; c++) free(m->tables[c]);
     float *parts[] = {m->embed.panels, m->embed_bias, m->norm, m->head.panels, m->head_bias, m->frequency, m->selector_frequency};
