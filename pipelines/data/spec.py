@@ -105,6 +105,7 @@ class ModelSection(Record):
     selector_heads: Positive | None = None
     selector_dim: Positive | None = None
     rotary_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    causal: bool | None = None
 
 
 class DatasetSpec(Record):

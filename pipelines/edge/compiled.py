@@ -92,6 +92,10 @@ class CompiledEncoder:
         but not of the selector's. Raises NotCompiled, or ValueError for another precision."""
         if precision not in PRECISIONS:
             raise ValueError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
+        if model.get("causal"):
+            raise NotCompiled(
+                "the compiled encoder reads both ways; causal models need onnxruntime or a stream"
+            )
         self._library = load_library(library or library_file())
         self._model, self._threads = dict(model), threads
         self._sparse_layers = model["num_layers"] - len(model["dense_layers"])

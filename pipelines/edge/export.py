@@ -59,7 +59,8 @@ def export_onnx(model: SparseEncoder, path: Path) -> OnnxFile:
     Inputs: numeric and known float32 [1, N, F], categorical int64 [1, N, C], num_selected int64 scalar
     (blocks read by each query block; brought into 1..J by the graph), any N from 1 up. Outputs: outputs
     float32 [1, N, O] and selected int64 [layers, S, J, K], the key blocks read, best first; layers that
-    read everything are left out of it. Raises ValueError where all do.
+    read everything are left out of it. Of a causal model's early query blocks the last ones of the K lie
+    ahead and are not read. Raises ValueError where all layers read everything.
     """
     if len(model.config.dense_layers) == model.config.num_layers:
         raise ValueError("dense_layers: every layer reads everything, so there is no budget to export")
@@ -80,6 +81,8 @@ class _Steps(NamedTuple):
 
     nearest_M: Value
     """int64: the step itself, or the last one that exists."""
+    position_M: Value
+    """int64: the step itself."""
     closed_JR: Value
     """0 where a step exists, -inf elsewhere: added to the logits of its key."""
     weight_JR1: Value
@@ -109,6 +112,7 @@ class _Chunk(NamedTuple):
     closed_L1: Value
     own_C1: Value
     """int64, the query blocks' own numbers."""
+    position_L1: Value
     cos: Value
     sin: Value
     selector_cos: Value
@@ -160,6 +164,7 @@ def _steps(op: Op, config: ModelConfig, num_steps: Value, num_selected: Value) -
     count_J1 = op.ReduceSum(one_JR, [1], keepdims=1)
     steps = _Steps(
         op.Min(position_M, op.Sub(num_steps, 1)),
+        position_M,
         op.Where(exists_JR, 0.0, -_INF),
         op.Unsqueeze(op.Div(one_JR, op.Max(count_J1, 1.0)), [2]),
         op.Log(op.Squeeze(count_J1, [1])),
@@ -200,6 +205,7 @@ def _chunks(op: Op, config: ModelConfig, x_MW: Value, steps: _Steps) -> _Chunk:
         op.Reshape(x_MW, [-1, rows, config.width]),
         op.Reshape(steps.closed_JR, [-1, rows, 1]),
         op.Reshape(block_J, [-1, blocks, 1]),
+        op.Reshape(steps.position_M, [-1, rows, 1]),
         *(op.Reshape(table, [-1, rows, config.head_dim // 2]) for table in steps.rotation),
         *(op.Reshape(table, [-1, rows, config.selector_dim // 2]) for table in steps.selector_rotation),
     )
@@ -229,6 +235,8 @@ def _select(op: Op, layer: Layer, h_LW: Value, chunk: _Chunk, keys: _Keys, steps
     logits_SLM = op.MatMul(
         rotate(op, sq_SLX, Rotation(chunk.selector_cos, chunk.selector_sin)), keys.selector_SDM
     )
+    if config.causal:
+        logits_SLM = op.Where(op.Less(chunk.position_L1, steps.position_M), -_INF, logits_SLM)
     by_block = [config.selector_heads, _chunk_blocks(config) * config.block_size, -1, config.block_size]
     best_SLJ = op.ReduceMax(op.Reshape(logits_SLM, by_block), [3], keepdims=0)
     best_SLJ = op.Add(best_SLJ, op.ReduceMax(steps.closed_JR, [1], keepdims=0))
@@ -252,9 +260,9 @@ def _attend(
     index_HCK = op.Gather(selected_SCK, serving_H, axis=0)
     k_HCYD = _gather(op, config, keys.k_GJRD, keys.mean_k_GJD, index_HCK)
     v_HCYD = _gather(op, config, keys.v_GJRD, keys.mean_v_GJD, index_HCK)
-    bias_HCY = op.Gather(_bias(op, config, selected_SCK, steps), serving_H, axis=0)
+    bias_HCRY = op.Gather(_bias(op, config, chunk, selected_SCK, steps), serving_H, axis=0)
     logits_HCRY = op.MatMul(q_HCRD, op.Transpose(k_HCYD, perm=[0, 1, 3, 2]))
-    weights_HCRY = op.Softmax(op.Add(logits_HCRY, op.Unsqueeze(bias_HCY, [2])), axis=-1)
+    weights_HCRY = op.Softmax(op.Add(logits_HCRY, bias_HCRY), axis=-1)
     out_HLD = op.Reshape(op.MatMul(weights_HCRY, v_HCYD), [heads, -1, config.head_dim])
     out_LW = op.Reshape(op.Transpose(out_HLD, perm=[1, 0, 2]), [-1, config.width])
     return linear(op, "to_out", layer.attention.to_out.weight, out_LW)
@@ -274,13 +282,27 @@ def _gather(op: Op, config: ModelConfig, t_GJRD: Value, mean_GJD: Value, index_H
     return op.Concat(read_HCXD, op.Expand(op.Unsqueeze(means_HJD, [1]), shape), axis=2)
 
 
-def _bias(op: Op, config: ModelConfig, selected_SCK: Value, steps: _Steps) -> Value:
-    """Added to the logits [S, C, Y]: -inf for padding and for the summaries of blocks that are read."""
-    chunk = [config.selector_heads, _chunk_blocks(config)]
-    read_SCX = op.Reshape(op.Gather(steps.closed_JR, selected_SCK, axis=0), [*chunk, -1])
-    counts_SCJ = op.Expand(steps.log_count_J, op.Concat(chunk, op.Shape(steps.log_count_J), axis=0))
+def _bias(op: Op, config: ModelConfig, chunk: _Chunk, selected_SCK: Value, steps: _Steps) -> Value:
+    """Added to the logits [S, C, R or 1, Y]: -inf for what does not exist, or lies ahead of a causal model's
+    rows, and for the summaries of blocks that are read."""
+    shape = [config.selector_heads, _chunk_blocks(config)]
+    read_SC1X = op.Reshape(op.Gather(steps.closed_JR, selected_SCK, axis=0), [*shape, 1, -1])
+    counts_CJ = op.Expand(steps.log_count_J, op.Concat([shape[1]], op.Shape(steps.log_count_J), axis=0))
+    if config.causal:
+        block_J = op.Range(0, op.Squeeze(op.Shape(steps.log_count_J), [0]), 1)
+        counts_CJ = op.Where(op.Less(block_J, chunk.own_C1), counts_CJ, -_INF)
+    wide = op.Concat(shape, op.Shape(steps.log_count_J), axis=0)
     never_SCK = op.Expand(-_INF, op.Shape(selected_SCK))
-    return op.Concat(read_SCX, op.ScatterElements(counts_SCJ, selected_SCK, never_SCK, axis=2), axis=2)
+    counts_SCJ = op.ScatterElements(op.Expand(counts_CJ, wide), selected_SCK, never_SCK, axis=2)
+    counts_SC1J = op.Unsqueeze(counts_SCJ, [2])
+    if not config.causal:
+        return op.Concat(read_SC1X, counts_SC1J, axis=3)
+    step_JR = op.Reshape(steps.position_M, [-1, config.block_size])
+    key_SC1X = op.Reshape(op.Gather(step_JR, selected_SCK, axis=0), [*shape, 1, -1])
+    row_1CR1 = op.Reshape(chunk.position_L1, [1, shape[1], config.block_size, 1])
+    read_SCRX = op.Where(op.Less(row_1CR1, key_SC1X), -_INF, read_SC1X)
+    rows = op.Concat([*shape, config.block_size], op.Shape(steps.log_count_J), axis=0)
+    return op.Concat(read_SCRX, op.Expand(counts_SC1J, rows), axis=3)
 
 
 def _chunk_blocks(config: ModelConfig) -> int:

@@ -137,7 +137,7 @@ def _on_same_blocks(
         with torch.enable_grad():  # the plain form of the layers
             rough, rough_scores = _follow(rounded_model(model), window, selected_LSJK, torch.float64)
     choices = [
-        _compare_choice(layer_scores, indices, model.config.block_size)
+        _compare_choice(layer_scores, indices, model.config.block_size, model.config.causal)
         for layer_scores, indices in zip(scores, selected_LSJK, strict=True)
     ]
     return _SameBlocks(
@@ -145,7 +145,7 @@ def _on_same_blocks(
         eager_error=_error(rough.numpy(), exact),
         equal=float(np.mean([equal for equal, _ in choices])),
         tie_gap=_worst([gap for _, gap in choices]),
-        score_error=_worst([_error(a.numpy(), b) for a, b in zip(rough_scores, exact_scores, strict=True)]),
+        score_error=_worst([_score_error(*pair) for pair in zip(rough_scores, exact_scores, strict=True)]),
     )
 
 
@@ -170,27 +170,40 @@ def _follow(
 def _reading(
     attention: "Attention", indices_SJK: "Tensor", scores: list["Tensor"]
 ) -> Callable[..., "BlockSelection"]:
-    from sparse_model.attention import BlockSelection, block_scores
+    from sparse_model.attention import block_scores
 
     def select(x_BNW: "Tensor", *_: object) -> "BlockSelection":
         size = attention.config.block_size
         queries, keys = attention.selector(x_BNW)
-        scores.append(block_scores(queries, keys, size))
-        counts_SJ = indices_SJK.new_full(indices_SJK.shape[:2], indices_SJK.shape[2])
-        return BlockSelection(indices_SJK.sort(-1).values[None], counts_SJ[None], size)
+        causal = attention.config.causal
+        scores.append(block_scores(queries, keys, size, causal))
+        return _selection(indices_SJK, size, causal)
 
     return select
 
 
-def _compare_choice(scores_BSJJ: "Tensor", indices_SJK: "Tensor", block_size: int) -> tuple[float, float]:
+def _selection(indices_SJK: "Tensor", block_size: int, causal: bool) -> "BlockSelection":
+    """As the model knows it: ascending, and of a causal model only what does not lie ahead."""
+    import torch
+
+    from sparse_model.attention import BlockSelection
+
+    num_blocks, most = indices_SJK.shape[1:]
+    visible_J = torch.arange(1, num_blocks + 1) if causal else torch.full((num_blocks,), num_blocks)
+    counts_SJ = visible_J.clamp_max(most).expand(indices_SJK.shape[:2])
+    return BlockSelection(indices_SJK.sort(-1).values[None], counts_SJ[None], block_size)
+
+
+def _compare_choice(
+    scores_BSJJ: "Tensor", indices_SJK: "Tensor", block_size: int, causal: bool
+) -> tuple[float, float]:
     """Share of equal choices, and the largest score by which a passed-over block leads one that was read."""
     import torch
 
-    from sparse_model.attention import BlockSelection, select_blocks
+    from sparse_model.attention import select_blocks
 
-    choice = select_blocks(scores_BSJJ, indices_SJK.shape[2], block_size)
-    own = choice.read_mask()
-    read = BlockSelection(indices_SJK[None], choice.counts_BSQ, block_size).read_mask()
+    own = select_blocks(scores_BSJJ, indices_SJK.shape[2], block_size, causal).read_mask()
+    read = _selection(indices_SJK, block_size, causal).read_mask()
     passed_over = scores_BSJJ.masked_fill(~(own & ~read), -torch.inf).amax(-1)
     taken = scores_BSJJ.masked_fill(~(read & ~own), torch.inf).amin(-1)
     gap = float((passed_over - taken).clamp_min(0.0).max())
@@ -206,6 +219,11 @@ def _tensors(window: Inputs, dtype: "torch.dtype") -> tuple["Tensor", "Tensor", 
 
 def _error(ours: NDArray, theirs: "Tensor") -> float:
     return float(np.abs(ours - theirs.numpy()).max())
+
+
+def _score_error(ours: "Tensor", theirs: "Tensor") -> float:
+    """Blocks that lie ahead have no score, here and there."""
+    return _error(ours.nan_to_num(neginf=0.0).numpy(), theirs.nan_to_num(neginf=0.0))
 
 
 def _worst(values: Sequence[float]) -> float:

@@ -26,7 +26,9 @@ from numpy.typing import NDArray
 
 from pipelines.edge.compiled import CompiledEncoder, NotCompiled
 from pipelines.edge.rows import Inputs, Row, encode_rows
+from pipelines.edge.stream import Stream
 from pipelines.edge.verification import BundleError, read_bundle
+from pipelines.edge.weights import read_weights
 
 ENGINES = ("auto", "compiled", "onnxruntime")
 _LOG = logging.getLogger(__name__)
@@ -97,6 +99,8 @@ class EdgeModel:
     preprocessing: dict[str, Any]
     golden: Inputs
     engine: Engine
+    graph: bytes
+    """The verified model.onnx."""
 
     @classmethod
     def load(cls, folder: Path, key: Ed25519PublicKey, threads: int = 1, engine: str = "auto") -> "EdgeModel":
@@ -118,7 +122,7 @@ class EdgeModel:
             raise BundleError(
                 f"{folder / 'model.onnx'}: {engine} cannot load it ({type(error).__name__})"
             ) from error
-        model = cls(manifest, json.loads(files["preprocessing.json"]), golden, opened)
+        model = cls(manifest, json.loads(files["preprocessing.json"]), golden, opened, files["model.onnx"])
         model._self_test(folder, expected)
         return model
 
@@ -132,6 +136,12 @@ class EdgeModel:
         share = self.manifest["density"] if density is None else density
         blocks = num_selected(share, inputs.num_steps, self.manifest["contract"]["block_size"])
         return self.engine.outputs(inputs, blocks)
+
+    def stream(self, blocks: int, exact_blocks: int = 256, num_summaries: int = 256) -> Stream:
+        """A new series that is answered as it comes (pipelines.edge.stream). Raises ValueError for a model that
+        is not causal.
+        """
+        return Stream(read_weights(self.graph), self.manifest["model"], blocks, exact_blocks, num_summaries)
 
     def score(self, window: Inputs | Sequence[Row], density: float | None = None) -> NDArray[np.float32]:
         """One score per step asked: probabilities [horizon, O] for events, z-scored values [horizon, O] for
