@@ -138,8 +138,8 @@ class EdgeModel:
         return self.engine.outputs(inputs, blocks)
 
     def stream(self, blocks: int, exact_blocks: int = 256, num_summaries: int = 256) -> Stream:
-        """A new series that is answered as it comes (pipelines.edge.stream). Raises ValueError for a model that
-        is not causal.
+        """A new series that is answered as it comes (pipelines.edge.stream). Raises ValueError for a model
+        that is not causal.
         """
         return Stream(read_weights(self.graph), self.manifest["model"], blocks, exact_blocks, num_summaries)
 
