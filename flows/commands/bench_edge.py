@@ -10,11 +10,9 @@ from flows.commands.options import out_option, writable_folder
 @click.command()
 @out_option("Folder for the results file; one that is there is replaced.")
 @click.option(
-    "--steps", multiple=True, type=click.IntRange(64), help="Length; repeat it.  [default: 1k to 64k]"
+    "--steps", multiple=True, type=click.IntRange(64), help="Length; may be repeated.  [default: 1k to 64k]"
 )
-@click.option(
-    "--streaming", is_flag=True, help="What a new step costs a stream, up to a million, on one thread."
-)
+@click.option("--streaming", is_flag=True, help="What a new step costs a stream instead; one thread.")
 @click.option("--threads", default=2, show_default=True, type=click.IntRange(1, 64))
 def edge(out: Path, steps: tuple[int, ...], streaming: bool, threads: int) -> None:
     """Time and peak memory of an encoder of width 256 on this CPU, sparse and dense; minutes, an hour at 64k.
