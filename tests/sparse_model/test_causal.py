@@ -1,4 +1,4 @@
-"""A causal model sees no later step, learns its selector from what its rows may see, and explains itself so."""
+"""A causal model sees no later step, learns its selector from what rows may see, and explains itself so."""
 
 import pytest
 import torch
