@@ -12,6 +12,7 @@ import click
 from flows.commands.bench import bench
 from flows.commands.bias import bias
 from flows.commands.budget import budget
+from flows.commands.edge import edge
 from flows.commands.explain import explain
 from flows.commands.gate import gate
 from flows.commands.labels import labels
@@ -148,6 +149,7 @@ def _settings() -> "Settings":
 dankai.add_command(bench)
 dankai.add_command(gate)
 dankai.add_command(budget)
+dankai.add_command(edge)
 dankai.add_command(explain)
 dankai.add_command(join)
 dankai.add_command(reproduce)

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 PURPOSE = "edge bundle"
-FORMAT = 1
+FORMAT = 2
+"""2 added the shape of the model, its precision, and what a device has to be for it."""
 FILES = frozenset({"model.onnx", "preprocessing.json", "golden.npz"})
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_BUNDLE_BYTES = 1 << 30

@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 
+from pipelines.data.spec import load_spec
+from pipelines.edge.building import build_edge_bundle, find_checkpoint
+from pipelines.edge.bundle import verify_bundle
 from pipelines.release_log import ReleaseLog
 from pipelines.settings import load_settings
 from pipelines.signing import load_key
 from tests.key_traces import traces_of
 from tests.tiny_rollout import Ended, Preloaded, write_dataset, write_policy
+from validation.errors import InputError
 
 STAGES = ("pilot", "training", "edge", "steady")
 
@@ -296,3 +300,24 @@ def test_where_nothing_is_live_there_is_nothing_to_explain(folder: Path, preload
         assert refused.code == 2
         assert "nothing is live" in refused.err
         assert not (folder / "nowhere").exists()
+
+
+def test_the_live_model_can_be_built_for_devices_again(
+    ended: Ended, summary: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    settings = load_settings({"DANKAI_HOME": str(folder / "home"), "DANKAI_THREADS": "1"})
+    spec, live = load_spec(folder / "pump.yaml"), summary["state"]["releases"][-1]
+    champion = find_checkpoint(settings, spec.name)
+    assert champion.sha256 == live["checkpoint"]
+    assert find_checkpoint(settings, spec.name, folder=Path(champion.folder)) == champion
+    assert find_checkpoint(settings, spec.name, version=live["champion"]) == champion
+    with pytest.raises(InputError, match="holds no model"):
+        find_checkpoint(settings, spec.name, folder=tmp_path)
+    first = find_checkpoint(settings, spec.name, version=1)
+    with pytest.raises(InputError, match="there is no version 99"):
+        find_checkpoint(settings, spec.name, version=99)
+    bundle = build_edge_bundle(settings, spec, first, tmp_path)
+    manifest = verify_bundle(Path(bundle.folder), load_key(settings.keys).public_key())
+    assert Path(bundle.folder).parent == tmp_path
+    assert manifest["made_from"]["checkpoint"] == first.sha256
+    assert bundle.parity.passed
