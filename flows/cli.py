@@ -13,8 +13,10 @@ from flows.commands.bench import bench
 from flows.commands.bias import bias
 from flows.commands.budget import budget
 from flows.commands.completion import completion
+from flows.commands.doctor import doctor
 from flows.commands.explain import explain
 from flows.commands.gate import gate
+from flows.commands.init import init
 from flows.commands.labels import labels
 from flows.commands.monitor import monitor, retrain
 from flows.commands.options import ROOT, json_option, policy_option, quiet_option
@@ -23,7 +25,9 @@ from flows.commands.replay import replay
 from flows.commands.reproduce import join, reproduce
 from flows.commands.sections import EXIT_STATUS, Sections
 from flows.commands.serve import serve, shadow
+from flows.commands.status import status
 from flows.commands.up import up
+from flows.commands.watch import watch
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings
@@ -168,8 +172,8 @@ def _settings() -> "Settings":
 
 dankai.add_sections(
     {
-        "First steps": (demo, rollout),
-        "What is going on": (history, ui),
+        "First steps": (demo, init, rollout, doctor),
+        "What is going on": (status, watch, history, ui),
         "Why did it decide so": (gate, explain, budget, bias),
         "Say yes, or take back": (approve, approvals, rollback, demote),
         "Real requests": (serve, shadow),
