@@ -30,7 +30,7 @@ _CLOCKS = (
         " %H.%M.%S",
         " %H.%M",
     ),
-    *(" %H時%M分%S秒", " %H時%M分", " %H:%M:%S%.fZ", "T%H:%M:%S%.fZ", " %H:%M:%SZ", "T%H:%M:%SZ", "T%H:%MZ"),
+    *(" %H時%M分%S秒", " %H時%M分", " %H:%M:%SZ", "T%H:%M:%SZ", "T%H:%MZ", " %H:%M:%S%.fZ", "T%H:%M:%S%.fZ"),
     *(" %H:%M:%S%z", "T%H:%M:%S%z", " %H:%M:%S%.f%z", "T%H:%M:%S%.f%z", " %H:%M%z", "T%H:%M%z"),
     *(" %I:%M %p", " %I:%M:%S %p"),
 )

@@ -37,6 +37,8 @@ _MOST_ROWS = 2_000_000  # looked at; of a longer table the first ones
 _MOST_BYTES = 1 << 26  # of a text file, for its encoding
 _MARKERS = 3  # so many different texts among numbers stand for "no value"; more are a column of texts
 _MOSTLY = 0.9
+_NOTHING = ["na", "n/a", "nan", "null", "none", "nil", "-", "--", "?", "欠測", "なし", "k.a."]
+"""Texts that stand for no value however often they stand there; others only where they are rare."""
 
 
 class Answers(Record):
@@ -175,7 +177,8 @@ def _numbers(
         texts = raw[name].str.strip_chars()
         values = _as_numbers(texts, decimal)
         others = texts.filter(values.is_null() & texts.is_not_null())
-        share = 1 - len(others) / max(1, texts.count())
+        strange = others.filter(~others.str.to_lowercase().is_in(_NOTHING))
+        share = 1 - len(strange) / max(1, texts.count())
         if share < _MOSTLY or others.n_unique() > _MARKERS or not values.count():
             continue
         numbers[name] = values.alias(name)

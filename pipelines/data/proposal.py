@@ -22,6 +22,7 @@ _CODE_WORDS = ("id", "code", "cmd", "type", "class", "kind", "status", "state", 
 _FAULT_WORDS = ("anomal", "label", "fault", "outlier", "attack", "異常", "故障", "störung")
 _PART_WORDS = {"train", "test", "valid", "validation", "val", "dev"}
 _NO_NAMES = {*_PART_WORDS, "0.0", "1.0"}
+_CLOCK_PARTS = {"year", "month", "day", "hour", "minute", "second", "weekday", "week"}
 _MOST_CATEGORIES = 1000
 _FEWEST_ROWS = 400
 _MADE_UP = datetime(2000, 1, 1)
@@ -119,9 +120,15 @@ def _moves(table: "pl.DataFrame", key: str | None, time: str) -> "pl.Series":
 
 def _groupings(table: "pl.DataFrame", time: str | None) -> Iterator[str]:
     """Columns of few values that may name whose row it is: time goes on within each, and not over all."""
-    if time is not None and table[time].is_sorted() and table[time].is_unique().all():
-        return
-    for name in table.columns:
+    if time is None or not (table[time].is_sorted() and table[time].is_unique().all()):
+        texts = [name for name, dtype in table.schema.items() if not dtype.is_numeric()]
+        numbers = [name for name in table.columns if name not in texts]
+        # A name is mostly a text; hours and codes, which part the rows as well, mostly are none.
+        yield from list(_parting(table, texts, time)) or _parting(table, numbers, time)
+
+
+def _parting(table: "pl.DataFrame", names: list[str], time: str | None) -> Iterator[str]:
+    for name in names:
         values = table[name]
         if name in (time, FILE) or values.null_count() or set(map(str, values.unique())) <= _NO_NAMES:
             continue
@@ -180,6 +187,8 @@ def _useless(values: "pl.Series", is_counter: bool) -> str:
         return "it never changes"
     if is_counter:
         return "it counts the rows"
+    if values.name.lower() in _CLOCK_PARTS:
+        return "a part of the instant, which the calendar gives anyway"
     if values.dtype.is_temporal():
         return "a second instant"
     if not values.dtype.is_numeric():
@@ -217,6 +226,9 @@ def _task(look: Look, roles: Roles, answers: Answers) -> dict[str, Any]:
     target = [name for name in answers.target if name in roles.numeric] or whole
     if not target:
         raise InputError(_no_target(look, roles))
+    gaps = [name for name in roles.numeric if name not in target]
+    if gaps and not answers.target:
+        look.said.append(f"read and not predicted, because values are missing: {_few(gaps)}")
     is_detection = answers.task == "detect" or (answers.task is None and bool(asked or faults))
     if not is_detection:
         return {"task": "forecast", "target": target}
