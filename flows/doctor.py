@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Literal
 
-from pipelines.addresses import without_password
+from pipelines.addresses import request_to, without_password
 from pipelines.settings import DATABASE, QUIET, Settings, load_settings
 from validation.errors import InputError
 
@@ -291,7 +291,7 @@ def _cuda_build() -> str | None:
 def _unhealthy(address: str) -> str:
     """Why a server is not well, "" where it is."""
     try:
-        with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:
+        with urllib.request.urlopen(request_to(address), timeout=TIMEOUT_S) as answer:
             return "" if answer.status == 200 else f"status {answer.status}"
     except (OSError, ValueError) as error:
         return str(getattr(error, "reason", error))

@@ -4,13 +4,15 @@ import json
 import urllib.request
 from typing import Any
 
+from pipelines.addresses import request_to
+
 TIMEOUT_S = 1.0
 
 
 def ask(api: str, path: str, content: dict[str, Any] | None = None) -> Any:
     """The JSON answer of GET, or with `content` of POST, `path` below `api`. Raises OSError or ValueError."""
     body = None if content is None else json.dumps(content).encode()
-    request = urllib.request.Request(f"{api.rstrip('/')}/{path}", body, {"Content-Type": "application/json"})
+    request = request_to(f"{api.rstrip('/')}/{path}", body)
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
         return json.loads(answer.read() or b"null")
 
