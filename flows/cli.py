@@ -140,7 +140,7 @@ def _run(dataset: Path, policy: Path, quiet: bool, as_json: bool, bootstrap: str
         from flows.tables import print_summary
 
         stop_orphans()
-        summary: RolloutSummary = rollout_flow(str(dataset), str(policy), quiet, bootstrap)
+        summary: RolloutSummary = rollout_flow(str(dataset), str(policy), quiet, bootstrap).result()
         if as_json:
             click.echo(summary.model_dump_json(indent=1))
         else:

@@ -11,6 +11,7 @@ from prefect.states import Completed
 from pipelines import calibration, candidates, judging, preparation, release, replay
 from pipelines.evaluation import Evaluation
 from pipelines.job import Job, Prepared
+from validation.gates import Stage
 
 
 def _task(function: Callable[..., Any], name: str, run: str | None = None) -> Callable[..., Any]:
@@ -21,12 +22,18 @@ def _task(function: Callable[..., Any], name: str, run: str | None = None) -> Ca
     return task(name=name, task_run_name=run, cache_policy=NO_CACHE, persist_result=False)(function)
 
 
-def gate(job: Job, prepared: Prepared, stage: str, *about: Any) -> State[Evaluation]:
-    """The gate's evaluation; the task's last state is called PASS, HOLD or FAIL."""
-    evaluation = judging.judge_stage(job, prepared, stage, *about)  # type: ignore[arg-type]  # a stage's name
+@task(name="gate", task_run_name="{stage} gate", cache_policy=NO_CACHE, persist_result=False)
+def _gate(job: Job, prepared: Prepared, stage: Stage, *about: Any) -> State[Evaluation]:
+    """Its last state is called PASS, HOLD or FAIL."""
+    evaluation = judging.judge_stage(job, prepared, stage, *about)
     verdict = evaluation.verdict
     said = "; ".join(verdict.reasons) or "every required check passed"
     return Completed(name=str(verdict.outcome), message=said, data=evaluation)
+
+
+def judge_stage(job: Job, prepared: Prepared, stage: Stage, *about: Any) -> Evaluation:
+    """A stage's gate, asked in a task (see pipelines.judging)."""
+    return _gate(job, prepared, stage, *about).result()  # type: ignore[return-value]  # the state itself comes
 
 
 snapshot_data = _task(preparation.snapshot_data, "snapshot")
@@ -40,9 +47,6 @@ measure_costs = _task(judging.measure_costs, "measure cost")
 pilot_kpis = _task(judging.pilot_kpis, "pilot KPIs")
 training_kpis = _task(judging.training_kpis, "training KPIs")
 calibrate = _task(calibration.calibrate, "calibrate budgets")
-judge_stage = task(name="gate", task_run_name="{stage} gate", cache_policy=NO_CACHE, persist_result=False)(
-    gate
-)
 build_edge = _task(judging.build_edge, "build bundle")
 score_on_edge = _task(judging.score_on_edge, "score on edge", "answer in the edge runtime, {part}")
 measure_edge = _task(judging.measure_edge, "measure edge")

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -148,3 +149,18 @@ def test_a_full_disk_is_one_line_and_a_fault_of_ours_is_not_hidden(
     assert capsys.readouterr().err == said + "or set DANKAI_HOME to another folder\n"
     with pytest.raises(OSError, match="no file is to blame"):
         _answer(mistake)
+
+
+@pytest.mark.parametrize(("given", "has_colors"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_colors_are_for_a_terminal_and_not_where_no_color_is_set(
+    given: dict[str, str], has_colors: bool, tmp_path: Path
+) -> None:
+    outside, inside = pty.openpty()
+    environ = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    environ |= {"TERM": "xterm-256color", "DANKAI_HOME": str(tmp_path / "home"), **given}
+    command = [str(Path(sys.executable).with_name("dankai")), "doctor"]
+    subprocess.run(command, stdout=inside, stderr=subprocess.DEVNULL, env=environ, timeout=30)
+    os.close(inside)
+    shown = os.read(outside, 65536).decode()
+    assert ("\x1b[32m" in shown) == has_colors
+    assert "python" in shown

@@ -173,7 +173,7 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
         ["a;b", *(f"{n},5;{n}.5" for n in range(500))],
         "both a decimal comma (0,5) and a point",
     ),
-    "too short": (["at,x", "2024-01-01,1"], "1 rows; learning takes 400"),
+    "too short": (["at,x", "2024-01-01,1"], "1 rows; windows to train on, to stop by and to judge take 400"),
     "nothing to predict": (
         ["at,x", *(f"{at},5" for at in HOURS)],
         "nothing in it to predict ('x': it never changes)",
@@ -229,6 +229,28 @@ def test_a_dataset_file_is_not_replaced_unasked(tmp_path: Path) -> None:
 )
 def test_encodings_are_told_apart(text: str, encoding: str) -> None:
     assert encodings_of(text.encode(encoding)) == (encoding,)
+
+
+def test_a_file_that_is_not_in_the_stated_encoding_is_one_line(tmp_path: Path) -> None:
+    spec = init(japanese_plant(tmp_path), out=tmp_path / "plant.yaml")
+    wrong = spec.model_copy(update={"source": spec.source.model_copy(update={"encoding": "euc_jp"})})
+    with pytest.raises(InputError, match=r"設備\.csv: not euc_jp .*; state its source\.encoding"):
+        take_snapshot(wrong, tmp_path)
+
+
+def test_what_a_dialect_cannot_be_is_refused_with_the_field(tmp_path: Path) -> None:
+    spec = init(german_station(tmp_path), out=tmp_path / "station.yaml")
+    text = (tmp_path / "station.yaml").read_text()
+    for old, new, said in (
+        ("encoding: cp1252", "encoding: klingon", "'klingon' is none that Python knows"),
+        ("delimiter: ;", "delimiter: ','", "the comma cannot part both numbers and columns"),
+        ("kind: csv", "kind: parquet", "only a csv file has one"),
+    ):
+        assert old in text
+        (tmp_path / "wrong.yaml").write_text(text.replace(old, new))
+        with pytest.raises(InputError, match=said):
+            load_spec(tmp_path / "wrong.yaml")
+    assert spec.source.decimal == ","
 
 
 REAL = {
