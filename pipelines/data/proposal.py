@@ -26,9 +26,8 @@ def propose(look: Look, answers: Answers) -> dict[str, Any]:
     """The content of a dataset file, `source.path` apart. Raises Unclear, or InputError where nothing can."""
     table = look.table
     if len(table) < _FEWEST_ROWS:
-        raise InputError(
-            f"{look.place}: {len(table)} rows; windows to train on, to stop by and to judge take {_FEWEST_ROWS}"
-        )
+        wanted = f"windows to train on, to stop by and to judge take {_FEWEST_ROWS}"
+        raise InputError(f"{look.place}: {len(table)} rows; {wanted}")
     entity = entity_of(look, answers)
     key = FILE if entity == "filename" else entity
     put_in_order(look, key, answers)

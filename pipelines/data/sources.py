@@ -201,7 +201,7 @@ def _instant(spec: DatasetSpec, schema: "pl.Schema", field: str, name: str) -> "
 
     _known(spec, schema, field, name)
     dtype, column = schema[name], pl.col(name)
-    if name == spec.time and spec.source.time_formats:
+    if name == spec.time and spec.source.time_formats and not dtype.is_temporal():
         return written_instant(column.cast(pl.String), spec.source.time_formats)
     if isinstance(dtype, pl.Datetime) and dtype.time_zone:
         column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)

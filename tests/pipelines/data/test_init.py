@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from flows.cli import dankai
 from flows.commands import init as init_module
+from pipelines.batches import read_rows
 from pipelines.data.dialect import encodings_of
 from pipelines.data.looking import Unclear
 from pipelines.data.snapshot import read_snapshot, take_snapshot
@@ -115,6 +116,17 @@ def test_semicolons_decimal_commas_and_a_clock_apart(tmp_path: Path) -> None:
     table = rows(spec, tmp_path)
     assert table["time"].to_list() == HOURS
     assert table["Kühlmittel"].to_list() == VALUES[1].tolist()
+
+
+def test_a_batch_is_read_as_the_source_is_and_one_in_parquet_by_its_types(tmp_path: Path) -> None:
+    spec = init(german_station(tmp_path), out=tmp_path / "station.yaml")
+    (tmp_path / "later.csv").write_bytes((tmp_path / "Messstation 7.csv").read_bytes())
+    written = read_rows(tmp_path / "later.csv", spec, ())
+    assert written["time"].to_list() == HOURS
+    plain = spec.source.model_copy(update={"time_columns": ()})
+    of_types = spec.model_copy(update={"source": plain, "time": "time"})
+    written.write_parquet(tmp_path / "later.parquet")
+    assert read_rows(tmp_path / "later.parquet", of_types, ()).equals(written)
 
 
 def test_utf_16_with_tabs_and_the_month_first(tmp_path: Path) -> None:
