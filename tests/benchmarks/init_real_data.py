@@ -22,6 +22,7 @@ from pipelines.data.stream import chunks
 from pipelines.data.windows import Windows, training_chunks
 from pipelines.training import train
 from validation.data import validate_parts
+from validation.policy import load_policy
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("DANKAI_DATA") or ROOT / "../shared/data").resolve()
@@ -46,7 +47,9 @@ def begin(dataset: Path, folder: Path) -> str:
     spec = load_spec(dataset)
     snapshot = take_snapshot(spec, folder)
     parts = (rows.to_pandas() for rows in chunks(snapshot.uri))
-    report = validate_parts(parts, contract_of(spec), folder / "docs", folder / "aside")
+    share = load_policy(ROOT / "infra" / "rollout.yaml").data.max_quarantined_share
+    places = (folder / "docs", folder / "aside")
+    report = validate_parts(parts, contract_of(spec), *places, max_quarantined_share=share)
     windows = Windows(snapshot, spec, fit_preprocessing(training_chunks(snapshot, spec), spec))
     plan = spec.training.model_copy(update=FIRST_STEPS)
     config = model_config(windows, spec)
