@@ -9,10 +9,16 @@ CUDA_ONLY := cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cud
 	nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 \
 	nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx triton
 
-.PHONY: demo test end-to-end faults up check postgres lock clean
+.PHONY: demo install test readme end-to-end faults up check postgres lock clean
 
 demo: $(INSTALLED)
 	.venv/bin/dankai demo
+
+install: $(INSTALLED)
+
+# Every command block of README.md, in a fresh clone; a minute or two.
+readme: $(INSTALLED)
+	.venv/bin/python -m tests.repository.readme_blocks --venv .venv
 
 test: $(INSTALLED) postgres
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --cov --cov-report=term

@@ -10,6 +10,7 @@ from prefect.states import Completed
 from flows.actors import who_runs
 from flows.dask import spread_of
 from flows.drift_events import announce
+from flows.names import run_name
 from pipelines.due import open_reason
 from pipelines.job import Job, open_job
 from pipelines.monitor import MonitorReport, monitor_batch
@@ -17,7 +18,7 @@ from pipelines.settings import load_settings
 from validation.errors import InputError
 
 
-@flow(name="monitor")
+@flow(name="monitor", flow_run_name=run_name)
 def monitor(dataset: str, policy: str, batches: str) -> State[str]:
     """Look at every new batch in the folder `batches` (below DANKAI_DATA unless absolute), oldest first.
 
@@ -31,7 +32,16 @@ def monitor(dataset: str, policy: str, batches: str) -> State[str]:
         announce(report, Path(dataset), Path(policy))
     if not fresh:
         return Completed(name="Nothing new", message=f"nothing new; the newest batch: {said(reports[-1])}")
-    return Completed(message="\n".join(map(said, fresh)))
+    return Completed(name=worst_decision(fresh), message="\n".join(map(said, fresh)))
+
+
+def worst_decision(reports: list[MonitorReport]) -> str:
+    """What the run's last state is called: the most urgent of what was decided."""
+    order = ("none", "watch", "retrain", "fault")
+    worst = max((report.decision for report in reports), key=order.index)
+    return {"none": "Nothing moved", "watch": "Watch", "retrain": "Retrain: drift", "fault": "Data fault"}[
+        worst
+    ]
 
 
 def still_open(job: Job) -> list[MonitorReport]:

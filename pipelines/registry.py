@@ -35,6 +35,16 @@ ACCOUNT = "mlflow.user"  # shown by MLflow's own pages
 SAMPLE_SECONDS = 5
 BATCH = 1000  # MLflow's limit of metrics in one call
 PARAM_BATCH = 100
+_ABOUT = """Models of the dataset **{0}**, each version with its model card.
+
+| alias | means |
+|---|---|
+| champion | live |
+| challenger | on trial, or waiting for approval |
+| last_green | where `dankai rollback {0}` leads |
+| pilot, edge | live in those stages |
+
+Aliases are a view; the release log is the truth: `dankai history {0}`."""
 logger = logging.getLogger(__name__)
 
 
@@ -164,6 +174,12 @@ class Tracker:
         """MLflow's own record of a run: status, tags, params, last metrics, inputs."""
         return self._client.get_run(run_id)
 
+    def page(self, run_id: str) -> str | None:
+        """Address of the run's page, where a server shows it."""
+        if not self.uri.startswith("http"):
+            return None
+        return f"{self.uri.rstrip('/')}/#/experiments/{self._experiment_id}/runs/{run_id}"
+
     def find_runs(self, tags: Mapping[str, str]) -> "list[Run]":
         """Finished runs that carry all of these tags, oldest first."""
         wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
@@ -225,6 +241,10 @@ class Tracker:
             name, f"runs:/{run_id}/model", run_id, tags={**(tags or {}), **hashes}, description=description
         )
         return _version(stored)
+
+    def describe_version(self, name: str, version: int, text: str) -> None:
+        """Markdown that MLflow's page of the version shows."""
+        self._client.update_model_version(name, str(version), description=text)
 
     def download_version(self, version: ModelVersion, folder: Path) -> Path:
         """Folder with its model.safetensors and config.json; MLflow's model is the folder above.
@@ -308,7 +328,9 @@ class Tracker:
 
     def _find_version(self, name: str, checkpoint_hash: str, run_id: str) -> ModelVersion | None:
         if self._model(name) is None:
-            self._client.create_registered_model(name)
+            self._client.create_registered_model(
+                name, description=_ABOUT.format(name.removeprefix("dankai-"))
+            )
         versions = self._client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
         return next(
             (_version(stored) for stored in versions if stored.tags.get("checkpoint") == checkpoint_hash),

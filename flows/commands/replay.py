@@ -6,19 +6,28 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.commands.options import out_option, policy_option, writable_folder
+from flows.commands.options import (
+    json_option,
+    out_option,
+    policy_option,
+    quiet_option,
+    results_at,
+    writable_folder,
+)
 
 if TYPE_CHECKING:
     from pipelines.strategies import Comparison
 
 
-@click.command()
+@click.command(short_help="Months of operation in minutes: never, monthly, upon drift.")
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("--from", "start", required=True, metavar="MONTH", help="The first month, such as 2013-05.")
 @click.option("--step", type=click.Choice(["month"]), default="month", show_default=True)
 @policy_option("What counts as drift, and how to train again.")
 @out_option("Folder for replay.json; one that is there is replaced.")
-def replay(dataset: Path, start: str, step: str, policy: Path, out: Path) -> None:
+@quiet_option
+@json_option
+def replay(dataset: Path, start: str, step: str, policy: Path, out: Path, quiet: bool, as_json: bool) -> None:
     """Run DATASET's months as they would have come, training again never, monthly, upon drift or growth.
 
     Growth: half as many rows again are known as the model was trained on.
@@ -42,11 +51,11 @@ def replay(dataset: Path, start: str, step: str, policy: Path, out: Path) -> Non
     settings = load_settings()
     refuse_unusable(months_from(load_spec(dataset), first), settings)
     quiet_environment(settings)
-    with progress() as report:
+    with progress(quiet) as report:
         compared = compare(open_job(dataset, policy, settings, report), first)
     replace_file(folder / "replay.json", compared.model_dump_json(indent=1).encode() + b"\n")
-    _print(compared)
-    click.echo(f"wrote {folder / 'replay.json'}", err=True)
+    with results_at(folder / "replay.json", as_json):
+        _print(compared)
 
 
 def _month(text: str) -> datetime:
