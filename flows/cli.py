@@ -19,6 +19,7 @@ from flows.commands.monitor import monitor, retrain
 from flows.commands.options import ROOT, policy_option
 from flows.commands.release import COMMANDS
 from flows.commands.replay import replay
+from flows.commands.report import report
 from flows.commands.reproduce import join, reproduce
 from flows.commands.serve import serve, shadow
 from flows.commands.up import up
@@ -155,6 +156,7 @@ dankai.add_command(monitor)
 dankai.add_command(retrain)
 dankai.add_command(replay)
 dankai.add_command(labels)
+dankai.add_command(report)
 dankai.add_command(bias)
 dankai.add_command(serve)
 dankai.add_command(shadow)

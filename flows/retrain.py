@@ -9,10 +9,12 @@ from prefect.states import Completed
 
 from flows.approval import ask_in_prefect
 from flows.monitor import open_flow_job
+from flows.report import show_report
 from pipelines import retraining
 from pipelines.due import open_reason, why
 from pipelines.files import exclusive_lock
 from pipelines.job import Job
+from pipelines.report.leaving import leave_retraining
 from pipelines.retraining import RetrainingReport
 
 
@@ -41,6 +43,7 @@ def trained(job: Job, reason: str, batch: str | None) -> RetrainingReport:
     with training_turn(job):
         report = retraining.retrain(job, reason, batch)
     ask_in_prefect(job.settings)
+    show_report(leave_retraining(job, report))
     return report
 
 

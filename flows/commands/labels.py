@@ -24,8 +24,12 @@ def labels(dataset: Path, labels: Path, policy: Path, as_json: bool) -> None:
     """
     from flows.commands.monitor import job_of, print_monitored
     from pipelines.labels import attach_labels
+    from pipelines.report.leaving import leave_batch
 
-    report = attach_labels(job_of(dataset, policy), labels)
+    job = job_of(dataset, policy)
+    report = attach_labels(job, labels)
+    for each in report.monitored:
+        leave_batch(job, each)
     if as_json:
         click.echo(report.model_dump_json(indent=1))
         return

@@ -29,6 +29,7 @@ def monitor(dataset: Path, batch: Path, policy: Path, as_json: bool) -> None:
       dankai monitor infra/datasets/flights.yaml incoming/2014-01.parquet
     """
     from pipelines.monitor import monitor_batch
+    from pipelines.report.leaving import leave_batch
 
     job = job_of(dataset, policy)
     report = monitor_batch(job, batch)
@@ -36,10 +37,12 @@ def monitor(dataset: Path, batch: Path, policy: Path, as_json: bool) -> None:
         from flows.drift_events import announce
 
         announce(report, dataset.resolve(), policy.resolve())
+    page = None if report.repeated else leave_batch(job, report).page
     if as_json:
         click.echo(report.model_dump_json(indent=1))
     else:
         print_monitored(report)
+        print_page(page)
 
 
 @click.command()
@@ -54,13 +57,17 @@ def retrain(dataset: Path, reason: str, policy: Path, as_json: bool) -> None:
     Example:
       dankai retrain infra/datasets/flights.yaml --reason "new summer schedule"
     """
+    from pipelines.report.leaving import leave_retraining
     from pipelines.retraining import retrain as train_again
 
-    report = train_again(job_of(dataset, policy), reason)
+    job = job_of(dataset, policy)
+    report = train_again(job, reason)
+    page = leave_retraining(job, report).page
     if as_json:
         click.echo(report.model_dump_json(indent=1))
     else:
         _print_retrained(report)
+        print_page(page)
 
 
 def job_of(dataset: Path, policy: Path) -> "Job":
@@ -78,6 +85,11 @@ def job_of(dataset: Path, policy: Path) -> "Job":
     quiet_environment(settings)
     with progress() as report:
         return open_job(dataset, policy, settings, report)
+
+
+def print_page(page: Path | None) -> None:
+    if page is not None:
+        click.echo(f"Report: {page}")
 
 
 def print_monitored(report: "MonitorReport") -> None:
