@@ -16,7 +16,7 @@ from pipelines.report.story import Answer, Lineage, Period, Story, Trace, Which,
 from pipelines.rollout import Release, RolloutState
 from pipelines.values import Values
 from validation.drift import DriftReport
-from validation.effects import Effect
+from validation.effects import Effect, Kind, Measure
 from validation.evidence import Evidence
 from validation.gates import StagePolicy, judge
 from validation.kpis import Kpi
@@ -137,16 +137,16 @@ def costs() -> tuple[CostComparison, ...]:
             for name, middle, density in (("candidate", ours, 0.125), ("dense", theirs, None))
         ]
         latency = [np.array(side.latency_ms) for side in sides]
-        ratios = {
-            f"latency_{name}_ratio": ratio_interval(
-                *latency, quantile=share, confidence=0.95, num_resamples=50, seed=0
-            )
-            for name, share in (("p50", 0.5), ("p99", 0.99))
-        }
+        ratio = partial(ratio_interval, *latency, confidence=0.95, num_resamples=50, seed=0)
         memory = Interval(value=1.06, low=1.03, high=1.06, n=3)
         found.append(
             CostComparison(
-                num_steps=steps, candidate=sides[0], dense=sides[1], peak_memory_ratio=memory, **ratios
+                num_steps=steps,
+                candidate=sides[0],
+                dense=sides[1],
+                latency_p50_ratio=ratio(quantile=0.5),
+                latency_p99_ratio=ratio(quantile=0.99),
+                peak_memory_ratio=memory,
             )
         )
     return tuple(found)
@@ -247,6 +247,11 @@ def window(which: Which, loss: float, name: str = "load") -> WindowRead:
 
 
 def drift_report(strength: float, subject: str = "load") -> DriftReport:
+    moved: tuple[tuple[Kind, str, Measure], ...] = (
+        ("inputs", subject, "shift"),
+        ("relations", "plan", "relation"),
+        ("selection", "blocks read", "lags"),
+    )
     effects = tuple(
         Effect(
             kind=kind,
@@ -255,15 +260,8 @@ def drift_report(strength: float, subject: str = "load") -> DriftReport:
             value=0.1 * strength,
             usual=0.05,
             strength=strength / rank,
-        )  # type: ignore[arg-type]
-        for rank, (kind, name, measure) in enumerate(
-            (
-                ("inputs", subject, "shift"),
-                ("relations", "plan", "relation"),
-                ("selection", "blocks read", "lags"),
-            ),
-            1,
         )
+        for rank, (kind, name, measure) in enumerate(moved, 1)
     )
     return DriftReport(
         decision="retrain" if strength > 3 else "none",

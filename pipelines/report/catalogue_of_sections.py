@@ -156,6 +156,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "{column}別の{kpi}（{reference}との差）",
     ),
     "slices.alone": ("{kpi} by {column}", "{column}別の{kpi}"),
+    "slices.difference": ("{kpi}, difference", "{kpi}の差"),
     "slices.group": ("Group", "区分"),
     "slices.small": ("too small to judge", "判定対象外"),
     "slices.judged": ("judged", "判定対象"),
@@ -178,9 +179,9 @@ MESSAGES: dict[str, tuple[str, str]] = {
     ),
     "drift.metric": ("{kpi} of the live model", "稼働モデルの{kpi}"),
     "drift.metric.text": (
-        "Dots with confidence intervals ({n} windows each); the mark says what was decided, vertical lines "
-        "are trainings.",
-        "点は値、縦棒は信頼区間です（各{n}ウィンドウ）。印の形は判断の内容、縦の点線は再学習を示します。",
+        "Dots with confidence intervals ({n} windows each); the mark says what was decided, dotted lines "
+        "are trainings and what came of them.",
+        "点は値、縦棒は信頼区間です（各{n}ウィンドウ）。印の形は判断の内容、縦の点線は再学習とその結果を示します。",
     ),
     "drift.strength": ("Strongest drift of each kind", "種類別の最も強いドリフト"),
     "drift.strength.text": (

@@ -31,7 +31,7 @@ def _places(value: float) -> int:
 
 
 def places_of(value: float, low: float, high: float) -> int:
-    """As many places as make two digits of the half-width of an interval, three at the most where that shows."""
+    """As many places as show two digits of an interval's half-width; three where that says enough."""
     width = (high - low) / 2
     if not math.isfinite(width) or width <= 0:
         return _places(abs(value)) if math.isfinite(value) else 0

@@ -1,5 +1,7 @@
 """What the model looked at, in the window it answered best, in a typical one and in the worst."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -124,5 +126,5 @@ def _answers(windows: Windows, batch: WindowBatch, scored: Scored, number: int) 
     )
 
 
-def _iso(microseconds: int | np.integer) -> str:
+def _iso(microseconds: Any) -> str:
     return str(np.datetime64(int(microseconds), "us").astype("datetime64[s]"))

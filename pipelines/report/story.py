@@ -29,6 +29,7 @@ from validation.statistics import Interval
 FILE, PAGE = "report.json", "report.html"
 Kind = Literal["rollout", "retraining", "monitor"]
 Which = Literal["best", "typical", "worst"]
+Event = Literal["", "trained", "promoted", "held", "dropped", "refused", "unfinished", "rolled_back"]
 Measure = Literal["log_loss", "mse", "rank_error"]
 
 
@@ -77,7 +78,7 @@ class Period(Record):
     value: Interval | None = None
     drift: DriftReport | None = None
     reasons: tuple[str, ...] = ()
-    event: Literal["", "trained", "promoted", "held", "dropped", "refused", "unfinished", "rolled_back"] = ""
+    event: Event = ""
     """What followed."""
     is_this: bool = False
     """The run that the page is about."""

@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from pipelines.batches import known_rows, rows_of
@@ -17,13 +18,14 @@ from pipelines.preparation import known_before
 from pipelines.release import trained_checkpoint
 from pipelines.replay import Month
 from pipelines.report.readings import read_windows
-from pipelines.report.story import Lineage, Period, Story, WindowRead
+from pipelines.report.story import Event, Lineage, Period, Story, WindowRead
 from pipelines.retraining import RetrainingReport, reading_as, retrainings, trained_on
 from pipelines.rollout import current_state
 from pipelines.scoring import Scores
 from pipelines.settings import Settings
 from pipelines.summary import RolloutSummary
 from validation.errors import InputError
+from validation.gates import Outcome
 
 _LOCAL = "http://127.0.0.1:5000"  # where `dankai ui` shows the runs, unless told otherwise
 _REMEMBERED = 60  # batches and trainings before a page's own that it shows
@@ -189,9 +191,6 @@ def _calibration(checkpoint: Checkpoint | None) -> Calibration | None:
 
 
 def _of_month(month: Month) -> Period:
-    event = "rolled_back" if month.rolled_back else "trained" if month.retrained else ""
-    if month.evaluation and not event:
-        event = {"PASS": "promoted", "HOLD": "held", "FAIL": "dropped"}[month.evaluation.verdict.outcome]
     return Period(
         label=month.month,
         time=month.month,
@@ -200,8 +199,18 @@ def _of_month(month: Month) -> Period:
         value=month.value,
         drift=month.drift,
         reasons=month.drift.reasons,
-        event=event,
+        event=_followed(month),
     )
+
+
+def _followed(month: Month) -> Event:
+    """What came of a month; a challenger that met in it is told before the training that followed."""
+    if month.rolled_back:
+        return "rolled_back"
+    if month.evaluation is None:
+        return "trained" if month.retrained else ""
+    ended: dict[Outcome, Event] = {Outcome.PASS: "promoted", Outcome.HOLD: "held", Outcome.FAIL: "dropped"}
+    return ended[month.evaluation.verdict.outcome]
 
 
 def history(settings: Settings, dataset: str, this: str) -> tuple[Period, ...]:
@@ -249,30 +258,16 @@ def _of_gate(summary: RolloutSummary, folder: Path) -> dict[str, str]:
 def _lineage(
     job: Job, prepared: Prepared | None, checkpoint: Checkpoint | None, run_id: str, folder: Path
 ) -> Lineage:
-    snapshot = prepared.snapshot if prepared else None
-    data = (
-        {
-            "snapshot": snapshot.content_hash,
-            "rows": snapshot.num_rows,
-            "start": snapshot.start.isoformat(),
-            "end": snapshot.end.isoformat(),
-        }
-        if snapshot
-        else {}
-    )
-    weights = (
-        {
-            "training_run": checkpoint.run_id,
-            "training_url": _page_of(job, checkpoint.run_id),
-            "checkpoint": checkpoint.sha256,
-            "checkpoint_place": _relative(checkpoint.folder, folder),
-        }
-        if checkpoint
-        else {}
-    )
-    docs = _relative(prepared.report.docs_uri, folder) if prepared else ""
-    run = {"run_id": run_id, "run_url": _page_of(job, run_id)}
-    return Lineage(docs=docs, policy=job.policy.digest(), **data, **weights, **run)
+    kept: dict[str, Any] = {"policy": job.policy.digest(), "run_id": run_id, "run_url": _page_of(job, run_id)}
+    if prepared:
+        snapshot = prepared.snapshot
+        kept |= {"snapshot": snapshot.content_hash, "rows": snapshot.num_rows}
+        kept |= {"start": snapshot.start.isoformat(), "end": snapshot.end.isoformat()}
+        kept["docs"] = _relative(prepared.report.docs_uri, folder)
+    if checkpoint:
+        kept |= {"training_run": checkpoint.run_id, "training_url": _page_of(job, checkpoint.run_id)}
+        kept |= {"checkpoint": checkpoint.sha256, "checkpoint_place": _relative(checkpoint.folder, folder)}
+    return Lineage(**kept)
 
 
 def _page_of(job: Job, run_id: str) -> str:

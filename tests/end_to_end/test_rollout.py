@@ -179,6 +179,55 @@ def test_mlflow_has_the_data_docs_the_baseline_and_every_month_under_the_rollout
     assert parents == {rollout.info.run_id}
 
 
+def test_its_report_tells_the_whole_climb_and_lies_in_mlflow_too(
+    ended: Ended, summary: dict[str, Any], folder: Path
+) -> None:
+    from pipelines.registry import Tracker
+    from pipelines.report.story import read_story
+
+    home = folder / "home"
+    assert f"Report: {home}/report.html" in ended.out
+    story = read_story(home)
+    assert [each.stage for each in story.evaluations] == list(STAGES)
+    assert [each.which for each in story.windows] == ["best", "typical", "worst"]
+    assert story.windows[0].loss < story.windows[1].loss < story.windows[2].loss
+    assert [each.event for each in story.periods] == ["trained", "promoted"]
+    assert story.payback is not None
+    assert story.lineage.bundle == summary["bundle"]["manifest_sha256"]
+    for place in (story.lineage.docs, story.lineage.bundle_place, story.lineage.checkpoint_place):
+        assert (home / place).exists(), place
+    [run] = Tracker.open(load_settings({"DANKAI_HOME": str(home)})).find_runs({"kind": "rollout"})[:1]
+    artifacts = Path(str(run.info.artifact_uri).removeprefix("file://"))
+    assert (artifacts / "report.html").read_bytes() == (home / "report.html").read_bytes()
+
+
+def test_the_report_is_made_again_in_japanese_and_opens_without_a_complaint(
+    ended: Ended, folder: Path, preloaded: Preloaded
+) -> None:
+    from tests.chromium import chromium, lacking, open_page
+
+    out = folder / "report-ja.html"
+    made = preloaded.dankai(
+        "report", folder / "home", "--lang", "ja", "--out", out, home=folder / "home", LC_ALL="C.UTF-8"
+    )
+    assert made.code == 0, made.err
+    assert made.out.strip() == str(out)
+    assert "「定常運用」段階に到達しました。" in out.read_text(encoding="utf-8")
+    if why := lacking():
+        pytest.skip(why)
+    with chromium() as browser:
+        opened = open_page(browser, out, 375)
+        assert (opened.complaints, opened.requests) == ([], [])
+        assert opened.ask("document.querySelectorAll('.plot svg').length") >= 14
+        assert opened.ask("document.documentElement.scrollWidth") == 375
+
+
+def test_where_there_is_no_report_that_is_one_line(folder: Path, preloaded: Preloaded) -> None:
+    refused = preloaded.dankai("report", folder, home=folder / "home")
+    assert refused.code == 2
+    assert "report.json: there is no such file; name a folder that holds report.json" in refused.err
+
+
 def test_what_it_leaves_is_there(ended: Ended, summary: dict[str, Any], folder: Path) -> None:
     assert Path(summary["bundle"]["folder"], "manifest.json").is_file()
     assert Path(summary["prepared"]["report"]["docs_uri"]).is_file()

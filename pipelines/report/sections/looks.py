@@ -223,7 +223,7 @@ def _read_chart(window: WindowRead, trace: int, task: str, words: Words) -> Spec
         "transform": [{"filter": f"isValid(datum.{field})"}],
         "encoding": {"x": x, "y": y},
     }
-        layers: list[Spec] = [
+    layers: list[Spec] = [
         _bands(window, x, words),
         {
             "mark": {"type": "point", "clip": True, "color": BLUE, "size": 9, "filled": True, "opacity": 0.8},

@@ -96,9 +96,9 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _chart(source: str, rows: list[dict], versus: str | None, words: Words) -> Spec:
-    title = words("kpis.versus", kpi=words(f"kpi.{rows[0]['kpi']}"), reference=words(f"reference.{versus}"))
-    title = title if versus else words(f"kpi.{rows[0]['kpi']}")
+def _chart(source: str, rows: list[dict], versus: Reference | None, words: Words) -> Spec:
+    metric = words(f"kpi.{rows[0]['kpi']}")
+    title = words("slices.difference", kpi=metric) if versus else metric
     x = quantity("value", title, scale={"zero": False, "padding": 10})
     y = name("label", None, sort=None, axis={"labelColor": INK, "ticks": False, "domain": False})
     shown = tooltip(
