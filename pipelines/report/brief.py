@@ -8,7 +8,7 @@ def brief(page: Page, place: str) -> str:
     """`place` is where the whole page is: an address becomes a link."""
     verdict = page.verdict
     details = [f"- {markdown(each)}" for each in verdict.details or verdict.record]
-    facts = [f"- {markdown(f'{name}: {value}' if name else value)}" for name, value in verdict.facts]
+    facts = [f"- {markdown(f'{name}: {value}')}" for name, value in verdict.facts]
     link = f"[{markdown(page.heading)}]({place})" if place.startswith("http") else f"`{place}`"
     head = f"# {markdown(page.title)}: {markdown(verdict.label)}"
     parts = [head, f"**{markdown(verdict.sentence)}**", markdown(verdict.lead)]

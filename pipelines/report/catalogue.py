@@ -58,7 +58,12 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "outcome.fault": ("DATA FAULT", "データ異常"),
     "outcome.missing": ("NO GATE ASKED", "判定なし"),
     # verdict in a sentence
-    "verdict": ("Verdict", "判定"),
+    "verdict.is": ("Verdict:", "判定："),
+    "verdict.check": (
+        "{outcome} · {name}: {value} — {reason}",
+        "{outcome}・{name}：{value}（{reason}）",
+    ),
+    "verdict.check.bare": ("{outcome} · {name}: {reason}", "{outcome}・{name}（{reason}）"),
     "verdict.rollout.stopped": (
         "The climb stopped at the gate of the stage “{stage}”: {outcome}.",
         "「{stage}」段階の判定は「{outcome}」です。次の段階には進んでいません。",
@@ -126,12 +131,10 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "{count} of {total} required checks did not pass:",
         "必須の確認項目{total}件のうち、合格していないものが{count}件あります。",
     ),
-    "verdict.live": (
-        "Live now: version {version}, stage “{stage}”.",
-        "稼働中のモデル：バージョン{version}（「{stage}」段階）",
-    ),
-    "verdict.not_live": ("Nothing is live.", "稼働中のモデルはありません。"),
-    "verdict.reason": ("Asked for because: {reason}", "再学習の理由：{reason}"),
+    "verdict.live": ("version {version}, stage “{stage}”", "バージョン{version}（「{stage}」段階）"),
+    "verdict.not_live": ("nothing", "なし"),
+    "fact.live": ("Live now", "稼働中のモデル"),
+    "fact.reason": ("Why it was asked for", "再学習の理由"),
     "verdict.record": ("In the words of the record", "記録の原文"),
     "fact.windows": ("Windows judged", "評価したウィンドウ数"),
     "fact.density": ("Blocks read", "読み取るブロックの割合"),

@@ -16,7 +16,7 @@ class Cell:
 
     text: str
     kind: str = "text"
-    """text, number, hash or outcome."""
+    """text, number, value (a number that may take two lines), hash, bar or outcome."""
     outcome: str = ""
     href: str = ""
     note: str = ""

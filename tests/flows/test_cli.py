@@ -51,6 +51,7 @@ def test_importing_what_the_command_line_starts_with_imports_nothing_heavy(modul
         ("replay",),
         ("labels",),
         ("bias",),
+        ("report",),
         ("bench", "drift"),
     ],
 )

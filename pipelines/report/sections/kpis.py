@@ -54,7 +54,7 @@ def _row(check: Check, words: Words) -> tuple[Cell, ...]:
     reason = "" if check.outcome is Outcome.PASS else reason
     return (
         Cell(kpi_name(check, words), note=kpi.slice if kpi and kpi.slice else ""),
-        Cell(kpi_value(kpi, words), "number", note=_level(kpi, words)),
+        Cell(kpi_value(kpi, words), "value", note=_level(kpi, words)),
         Cell(_bar_text(check, words), "bar", bar=bar_of(check)),
         Cell(allowed(check, words), "number"),
         Cell(sample(kpi, words) if kpi else "\N{EN DASH}", "number"),

@@ -79,9 +79,10 @@ def _lead(story: Story, words: Words) -> str:
 
 def _said(check: Check, words: Words) -> str:
     reason, _ = reason_of(check, words)
-    value = f": {kpi_value(check.measured, words)}" if check.measured else ""
-    outcome, name = words(f"outcome.{check.outcome}"), kpi_name(check, words)
-    return f"{outcome} \N{MIDDLE DOT} {name}{value} \N{EM DASH} {reason}"
+    about = {"outcome": words(f"outcome.{check.outcome}"), "name": kpi_name(check, words), "reason": reason}
+    if check.measured is None:
+        return words("verdict.check.bare", **about)
+    return words("verdict.check", value=kpi_value(check.measured, words), **about)
 
 
 def _more(story: Story, words: Words) -> tuple[str, ...]:
@@ -92,11 +93,10 @@ def _more(story: Story, words: Words) -> tuple[str, ...]:
 def _facts(story: Story, words: Words) -> list[tuple[str, str]]:
     live = story.state.live
     stage = words(f"stage.{story.state.stage}")
-    facts = [
-        ("", words("verdict.live", version=live.champion, stage=stage) if live else words("verdict.not_live"))
-    ]
+    now = words("verdict.live", version=live.champion, stage=stage) if live else words("verdict.not_live")
+    facts = [(words("fact.live"), now)]
     if story.reason:
-        facts.append(("", words("verdict.reason", reason=story.reason)))
+        facts.append((words("fact.reason"), story.reason))
     if story.how_good:
         facts.append((words("fact.windows"), f"{story.how_good[0].num_windows:,}"))
     if story.kind == "monitor" and story.data:
