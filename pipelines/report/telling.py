@@ -101,23 +101,21 @@ def of_batch(job: Job, report: MonitorReport) -> Story:
     """A batch, beside those that were looked at before it."""
     champion = trained_checkpoint(job.settings, report.dataset, report.champion)
     windows: tuple[WindowRead, ...] = ()
-    inner, prepared = trained_on(job, champion)
-    density = inner.plan.target_density
     if report.scores is not None and report.value is not None:
-        found = _windows_of_batch(inner, prepared, report)
-        windows = _read(inner, champion, found, report.scores)
+        inner, prepared = trained_on(job, champion)
+        windows = _read(inner, champion, _windows_of_batch(inner, prepared, report), report.scores)
     folder, arrival = batch_folder(job, report), report.arrival
     about = {"snapshot": report.batch, "rows": arrival.num_rows, "docs": ""}
     about |= {"start": str(arrival.start or ""), "end": str(arrival.end or "")}
     if report.data:
         about["docs"] = _relative(report.data.docs_uri, folder)
-    return _blank(job, folder, prepared, champion, report.run_id, about).model_copy(
+    return _blank(job, folder, None, champion, report.run_id, about).model_copy(
         update={
             "kind": "monitor",
             "finished_at": arrival.received_at,
             "outcome": report.decision,
             "why": report.reasons,
-            "density": density,
+            "density": report.scores.density if report.scores else None,
             "windows": windows,
             "groups": report.groups,
             "periods": history(job.settings, report.dataset, report.batch),

@@ -11,6 +11,7 @@ from pipelines.release_log import ReleaseLog
 from pipelines.settings import load_settings
 from pipelines.signing import load_key
 from tests.key_traces import traces_of
+from tests.operated import ask
 from tests.tiny_rollout import Ended, Preloaded, write_dataset, write_policy
 
 STAGES = ("pilot", "training", "edge", "steady")
@@ -218,7 +219,9 @@ def test_the_report_is_made_again_in_japanese_and_opens_without_a_complaint(
     with chromium() as browser:
         opened = open_page(browser, out, 375)
         assert (opened.complaints, opened.requests) == ([], [])
-        plots, drawn = opened.ask("['.plot', '.plot svg'].map(each => document.querySelectorAll(each).length)")
+        plots, drawn = opened.ask(
+            "['.plot', '.plot svg'].map(each => document.querySelectorAll(each).length)"
+        )
         assert drawn == plots >= 12
         assert opened.ask("document.documentElement.scrollWidth") == 375
 
@@ -253,28 +256,48 @@ def test_the_release_log_tells_the_way_and_one_champion_is_live(ended: Ended, fo
     assert aliases["last_green"] == entries[3].decision.version
 
 
+@pytest.fixture(scope="module")
+def first(ended: Ended, folder: Path) -> dict[str, Any]:
+    """What the first run left, before it was run again."""
+    home = folder / "home"
+    return {
+        "log": (home / "release_log.jsonl").read_bytes(),
+        "summary": json.loads((home / "summary.json").read_text()),
+        "steps": sorted((home / "steps").iterdir()),
+    }
+
+
+@pytest.fixture(scope="module")
+def again(first: dict[str, Any], folder: Path, preloaded: Preloaded) -> Ended:
+    command = ("rollout", "run", folder / "pump.yaml", "--policy", folder / "policy-0.yaml")
+    return preloaded.dankai(*command, home=folder / "home", lengths=(1, 4, 16))
+
+
 def test_running_it_again_does_no_work_twice_and_decides_nothing_again(
-    ended: Ended, folder: Path, preloaded: Preloaded
+    ended: Ended, first: dict[str, Any], again: Ended, folder: Path
 ) -> None:
     from pipelines.registry import Tracker
 
     home = folder / "home"
-    log = (home / "release_log.jsonl").read_bytes()
-    first = json.loads((home / "summary.json").read_text())
-    steps = sorted((home / "steps").iterdir())
-    command = ("rollout", "run", folder / "pump.yaml", "--policy", folder / "policy-0.yaml")
-    again = preloaded.dankai(*command, home=home, lengths=(1, 4, 16))
     assert again.code == 0, again.err
     assert again.seconds < ended.seconds / 2
     assert "training" not in again.err
     second = json.loads((home / "summary.json").read_text())
-    assert (home / "release_log.jsonl").read_bytes() == log
-    assert second["state"] == first["state"]
-    assert second["sentence"] == first["sentence"]
-    for before, after in zip(first["evaluations"], second["evaluations"], strict=True):
+    assert (home / "release_log.jsonl").read_bytes() == first["log"]
+    assert second["state"] == first["summary"]["state"]
+    assert second["sentence"] == first["summary"]["sentence"]
+    for before, after in zip(first["summary"]["evaluations"], second["evaluations"], strict=True):
         assert before == after
-    assert set(steps) <= set((home / "steps").iterdir())
+    assert set(first["steps"]) <= set((home / "steps").iterdir())
     assert len(Tracker.open(load_settings({"DANKAI_HOME": str(home)})).find_runs({"kind": "month"})) == 2
+
+
+def test_its_verdict_is_an_artifact_in_prefect(again: Ended, prefect_server: str, folder: Path) -> None:
+    asked = {"artifacts": {"key": {"any_": ["pump-rollout-report"]}}}
+    [*_, artifact] = ask(f"{prefect_server}/artifacts/filter", asked)
+    assert artifact["type"] == "markdown"
+    assert "Every gate that was asked passed" in artifact["data"]
+    assert f"`{folder}/home/report.html`" in artifact["data"]
 
 
 def test_the_signing_key_stays_in_its_file(ended: Ended, folder: Path) -> None:
