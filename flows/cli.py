@@ -23,6 +23,7 @@ from flows.commands.monitor import monitor, retrain
 from flows.commands.options import ROOT, json_option, policy_option, quiet_option
 from flows.commands.release import approvals, approve, audit, demote, history, reconcile, rollback
 from flows.commands.replay import replay
+from flows.commands.report import report
 from flows.commands.reproduce import join, reproduce
 from flows.commands.sections import EXIT_STATUS, Sections
 from flows.commands.serve import serve, shadow
@@ -175,7 +176,7 @@ dankai.add_sections(
     {
         "First steps": (demo, init, rollout, doctor),
         "What is going on": (status, watch, history, ui),
-        "Why did it decide so": (gate, explain, budget, bias),
+        "Why did it decide so": (report, gate, explain, budget, bias),
         "Say yes, or take back": (approve, approvals, rollback, demote),
         "Real requests": (serve, shadow),
         "On devices": (edge,),

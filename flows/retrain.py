@@ -7,9 +7,11 @@ from prefect.states import Completed
 from flows.approval import ask_in_prefect
 from flows.monitor import open_flow_job
 from flows.names import run_name
+from flows.report import show_report
 from pipelines import retraining
 from pipelines.due import open_reason, why
 from pipelines.job import Job, training_turn
+from pipelines.report.leaving import leave_retraining
 from pipelines.retraining import RetrainingReport
 
 
@@ -40,6 +42,7 @@ def trained(job: Job, reason: str, batch: str | None) -> RetrainingReport:
     with training_turn(job.settings, job.spec.name):
         report = retraining.retrain(job, reason, batch)
     ask_in_prefect(job.settings)
+    show_report(leave_retraining(job, report))
     return report
 
 
