@@ -1,4 +1,4 @@
-"""`dankai edge run`, `answers`, `status`: scoring on a device. Nothing but the base dependencies is needed."""
+"""`dankai edge run`, `answers`, `status`: scoring on a device, by the base dependencies alone."""
 
 import os
 import sys
@@ -128,7 +128,7 @@ def status(device: Path) -> None:
     click.echo(json.dumps(said, indent=1))
 
 
-class refusals:  # noqa: N801  (reads as a phrase where it is used)
+class refusals:
     """What a bundle or a store must not be is said in one line, with exit status 2."""
 
     def __enter__(self) -> None: ...
@@ -158,3 +158,6 @@ def _print(found: "Any | list[Record]") -> None:
         sys.stdout.flush()
     except BrokenPipeError:  # nobody reads on; the answers are on the disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+COMMANDS = (run, answers, status)

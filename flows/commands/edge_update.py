@@ -1,14 +1,16 @@
 """`dankai edge update` and `dankai edge sync`: what a device gets and what it leaves."""
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from flows.commands.edge_run import device_option, key_option, refusals
 
 
-def _name_option():
+def _name_option() -> Callable[..., Any]:
     return click.option(
         "--name",
         default=socket.gethostname,
@@ -73,4 +75,7 @@ def is_bundle(source: str) -> bool:
     """Whether SOURCE is one bundle rather than a store."""
     from pipelines.edge.verification import MANIFEST
 
-    return source.endswith(".zip") and "://" not in source or (Path(source) / MANIFEST).exists()
+    return (source.endswith(".zip") and "://" not in source) or (Path(source) / MANIFEST).exists()
+
+
+COMMANDS = (update, sync)

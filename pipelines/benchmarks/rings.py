@@ -2,8 +2,10 @@
 
     python -m pipelines.benchmarks.rings [DEVICES] [OUT.json]     or: dankai edge rollout --simulate 50
 
-Every device is a thread with a folder of its own, and everything in it is what runs on a device: signed offers and
-archives, verification, journal, metrics, watch, going back, reports. Simulated are the machines: their speed, the
+Every device is a thread with a folder of its own, and everything in it is what runs on a device: signed
+offers and
+archives, verification, journal, metrics, watch, going back, reports. Simulated are the machines: their
+speed, the
 ones that fail in the middle of something and start again, the ones that hang, and the ones whose reports lie.
 A self-test runs in the thread, not in processes of its own: 50 devices share the cores of one machine here.
 """
@@ -17,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -27,10 +30,10 @@ from pipelines.clock import now
 from pipelines.edge.agent import Agent, Options
 from pipelines.edge.intake import read_lines
 from pipelines.edge.metrics import Record
-from pipelines.edge.offers import follow, make_offer, publish, read_offer
+from pipelines.edge.offers import follow, publish
 from pipelines.edge.rings import Patience, RolloutReport, Subject, ring_order, roll_out
-from pipelines.edge.runtime import EdgeModel, measure_here
 from pipelines.edge.running import Keeper, Source
+from pipelines.edge.runtime import measure_here
 from pipelines.edge.stores import FolderStore, Store, StoreError
 from pipelines.edge.sync import sync
 from pipelines.edge.updates import installed
@@ -97,10 +100,8 @@ class Device(threading.Thread):
             if self.machine.kind == "hanging" and time.monotonic() % (2 * HANGS_SECONDS) < HANGS_SECONDS:
                 self.is_over.wait(0.2)
                 continue
-            try:
+            with suppress(Fault, StoreError, BundleError, InputError):  # the next round is its next start
                 self._round()
-            except (Fault, StoreError, BundleError, InputError):
-                pass  # the next round is its next start
             self.is_over.wait(self.machine.slowness)
 
     def _round(self) -> None:
@@ -196,9 +197,7 @@ class Told(NamedTuple):
     seconds: float
 
 
-def simulate(
-    number: int, folder: Path, policy: Policy, tell: Callable[[str], None] = print
-) -> list[Told]:
+def simulate(number: int, folder: Path, policy: Policy, tell: Callable[[str], None] = print) -> list[Told]:
     """A good bundle, then four that are bad in different ways or meet a liar first."""
     key = Ed25519PrivateKey.generate()
     store = FolderStore(folder / "store")

@@ -1,7 +1,9 @@
 """The agent: scores rows as they come, and writes every answer exactly once.
 
-What counts is the journal (pipelines.edge.journal). At a start the rows that windows still need are read again,
-from the last snapshot and what the journal says was read since, so that a kill at any instant changes no answer.
+What counts is the journal (pipelines.edge.journal). At a start the rows that windows still need are read
+again,
+from the last snapshot and what the journal says was read since, so that a kill at any instant changes no
+answer.
 Every line of input gets an answer (scores, or an error that names file and line), is the context of a window,
 or waits for its window to be whole; `Counts` says how many did which.
 """
@@ -74,7 +76,7 @@ class Agent:
         state: Path,
         loaded: Loaded,
         source: Path | None,
-        options: Options = Options(),
+        options: Options | None = None,
         score: Callable[[EdgeModel, Any, float], Any] = EdgeModel.score,
     ) -> None:
         """`source` is the file or folder that rows come from, None where they come by standard input.
@@ -82,7 +84,8 @@ class Agent:
         Raises InputError where what was read before is no longer there to be read again.
         """
         make_folder(state)
-        self._state, self._source, self._options, self._score = state, source, options, score
+        self._state, self._source, self._score = state, source, score
+        self._options = options = options or Options()
         self.journal = Journal(state / "answers", options.segment_bytes)
         self._spool = Spool(state / "spool", options.spool_bytes, options.audit_every)
         self.positions: dict[str, Position] = {}
@@ -171,7 +174,9 @@ class Agent:
             readings = [row.reading for row in window]
             inputs = encode_readings(readings, model.preprocessing, model.manifest["contract"])
             scores = self._score(model, inputs, density).tolist()
-        except Exception as error:  # onnxruntime raises its own kinds; the stream goes on whatever a model does
+        except (
+            Exception
+        ) as error:  # onnxruntime raises its own kinds; the stream goes on whatever a model does
             scores = [[math.nan]] * len(asked)
             failure = f"the model failed ({type(error).__name__})"
         else:

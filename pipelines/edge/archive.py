@@ -1,4 +1,4 @@
-"""A bundle as one file, and its careful unpacking: only the files that a bundle holds, none larger than allowed.
+"""A bundle as one file, and its careful unpacking: only what a bundle holds, none larger than allowed.
 
 An entry's name is looked up among the few that may be there and never used as a path, so that none can lead
 elsewhere; what an archive says about sizes is not believed, but bounds what is read.

@@ -84,7 +84,9 @@ def build_bundle(
             draft = parent / f"{_DRAFT}{os.getpid()}"
             draft.mkdir()
             report = _write_files(draft, checkpoint, model, preprocessing, windows, density)
-            unnumbered = _manifest(draft, _contract(spec, preprocessing, model), report, calibration, made_from)
+            unnumbered = _manifest(
+                draft, _contract(spec, preprocessing, model), report, calibration, made_from
+            )
             release = release_number(releases or parent / ".releases.json", _bytes(unnumbered))
             content = _bytes({**unnumbered, "release": release})
             replace_file(draft / MANIFEST, content)

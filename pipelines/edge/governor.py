@@ -51,7 +51,9 @@ class Governor:
         if target == Target():
             self._points = []
         elif not self._points:
-            raise InputError("bundle: holds no calibration table, so no budget can be chosen; leave targets out")
+            raise InputError(
+                "bundle: holds no calibration table, so no budget can be chosen; leave targets out"
+            )
         else:
             self._start()
 

@@ -112,8 +112,8 @@ def _kinds(errors: Iterable[str]) -> dict[str, int]:
 class Watch:
     """Observations of 100 windows each; three in a row that break one bound take the model back.
 
-    An observation breaks a bound as a window of the server's monitor does: when chance alone would put so many
-    windows beyond it once in forty times at most (the exact binomial test, one-sided).
+    An observation breaks a bound as a window of the server's monitor does: when chance alone would put so
+    many windows beyond it once in forty times at most (the exact binomial test, one-sided).
     """
 
     def __init__(self, limits: Limits) -> None:

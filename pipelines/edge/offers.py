@@ -1,8 +1,8 @@
 """The offer in a store: which bundle which devices should run. Signed, numbered, and read by every device.
 
-    offer.json, offer.sig           the newest offer
-    bundles/RELEASE-HASH.zip        what it names
-    devices/NAME/...                what devices left (pipelines.edge.sync)
+offer.json, offer.sig           the newest offer
+bundles/RELEASE-HASH.zip        what it names
+devices/NAME/...                what devices left (pipelines.edge.sync)
 """
 
 import json
@@ -116,7 +116,9 @@ def follow(
     if offer is None or (offer.sequence == now.sequence and _is_done(now, offer.wanted(name))):
         return now
     if offer.sequence < now.sequence:
-        raise StoreError(f"{OFFER}: number {offer.sequence} is older than {now.sequence}, seen before; refused")
+        raise StoreError(
+            f"{OFFER}: number {offer.sequence} is older than {now.sequence}, seen before; refused"
+        )
     wanted = offer.wanted(name)
     if wanted is not None and not _runs(now, wanted):
         with exclusive_lock(device / "fetch.lock"):

@@ -1,6 +1,7 @@
 """Rings: a bundle goes to one device, to a tenth of them, to all; between them the edge gate is asked.
 
-The gate is the one of the stages (validation.gates) with the policy's own bounds of what devices can measure. Its
+The gate is the one of the stages (validation.gates) with the policy's own bounds of what devices can
+measure. Its
 evidence is what the ring's devices report of this offer: nothing from before counts, and no device's clock is
 asked. What a report cannot be (numbers that contradict each other) sets the device aside; one that tells
 consistent lies cannot be told from one that does well, and is outvoted in the next ring.
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import Field
 
 from pipelines.clock import now
 from pipelines.cost import worst_case
@@ -32,8 +34,8 @@ from validation.statistics import Interval
 SHARES = (0.0, 0.1, 1.0)
 """Of the devices in each ring; one at least."""
 MAX_SILENT = 0.1
-"""Share of a ring's devices that may say nothing, or nothing that can be believed: more, and it holds. One may,
-where it is not the only one."""
+"""Share of a ring's devices that may say nothing, or nothing that can be believed: more, and it holds. One
+may, where it is not the only one."""
 MEASURED = ("error_rate", "latency_p99_ms", "peak_memory_bytes", "bundle_bytes")
 MIN_WINDOWS = 20
 """Of every device before it counts as having answered."""
@@ -48,9 +50,9 @@ class Ring(Record):
     devices: tuple[str, ...]
     verdict: Verdict
     silent: tuple[str, ...] = ()
-    set_aside: dict[str, str] = {}
+    set_aside: dict[str, str] = Field(default_factory=dict)
     """Devices whose reports cannot be true, and why."""
-    refused: dict[str, str] = {}
+    refused: dict[str, str] = Field(default_factory=dict)
     """Devices on which the bundle did not stay, and why."""
 
 
@@ -156,7 +158,7 @@ def _judged(
     while True:
         said = _heard(store, offer, ring)
         found = _verdict(said, subject, ring, policy, measured_at)
-        is_over = not found.silent and not found.set_aside or time.monotonic() > deadline
+        is_over = (not found.silent and not found.set_aside) or time.monotonic() > deadline
         if found.verdict.outcome is Outcome.FAIL or (is_over and found.verdict.outcome is Outcome.PASS):
             return found
         if time.monotonic() > deadline:
@@ -211,7 +213,9 @@ def fault_of(report: Mapping[str, Any], name: str) -> str:
         return "a latency that is no time"
     if any(size < 1 << 20 for size in memory) or (scored and not windows - failed):
         return "memory or scores that cannot be"
-    return "" if isinstance(bundle, str) and sequence >= 0 and bundle not in refused else "runs what it refused"
+    return (
+        "" if isinstance(bundle, str) and sequence >= 0 and bundle not in refused else "runs what it refused"
+    )
 
 
 def _count(value: object) -> int:
@@ -220,9 +224,7 @@ def _count(value: object) -> int:
     return value
 
 
-def _verdict(
-    heard: _Heard, subject: Subject, ring: Sequence[str], policy: Policy, measured_at: str
-) -> Ring:
+def _verdict(heard: _Heard, subject: Subject, ring: Sequence[str], policy: Policy, measured_at: str) -> Ring:
     bundle = subject.package.bundle
     refused = {
         name: report["refused"][bundle]

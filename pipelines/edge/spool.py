@@ -1,6 +1,7 @@
 """What a device has to tell when it is next online: sums and audited rows, bounded on its disk.
 
-Audited rows of a record lie on the disk before the record does, under its number, so that a record that counts
+Audited rows of a record lie on the disk before the record does, under its number, so that a record that
+counts
 has its rows; one that is written anew after a power cut replaces them. When there is no room the oldest rows
 go, and a note says how many. Sums are small: beyond a number of files, the oldest are added up.
 """
@@ -12,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipelines.edge.intake import Row
 from pipelines.edge.journal import PERIOD, make_folder, read_journal, seal, unseal
 from pipelines.edge.metrics import deciles, merged, summed
 from pipelines.edge.series import Shape
-from pipelines.edge.intake import Row
 from pipelines.files import replace_file, sync_folder
 
 Record = dict[str, Any]

@@ -1,4 +1,4 @@
-"""Where devices get bundles and leave what they have to tell: a folder, an HTTP server, an S3-compatible store.
+"""Where devices get bundles and leave reports: a folder, an HTTP server, an S3-compatible store.
 
 Nothing that comes from a store is trusted: sizes are bounded while reading, and what is read is signed.
 """
@@ -85,7 +85,9 @@ def _bounded(source: BinaryIO, name: str, most_bytes: int) -> Iterator[bytes]:
     except StoreError:
         raise
     except Exception as error:  # a connection that breaks: http.client and botocore raise their own kinds
-        raise StoreError(f"{name}: broke off after {size} bytes ({type(error).__name__}); try again") from None
+        raise StoreError(
+            f"{name}: broke off after {size} bytes ({type(error).__name__}); try again"
+        ) from None
 
 
 def _checked(name: str) -> str:
@@ -116,7 +118,9 @@ class FolderStore:
         try:
             replace_file(self._folder / _checked(name), content)
         except OSError as error:
-            raise StoreError(f"{self._folder / name}: {error.strerror}; it is tried again next time") from None
+            raise StoreError(
+                f"{self._folder / name}: {error.strerror}; it is tried again next time"
+            ) from None
 
     def names(self, prefix: str) -> list[str]:
         files = (path for path in self._folder.rglob("*") if path.is_file() and path.name[0] != ".")
@@ -157,7 +161,9 @@ class HttpStore:
             raise StoreError(f"{request.full_url}: {error.code} {error.reason}") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
-            raise StoreError(f"{request.full_url}: no answer ({reason}); it is tried again next time") from None
+            raise StoreError(
+                f"{request.full_url}: no answer ({reason}); it is tried again next time"
+            ) from None
 
 
 class S3Store:
@@ -174,7 +180,9 @@ class S3Store:
         parts = urlsplit(place)
         self._bucket, self._prefix = parts.netloc, parts.path.strip("/")
         self._errors: Any = (BotoCoreError, ClientError)
-        self._client: Any = boto3.client("s3", config=Config(connect_timeout=10, read_timeout=TIMEOUT_SECONDS))
+        self._client: Any = boto3.client(
+            "s3", config=Config(connect_timeout=10, read_timeout=TIMEOUT_SECONDS)
+        )
 
     def open(self, name: str) -> BinaryIO | None:
         try:

@@ -73,7 +73,8 @@ def report(device: Path, name: str) -> Record:
         **counts,
         "scored": scores,
         "latency_ms": list(latencies),
-        "memory_bytes": [each["peak_memory_bytes"] for each in state.self_test] + ([memory] if memory else []),
+        "memory_bytes": [each["peak_memory_bytes"] for each in state.self_test]
+        + ([memory] if memory else []),
         "refused": state.refused,
         "dropped": _dropped(device),
         "written_at": now(),

@@ -143,9 +143,7 @@ def remember(device: Path, sequence: int, limits: Limits, refused: Mapping[str, 
         now = installed(device)
         _write(
             device,
-            now._replace(
-                sequence=sequence, limits=list(limits), refused={**now.refused, **(refused or {})}
-            ),
+            now._replace(sequence=sequence, limits=list(limits), refused={**now.refused, **(refused or {})}),
         )
 
 
@@ -207,9 +205,8 @@ def _refuse_slow(name: str, measured: list[Measured], limits: Limits) -> None:
     latencies = [ms for each in measured for ms in each["latency_ms"]]
     slow = sum(ms > limits.latency_p99_ms for ms in latencies)
     if is_above(slow, len(latencies), 0.01):
-        raise BundleError(
-            f"{name}: {slow} of {len(latencies)} answers took over {limits.latency_p99_ms:g} ms on this device"
-        )
+        found = f"{slow} of {len(latencies)} answers took over {limits.latency_p99_ms:g} ms"
+        raise BundleError(f"{name}: {found} on this device")
     memory = max(each["peak_memory_bytes"] for each in measured)
     if memory > limits.peak_memory_bytes:
         allowed = f"{limits.peak_memory_bytes:.0f} are allowed"

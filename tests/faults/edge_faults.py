@@ -72,7 +72,12 @@ def _lines(number: int) -> Iterator[str]:
     random, start = np.random.default_rng(0), datetime(2024, 2, 28)
     for place in range(number):
         row = {"time": (start + timedelta(minutes=place)).isoformat(), "entity": "ab"[place % 2 == 0]}
-        row |= {"load": float(random.normal(2, 4)), "wind": float(random.normal()), "site": "north", "late": 0}
+        row |= {
+            "load": float(random.normal(2, 4)),
+            "wind": float(random.normal()),
+            "site": "north",
+            "late": 0,
+        }
         yield "{broken" if place % 40 == 13 else json.dumps(row)
 
 
@@ -124,7 +129,7 @@ def images_of_an_update(case: Case, other: Path, place: Path) -> list[Image]:
     return disk.images
 
 
-def check_update(device: Path, case: Case, other: Path) -> str:
+def check_update(device: Path, other: Path) -> str:
     """Old or new, whole either way, and the update can be done again; which it was."""
     before = installed(device).current
     assert before.partition("-")[0] in ("1", "2"), before
@@ -157,7 +162,7 @@ def cuts(case: Case, place: Path) -> tuple[Path, int]:
 
 
 def killed_at(step: int, work: Callable[[], object]) -> int:
-    """Fork, do `work`, and die by SIGKILL just before the `step`-th write to the disk; how the child ended."""
+    """Fork, do `work`, and die by SIGKILL just before the `step`-th write; how the child ended."""
     child = os.fork()
     if child == 0:
         count = 0
