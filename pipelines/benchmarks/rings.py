@@ -3,11 +3,10 @@
     python -m pipelines.benchmarks.rings [DEVICES] [OUT.json]     or: dankai edge rollout --simulate 50
 
 Every device is a thread with a folder of its own, and everything in it is what runs on a device: signed
-offers and
-archives, verification, journal, metrics, watch, going back, reports. Simulated are the machines: their
-speed, the
-ones that fail in the middle of something and start again, the ones that hang, and the ones whose reports lie.
-A self-test runs in the thread, not in processes of its own: 50 devices share the cores of one machine here.
+offers and archives, verification, journal, metrics, watch, going back, reports. Simulated are the machines:
+their speed, the ones that fail in the middle of something and start again, the ones that hang, and the ones
+whose reports lie. A self-test runs in the thread, not in processes of its own: 50 devices share the cores
+of one machine here.
 """
 
 import json

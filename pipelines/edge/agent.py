@@ -1,11 +1,9 @@
 """The agent: scores rows as they come, and writes every answer exactly once.
 
 What counts is the journal (pipelines.edge.journal). At a start the rows that windows still need are read
-again,
-from the last snapshot and what the journal says was read since, so that a kill at any instant changes no
-answer.
-Every line of input gets an answer (scores, or an error that names file and line), is the context of a window,
-or waits for its window to be whole; `Counts` says how many did which.
+again, from the last snapshot and what the journal says was read since, so that a kill at any instant
+changes no answer. Every line of input gets an answer (scores, or an error that names file and line), is the
+context of a window, or waits for its window to be whole; `Counts` says how many did which.
 """
 
 import json

@@ -1,8 +1,8 @@
 """What devices left in a store, as the server needs it: batches for the monitor, and what devices saw.
 
 Device rows carry canonical names (`time`, `entity`); a batch carries the dataset's own. Each audited
-stretch is
-one batch, since rows between stretches were never sent. A row that several files hold is taken once.
+stretch is one batch, since rows between stretches were never sent. A row that several files hold is taken
+once.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Which budget keeps a promise of latency or memory on this very device.
 
-The bundle's calibration table says what each budget cost where it was measured. It is believed at first; then
-what is measured here corrects it: if windows take twice what the table says, every budget is taken to.
+The bundle's calibration table says what each budget cost where it was measured. It is believed at first;
+then what is measured here corrects it: if windows take twice what the table says, every budget is taken to.
 """
 
 import os

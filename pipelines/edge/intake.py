@@ -1,9 +1,8 @@
 """Lines from files, folders and standard input, and what each of them says.
 
 A row is a JSON object on a line of its own: `time` (ISO text; UTC where it names no zone), `entity`
-(optional:
-which of several series it belongs to) and every field the model was trained on, null where it is unknown. The
-outcome of an event may be left out. Keys may come in any order.
+(optional: which of several series it belongs to) and every field the model was trained on, null where it is
+unknown. The outcome of an event may be left out. Keys may come in any order.
 """
 
 import json

@@ -1,10 +1,9 @@
 """What was answered, in an append-only file that a power cut cannot spoil.
 
 A record is a line of JSON whose last key is the CRC-32 of everything before it; records are numbered
-without a
-gap. One record holds the answers and how far the input was read for them, so that neither is ever there
-without the other. It counts once it is on the disk: the line that was being written when the power went is
-cut off at the next start, and the input is read again from where the record before it ended.
+without a gap. One record holds the answers and how far the input was read for them, so that neither is ever
+there without the other. It counts once it is on the disk: the line that was being written when the power
+went is cut off at the next start, and the input is read again from where the record before it ended.
 
 The order is that of the numbers. No clock is asked.
 """

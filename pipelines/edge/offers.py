@@ -1,8 +1,7 @@
 """The offer in a store: which bundle which devices should run. Signed, numbered, and read by every device.
 
-offer.json, offer.sig           the newest offer
-bundles/RELEASE-HASH.zip        what it names
-devices/NAME/...                what devices left (pipelines.edge.sync)
+offer.json, offer.sig the newest offer bundles/RELEASE-HASH.zip what it names devices/NAME/... what devices
+left (pipelines.edge.sync)
 """
 
 import json

@@ -1,10 +1,9 @@
 """Rings: a bundle goes to one device, to a tenth of them, to all; between them the edge gate is asked.
 
 The gate is the one of the stages (validation.gates) with the policy's own bounds of what devices can
-measure. Its
-evidence is what the ring's devices report of this offer: nothing from before counts, and no device's clock is
-asked. What a report cannot be (numbers that contradict each other) sets the device aside; one that tells
-consistent lies cannot be told from one that does well, and is outvoted in the next ring.
+measure. Its evidence is what the ring's devices report of this offer: nothing from before counts, and no
+device's clock is asked. What a report cannot be (numbers that contradict each other) sets the device aside;
+one that tells consistent lies cannot be told from one that does well, and is outvoted in the next ring.
 """
 
 import hashlib

@@ -1,10 +1,10 @@
 """Windows out of rows, entity by entity, as the bundle's contract says.
 
-With a horizon H, the rows of an entity are asked about in groups of H: once a lookback of rows and H more are
-there, each of these H gets its score, and from what was known before them. The first lookback of rows is
-context and
-never scored, as in the evaluation that let the model pass. Without a horizon (detection) windows of a
-lookback follow one another, and every row of one is scored. Either way a row is scored once at most.
+With a horizon H, the rows of an entity are asked about in groups of H: once a lookback of rows and H more
+are there, each of these H gets its score, and from what was known before them. The first lookback of rows
+is context and never scored, as in the evaluation that let the model pass. Without a horizon (detection)
+windows of a lookback follow one another, and every row of one is scored. Either way a row is scored once at
+most.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,9 +1,8 @@
 """What a device has to tell when it is next online: sums and audited rows, bounded on its disk.
 
 Audited rows of a record lie on the disk before the record does, under its number, so that a record that
-counts
-has its rows; one that is written anew after a power cut replaces them. When there is no room the oldest rows
-go, and a note says how many. Sums are small: beyond a number of files, the oldest are added up.
+counts has its rows; one that is written anew after a power cut replaces them. When there is no room the
+oldest rows go, and a note says how many. Sums are small: beyond a number of files, the oldest are added up.
 """
 
 import itertools

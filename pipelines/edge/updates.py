@@ -1,8 +1,8 @@
 """Which bundle a device runs: putting another in its place, and going back.
 
 A bundle is unpacked beside, verified, and has to answer its golden input on this very device, in time and
-within memory, in processes of their own. Only then does `installed.json` name it, by one rename: whatever is
-interrupted, the device has the old bundle or the new one. The one before is kept to go back to.
+within memory, in processes of their own. Only then does `installed.json` name it, by one rename: whatever
+is interrupted, the device has the old bundle or the new one. The one before is kept to go back to.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Everything that may happen to a device, and what has to hold afterwards.
 
-A case is a small bundle, rows with some that cannot be used, and the answers of a run that nothing disturbed.
-Every fault ends in the same question: go on, and are the answers the same, each there once?
+A case is a small bundle, rows with some that cannot be used, and the answers of a run that nothing
+disturbed. Every fault ends in the same question: go on, and are the answers the same, each there once?
 """
 
 import contextlib

@@ -1,9 +1,8 @@
 """Power cuts, simulated: what a disk holds when the power goes is what was synced.
 
 Within `PowerCut.recording()` every fsync, rename and removal below one folder is noted. An image of the
-disk is
-what would be found after a cut at that instant: files as they were last fsynced, under the names that their
-folder was last fsynced with; of a file that was appended to since, any prefix.
+disk is what would be found after a cut at that instant: files as they were last fsynced, under the names
+that their folder was last fsynced with; of a file that was appended to since, any prefix.
 """
 
 import os
