@@ -149,4 +149,20 @@ def collect(dataset: Path, store: str, out: Path, as_json: bool) -> None:
         click.echo(f"{each.device}: {said}, {each.dropped_rows} audited rows dropped{moved}", err=True)
 
 
-COMMANDS = (publish, rollout, collect)
+@click.command()
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option("--last", type=click.IntRange(1), default=10_000, show_default=True, help="Rows, the newest.")
+def rows(dataset: Path, last: int) -> None:
+    """Print rows of DATASET's source as a device takes them: JSON lines, to try a bundle with.
+
+    \b
+    Example:
+      dankai edge rows infra/datasets/flights.yaml > rows.jsonl
+    """
+    from pipelines.data.spec import load_spec
+    from pipelines.edge.collecting import device_rows
+
+    click.echo(device_rows(load_spec(dataset), last), nl=False)
+
+
+COMMANDS = (publish, rollout, collect, rows)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     from pipelines.edge.metrics import Record
 
 MIB = 1 << 20
@@ -82,7 +84,6 @@ def run(
     from pipelines.edge.agent import Options
     from pipelines.edge.governor import Target
     from pipelines.edge.running import Source, run
-    from pipelines.signing import load_public_key
 
     memory = memory_mib * MIB if memory_mib else None
     options = Options(
@@ -92,7 +93,7 @@ def run(
         spool_bytes=spool_mib * MIB,
         keep_bytes=keep_mib * MIB if keep_mib else None,
     )
-    whose = Source(source, bundle, load_public_key(_there(key)), threads, follow)
+    whose = Source(source, bundle, trusted_key(key), threads, follow)
     with refusals():
         counts, note = run(device, whose, options, _print)
     click.echo(
@@ -141,12 +142,14 @@ class refusals:
             raise InputError(str(error)) from None
 
 
-def _there(path: Path) -> Path:
+def trusted_key(path: Path) -> "Ed25519PublicKey":
+    """The key that bundles must be signed with."""
+    from pipelines.signing import load_public_key
     from validation.errors import InputError
 
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the public key of whoever signs bundles")
-    return path
+    return load_public_key(path)
 
 
 def _print(found: "Any | list[Record]") -> None:

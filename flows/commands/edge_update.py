@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from flows.commands.edge_run import device_option, key_option, refusals
+from flows.commands.edge_run import device_option, key_option, refusals, trusted_key
 
 
 def _name_option() -> Callable[..., Any]:
@@ -41,9 +41,8 @@ def update(source: str, key: Path, device: Path, name: str, allow_rollback: bool
     from pipelines.edge.offers import follow
     from pipelines.edge.stores import open_store
     from pipelines.edge.updates import install, installed
-    from pipelines.signing import load_public_key
 
-    trusted, before = load_public_key(key), installed(device).current
+    trusted, before = trusted_key(key), installed(device).current
     with refusals():
         if is_bundle(source):
             state = install(device, Path(source), trusted, allow_rollback=allow_rollback)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.edge.governor import Governor, Target, resident_bytes
+from pipelines.edge.governor import Governor, Target, resident_bytes, table_of
 from pipelines.edge.intake import STDIN, Line, Position, Row, file_lines, parse
 from pipelines.edge.journal import PERIOD, SEGMENT_BYTES, Journal, make_folder, read_journal, seal, unseal
 from pipelines.edge.metrics import Limits, Record, Scored, Watch
@@ -88,16 +88,16 @@ class Agent:
         self._spool = Spool(state / "spool", options.spool_bytes, options.audit_every)
         self.positions: dict[str, Position] = {}
         self._counts = Counts()
-        self._use(loaded)
+        self._use(loaded, options.target)
         self._windows, self._ignored = Windows(self._shape), options.ignored
         self._clear()
         self._restore()
         self._spool.close_periods(state / "answers", self.journal.last)
 
-    def _use(self, loaded: Loaded) -> None:
+    def _use(self, loaded: Loaded, target: Target) -> None:
         self._loaded = loaded
         self._shape = Shape.of(loaded.model.manifest, loaded.model.preprocessing)
-        self._governor = Governor(loaded.model.manifest, self._options.target)
+        self._governor = Governor(loaded.model.manifest, target)
         self._watch = Watch(self._options.limits)
         self.breach = ""
         """Why the live bundle has to go, once it has."""
@@ -105,9 +105,12 @@ class Agent:
         """The budget fell for memory's sake; a model loaded anew gives memory back."""
 
     def change(self, loaded: Loaded) -> None:
-        """Go on with another bundle. Rows that wait are kept where it reads the same fields and windows."""
+        """Go on with another bundle, without a target where it has no table to keep one by.
+
+        Rows that wait are kept where it reads the same fields and windows.
+        """
         self.commit()
-        self._use(loaded)
+        self._use(loaded, self._options.target if table_of(loaded.model.manifest) else Target())
         self._go_on()
 
     def reload(self, model: EdgeModel) -> None:

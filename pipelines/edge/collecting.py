@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 
+from pipelines.data.sources import read_source
 from pipelines.data.spec import DatasetSpec
 from pipelines.edge.journal import PERIOD, unseal
 from pipelines.edge.metrics import SHIFTED
@@ -75,6 +76,13 @@ def collect(store: Store, spec: DatasetSpec, out: Path) -> Collected:
         damaged=tuple(damaged),
         devices=tuple(_sums(store, names)),
     )
+
+
+def device_rows(spec: DatasetSpec, last: int) -> str:
+    """The newest rows of a dataset's source as a device would be given them, JSON lines in order of time."""
+    names = (*spec.numeric, *spec.categorical, *(spec.target if spec.task == "event" else ()))
+    table = read_source(spec).select("time", "entity", *names).collect()
+    return table.sort("time", maintain_order=True).tail(last).write_ndjson()
 
 
 def _joined(

@@ -24,7 +24,7 @@ from pipelines.edge.updates import bundle_folder, install, installed
 from pipelines.edge.verification import BundleError
 from pipelines.fingerprint import git_commit
 from tests.faults import edge_faults as faults
-from tests.faults.edge_faults import PUBLIC, Case, check, make_case, quick, scored, small_steps
+from tests.faults.edge_faults import PUBLIC, Case, check, make_case, quick, scored, small_steps, told
 from tests.faults.power import PowerCut
 from validation.errors import InputError
 
@@ -109,12 +109,7 @@ def kill_in_an_update(case: Case, other: Path, place: Path) -> int:
         prepare()
 
     prepare()
-    return faults.kills(lambda: install(device, other, PUBLIC, measure=lambda *_: quick_told()), go_on)
-
-
-def quick_told() -> list[dict]:
-    """A child that was forked measures nothing: threads of inference do not survive a fork."""
-    return [{"latency_ms": [1.0] * 60, "peak_memory_bytes": 1 << 26}]
+    return faults.kills(lambda: install(device, other, PUBLIC, measure=told), go_on)
 
 
 def kill_in_a_sync(case: Case, _: Path, place: Path) -> int:
@@ -189,13 +184,13 @@ def _is_refused_or_whole(device: Path, archive: Path, case: Case, other: Path) -
     """A byte that zip does not look at (a date) may be altered: then the bundle itself is whole."""
     before = installed(device).current
     try:
-        state = install(device, archive, PUBLIC, measure=lambda *_: quick_told())
+        state = install(device, archive, PUBLIC, measure=told)
     except (BundleError, InputError) as error:
         return int("\n" not in str(error) and installed(device).current == before)
     with zipfile.ZipFile(archive) as opened:
         assert all(opened.read(path.name) == path.read_bytes() for path in other.iterdir())
     EdgeModel.load(bundle_folder(device, state.current), PUBLIC)
-    install(device, case.bundle, PUBLIC, allow_rollback=True, measure=lambda *_: quick_told())
+    install(device, case.bundle, PUBLIC, allow_rollback=True, measure=told)
     return 0
 
 
