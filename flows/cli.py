@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flows.commands import edge_rollout, edge_run, edge_update
 from flows.commands.bench import bench
 from flows.commands.bias import bias
 from flows.commands.budget import budget
@@ -186,6 +187,8 @@ dankai.add_sections(
         "The shell": (completion,),
     }
 )
+for command in (*edge_run.COMMANDS, *edge_update.COMMANDS, *edge_rollout.COMMANDS):
+    edge.add_command(command)
 
 
 def main() -> None:
