@@ -35,6 +35,12 @@ ACCOUNT = "mlflow.user"  # shown by MLflow's own pages
 SAMPLE_SECONDS = 5
 BATCH = 1000  # MLflow's limit of metrics in one call
 PARAM_BATCH = 100
+NOTE = "mlflow.note.content"  # what MLflow shows as a description, in Markdown
+_EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",  # else MLflow opens its pages for language models
+    NOTE: "A run for each rollout, inside it one for each stage, inside that its trainings and its gate. "
+    "What to search for: infra/operators.md.",
+}
 _ABOUT = """Models of the dataset **{0}**, each version with its model card.
 
 | alias | means |
@@ -383,7 +389,8 @@ def _experiment_id(client: "MlflowClient", settings: Settings) -> str:
     if experiment := client.get_experiment_by_name(EXPERIMENT):
         return experiment.experiment_id
     is_server = settings.tracking_uri.startswith("http")  # it knows where its artifacts go
-    return client.create_experiment(EXPERIMENT, None if is_server else settings.artifacts.as_uri())
+    place = None if is_server else settings.artifacts.as_uri()
+    return client.create_experiment(EXPERIMENT, place, tags=_EXPERIMENT_TAGS)
 
 
 def _version(stored: "StoredVersion") -> ModelVersion:
