@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows.commands import edge_rollout, edge_run, edge_update
 from flows.commands.bench import bench
 from flows.commands.bias import bias
 from flows.commands.budget import budget
 from flows.commands.completion import completion
 from flows.commands.doctor import doctor
+from flows.commands.edge import edge
 from flows.commands.explain import explain
 from flows.commands.gate import gate
 from flows.commands.init import init
@@ -22,6 +24,7 @@ from flows.commands.monitor import monitor, retrain
 from flows.commands.options import ROOT, json_option, policy_option, quiet_option
 from flows.commands.release import approvals, approve, audit, demote, history, reconcile, rollback
 from flows.commands.replay import replay
+from flows.commands.report import report
 from flows.commands.reproduce import join, reproduce
 from flows.commands.sections import EXIT_STATUS, Sections
 from flows.commands.serve import serve, shadow
@@ -129,11 +132,11 @@ def _run(dataset: Path, policy: Path, quiet: bool, as_json: bool, bootstrap: str
     settings = _settings()
     name = _check(dataset, policy, settings, bootstrap)
     from pipelines.addresses import require_answer
-    from pipelines.files import exclusive_lock
+    from pipelines.job import training_turn
 
     if settings.prefect_api_url is not None:
         require_answer(settings.prefect_api_url, "PREFECT_API_URL")
-    with exclusive_lock(settings.home / f"{name}.lock", wait=False):
+    with training_turn(settings, name, wait=False):
         from flows.rollout import rollout as rollout_flow
         from flows.servers import stop_orphans
         from flows.tables import print_summary
@@ -174,15 +177,18 @@ dankai.add_sections(
     {
         "First steps": (demo, init, rollout, doctor),
         "What is going on": (status, watch, history, ui),
-        "Why did it decide so": (gate, explain, budget, bias),
+        "Why did it decide so": (report, gate, explain, budget, bias),
         "Say yes, or take back": (approve, approvals, rollback, demote),
         "Real requests": (serve, shadow),
+        "On devices": (edge,),
         "Months of operation": (up, monitor, labels, retrain, replay),
         "Trust and repair": (audit, reconcile, reproduce),
         "Speed and machines": (bench, join),
         "The shell": (completion,),
     }
 )
+for command in (*edge_run.COMMANDS, *edge_update.COMMANDS, *edge_rollout.COMMANDS):
+    edge.add_command(command)
 
 
 def main() -> None:

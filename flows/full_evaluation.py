@@ -6,8 +6,8 @@ from prefect.states import Completed
 
 from flows.monitor import open_flow_job
 from flows.names import run_name
-from flows.retrain import training_turn
 from flows.rollout import run_rollout
+from pipelines.job import training_turn
 
 
 @flow(name="full evaluation", flow_run_name=run_name)
@@ -16,6 +16,7 @@ def full_evaluation(dataset: str, policy: str) -> State[str]:
 
     What is live stays live until a gate, or a person where the policy asks for one, says otherwise.
     """
-    with training_turn(open_flow_job(dataset, policy)):
+    job = open_flow_job(dataset, policy)
+    with training_turn(job.settings, job.spec.name):
         summary = run_rollout(dataset, policy, quiet=True)  # in this run: it acts for this deployment
     return Completed(name=summary.ended, message=summary.sentence)

@@ -11,9 +11,11 @@ from flows.actors import who_runs
 from flows.dask import spread_of
 from flows.drift_events import announce
 from flows.names import run_name
+from flows.report import show_report
 from pipelines.due import open_reason
 from pipelines.job import Job, open_job
 from pipelines.monitor import MonitorReport, monitor_batch
+from pipelines.report.leaving import leave_batch
 from pipelines.settings import load_settings
 from validation.errors import InputError
 
@@ -30,6 +32,8 @@ def monitor(dataset: str, policy: str, batches: str) -> State[str]:
     fresh = [report for report in reports if not report.repeated]
     for report in fresh or still_open(job):
         announce(report, Path(dataset), Path(policy))
+    for report in fresh:
+        show_report(leave_batch(job, report))
     if not fresh:
         return Completed(name="Nothing new", message=f"nothing new; the newest batch: {said(reports[-1])}")
     return Completed(name=worst_decision(fresh), message="\n".join(map(said, fresh)))

@@ -1,8 +1,5 @@
 """Training again: because of a drifted batch, or because the policy says that it is time."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
@@ -10,10 +7,11 @@ from prefect.states import Completed
 from flows.approval import ask_in_prefect
 from flows.monitor import open_flow_job
 from flows.names import run_name
+from flows.report import show_report
 from pipelines import retraining
 from pipelines.due import open_reason, why
-from pipelines.files import exclusive_lock
-from pipelines.job import Job
+from pipelines.job import Job, training_turn
+from pipelines.report.leaving import leave_retraining
 from pipelines.retraining import RetrainingReport
 
 
@@ -41,21 +39,11 @@ def retraining_check(dataset: str, policy: str) -> State[str]:
 
 def trained(job: Job, reason: str, batch: str | None) -> RetrainingReport:
     """One retraining; what passed and waits for a person is asked for in Prefect."""
-    with training_turn(job):
+    with training_turn(job.settings, job.spec.name):
         report = retraining.retrain(job, reason, batch)
     ask_in_prefect(job.settings)
+    show_report(leave_retraining(job, report))
     return report
-
-
-@contextmanager
-def training_turn(job: Job) -> Iterator[None]:
-    """One rollout or retraining of a dataset at a time, and one training on this home's accelerator.
-
-    Waits. The kernel frees both locks with the process, however it ends.
-    """
-    home = job.settings.home
-    with exclusive_lock(home / f"{job.spec.name}.lock"), exclusive_lock(home / "training.lock"):
-        yield
 
 
 def said(report: RetrainingReport) -> str:

@@ -17,6 +17,7 @@ from flows.approval import ask_in_prefect
 from flows.dask import spread_of
 from flows.names import run_name
 from flows.progress import progress
+from flows.report import show_report
 from pipelines.budgets import Calibration
 from pipelines.checkpoint import Checkpoint
 from pipelines.clock import now
@@ -30,6 +31,7 @@ from pipelines.registry import NOTE
 from pipelines.release import champion_to_beat, refuse_without_bootstrap
 from pipelines.release_log import Stage
 from pipelines.replay import Month, replay_parts
+from pipelines.report.leaving import leave_rollout
 from pipelines.rollout import CLIMB, RolloutState, current_state
 from pipelines.scoring import Scores
 from pipelines.second_look import Lineup
@@ -104,6 +106,7 @@ def run_rollout(
             tags[NOTE] = artifacts.in_words(summary)
             job.tracker.log_tags(run_id, tags)
             artifacts.show_rollout(job, summary, run_id)
+            show_report(leave_rollout(job, summary, run_id))
     return summary
 
 
@@ -146,7 +149,7 @@ def pilot(climb: Climb) -> bool:
     """Fit a selector to the frozen incumbent, let sparse inference answer in shadow, ask the gate."""
     job, prepared = climb.job, climb.prepared
     fitted = tasks.train_candidate(job, prepared, "selector", warm_start=climb.dense)
-    tasks.calibrate(job, prepared, fitted, climb.dense)
+    climb.calibration = tasks.calibrate(job, prepared, fitted, climb.dense)
     shadow = tasks.score(job, prepared, fitted, "test", job.plan.target_density, "pilot")
     climb.costs = tasks.measure_costs(job, fitted, climb.dense, LENGTHS)
     measured = tasks.pilot_kpis(job, prepared, fitted, climb.costs)

@@ -13,6 +13,7 @@ from pipelines.data.preprocessing import Preprocessing
 from pipelines.data.snapshot import Snapshot
 from pipelines.data.spec import DatasetSpec, load_spec
 from pipelines.data.windows import Windows
+from pipelines.files import exclusive_lock
 from pipelines.journal import Journal
 from pipelines.reconciliation import AliasChange, reconcile, warn_of
 from pipelines.registry import Tracker
@@ -110,6 +111,20 @@ class Job:
 
 def dataset_folder(settings: Settings, name: str) -> Path:
     return settings.home / "datasets" / name
+
+
+@contextmanager
+def training_turn(settings: Settings, name: str, wait: bool = True) -> Iterator[None]:
+    """One rollout or retraining of a dataset at a time, and one training on this home's accelerator.
+
+    The kernel frees both locks with the process, however it ends. A person is told at once that something is
+    at work (InputError where `wait` is False); a flow waits.
+    """
+    with (
+        exclusive_lock(settings.home / f"{name}.lock", wait),
+        exclusive_lock(settings.home / "training.lock", wait),
+    ):
+        yield
 
 
 def open_job(dataset: Path, policy: Path, settings: Settings, report: Report) -> Job:

@@ -5,12 +5,10 @@ One client, explicit run ids and no active run, so threads and processes never w
 
 import json
 import logging
-import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from pipelines.actors import account_name
 from pipelines.addresses import require_answer, unreachable
 from pipelines.files import exclusive_lock, sha256_of
 from pipelines.fingerprint import environment, process_is_alive, process_tags
+from pipelines.mlflow_limits import BATCH, PARAM_BATCH, batches, flat, safe_name
 from pipelines.servable import save_model, sign_model, verify_model
 from pipelines.settings import Settings
 from pipelines.signing import load_key, trusted_keys
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 EXPERIMENT = "dankai"
 ACCOUNT = "mlflow.user"  # shown by MLflow's own pages
 SAMPLE_SECONDS = 5
-BATCH = 1000  # MLflow's limit of metrics in one call
-PARAM_BATCH = 100
 NOTE = "mlflow.note.content"  # what MLflow shows as a description, in Markdown
 _EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # else MLflow opens its pages for language models
@@ -135,7 +132,7 @@ class Tracker:
         """Parameters; nested mappings become dotted names."""
         from mlflow.entities import Param
 
-        for batch in _batches((Param(_safe(key), str(value)) for key, value in _flat(params)), PARAM_BATCH):
+        for batch in batches((Param(safe_name(key), str(value)) for key, value in flat(params)), PARAM_BATCH):
             self._client.log_batch(run_id, params=batch)
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
@@ -148,9 +145,11 @@ class Tracker:
 
         now = int(time.time() * 1000)
         metrics = (
-            Metric(_safe(key), float(value), now, step) for step, row in series for key, value in row.items()
+            Metric(safe_name(key), float(value), now, step)
+            for step, row in series
+            for key, value in row.items()
         )
-        for batch in _batches(metrics, BATCH):
+        for batch in batches(metrics, BATCH):
             self._client.log_batch(run_id, metrics=batch)
 
     def log_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
@@ -402,25 +401,6 @@ def _version(stored: "StoredVersion") -> ModelVersion:
         run_id=stored.run_id or "",
         aliases=tuple(sorted(stored.aliases)),
     )
-
-
-def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _safe(name: str) -> str:
-    """MLflow takes letters, digits and _-./: and blanks in names."""
-    return re.sub(r"[^\w\-./: ]", "_", name)
-
-
-def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def _first_line(error: BaseException) -> str:

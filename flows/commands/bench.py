@@ -6,6 +6,7 @@ import click
 
 from flows.commands.bench_adaptation import adaptation
 from flows.commands.bench_drift import drift
+from flows.commands.bench_edge import edge
 from flows.commands.bench_quality import quality
 from flows.commands.bench_real_data import real_data
 from flows.commands.options import json_option, out_option, results_at, writable_folder
@@ -27,12 +28,14 @@ def bench() -> None:
       dankai bench data                   a hundred million rows in bounded memory
       dankai bench parallel               training and inference on several GPUs
       dankai bench drift                  the drift detector as a smoke alarm
+      dankai bench edge                   the edge runtime against dense on this CPU
     """
 
 
 bench.add_command(adaptation)
 bench.add_command(quality)
 bench.add_command(drift)
+bench.add_command(edge)
 bench.add_command(real_data)
 
 

@@ -25,9 +25,12 @@ def labels(dataset: Path, labels: Path, policy: Path, quiet: bool, as_json: bool
     """
     from flows.commands.monitor import job_of, print_monitored
     from pipelines.labels import attach_labels
+    from pipelines.report.leaving import leave_batch
 
     with job_of(dataset, policy, quiet) as job:
         report = attach_labels(job, labels)
+        for each in report.monitored:
+            leave_batch(job, each)
     if as_json:
         click.echo(report.model_dump_json(indent=1))
         return

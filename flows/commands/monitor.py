@@ -32,9 +32,11 @@ def monitor(dataset: Path, batch: Path, policy: Path, quiet: bool, as_json: bool
       dankai monitor infra/datasets/flights.yaml incoming/2014-01.parquet
     """
     from pipelines.monitor import monitor_batch
+    from pipelines.report.leaving import leave_batch
 
     with job_of(dataset, policy, quiet) as job:
         report = monitor_batch(job, batch)
+        page = None if report.repeated else leave_batch(job, report).page
     if job.settings.prefect_api_url and not report.repeated:
         from flows.drift_events import announce
 
@@ -43,6 +45,7 @@ def monitor(dataset: Path, batch: Path, policy: Path, quiet: bool, as_json: bool
         click.echo(report.model_dump_json(indent=1))
     else:
         print_monitored(report)
+        print_page(page)
 
 
 @click.command(short_help="Train a challenger that meets what is live.")
@@ -58,14 +61,18 @@ def retrain(dataset: Path, reason: str, policy: Path, quiet: bool, as_json: bool
     Example:
       dankai retrain infra/datasets/flights.yaml --reason "new summer schedule"
     """
+    from pipelines.job import training_turn
+    from pipelines.report.leaving import leave_retraining
     from pipelines.retraining import retrain as train_again
 
-    with job_of(dataset, policy, quiet) as job:
+    with job_of(dataset, policy, quiet) as job, training_turn(job.settings, job.spec.name, wait=False):
         report = train_again(job, reason)
+        page = leave_retraining(job, report).page
     if as_json:
         click.echo(report.model_dump_json(indent=1))
     else:
         _print_retrained(report)
+        print_page(page)
 
 
 @contextmanager
@@ -84,6 +91,11 @@ def job_of(dataset: Path, policy: Path, quiet: bool) -> Iterator["Job"]:
     quiet_environment(settings)
     with progress(quiet) as report:
         yield open_job(dataset, policy, settings, report)
+
+
+def print_page(page: Path | None) -> None:
+    if page is not None:
+        click.echo(f"Report: {page}")
 
 
 def print_monitored(report: "MonitorReport") -> None:

@@ -1,4 +1,4 @@
-"""`dankai replay`: months of operation in minutes, with three ways of deciding when to train again."""
+"""`dankai replay`: months of operation in minutes, with four ways of deciding when to train again."""
 
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 @quiet_option
 @json_option
 def replay(dataset: Path, start: str, step: str, policy: Path, out: Path, quiet: bool, as_json: bool) -> None:
-    """Run DATASET's months as they would have come, training again never, monthly, or upon drift.
+    """Run DATASET's months as they would have come, training again never, monthly, upon drift or growth.
+
+    Growth: half as many rows again are known as the model was trained on.
 
     Nothing that is live is touched.
 
@@ -80,10 +82,11 @@ def _print(compared: "Comparison") -> None:
         table.add_row(name, *map(escape, cells))
     console().print(table)
     click.echo("* trained again at its end")
-    met = "" if compared.is_within(0.01) else " not"
-    click.echo(
-        f"training upon drift is{met} within 1% of training monthly with at most half of its trainings"
-    )
+    for name, words in (("drift", "upon drift"), ("growth", "with half as many rows again")):
+        met = "" if compared.is_within(0.01, name) else " not"
+        click.echo(
+            f"training {words} is{met} within 1% of training monthly with at most half of its trainings"
+        )
 
 
 def _totals(compared: "Comparison") -> list[tuple[str, list[str]]]:
@@ -96,6 +99,7 @@ def _totals(compared: "Comparison") -> list[tuple[str, list[str]]]:
         for each in courses
     ]
     return [
+        ("mean of the months", [f"{each.mean:.4f}" for each in courses]),
         ("all months", values),
         ("against monthly", beside),
         ("trainings", [str(each.num_trainings) for each in courses]),

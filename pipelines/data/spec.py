@@ -137,6 +137,7 @@ class ModelSection(Record):
     selector_heads: Positive | None = None
     selector_dim: Positive | None = None
     rotary_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    causal: bool | None = None
 
 
 class DatasetSpec(Record):
@@ -179,6 +180,8 @@ class DatasetSpec(Record):
     model: ModelSection = ModelSection()
     training: TrainingPlan = TrainingPlan()
     """How its models are trained; what is not given keeps its default."""
+    edge_precision: Literal["fp32", "int16"] = "fp32"
+    """Of the bundle that the edge gate judges. int16 is faster on a CPU; it needs the compiled encoder."""
     file: str = ""
     """The file it was read from, for messages; set by load_spec."""
 

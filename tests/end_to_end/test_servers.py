@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.files import exclusive_lock
 from pipelines.release_log import ReleaseLog
 from pipelines.settings import QUIET, load_settings
 from pipelines.signing import VARIABLE, load_key
@@ -182,6 +183,21 @@ def test_every_version_has_its_card(ended: Ended, home: Path, mlflow_server: str
     assert "pilot gate" in cards[2]
     assert "**FAIL**" in cards[2]
     assert "| fail | pilot, pilot |" in cards[2]
+
+
+def test_a_training_by_hand_does_not_join_one_that_is_at_work(
+    ended: Ended, mlflow_server: str, home: Path, preloaded: Preloaded
+) -> None:
+    """Of whatever dataset: there is one accelerator."""
+    environ = {"MLFLOW_TRACKING_URI": mlflow_server, "DANKAI_SIGNING_KEY": KEY}
+    for command in (
+        ("retrain", home / "served.yaml", "--reason", "new pump"),
+        ("rollout", "run", home / "served.yaml"),
+    ):
+        with exclusive_lock(home / "training.lock"):
+            refused = preloaded.dankai(*command, "--policy", home / "policy-1.yaml", home=home, **environ)
+        assert (refused.code, refused.out) == (2, "")
+        assert f"{home / 'training.lock'}: another process is at work here" in refused.err
 
 
 def test_a_key_from_the_environment_reaches_no_server_and_no_file(
