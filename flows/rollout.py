@@ -27,7 +27,7 @@ from pipelines.evaluation import Evaluation
 from pipelines.fingerprint import environment
 from pipelines.job import Job, Prepared, open_job
 from pipelines.judging import LENGTHS, edge_kpis, values_side_by_side
-from pipelines.registry import NOTE
+from pipelines.mlflow_words import NOTE
 from pipelines.release import champion_to_beat, refuse_without_bootstrap
 from pipelines.release_log import Stage
 from pipelines.replay import Month, replay_parts

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from pipelines.escaping import markdown
 from pipelines.evaluation import Evaluation
 from pipelines.job import Job
-from pipelines.registry import NOTE, Tracker
+from pipelines.mlflow_words import NOTE
+from pipelines.registry import Tracker
 from pipelines.scoring import Scores
 from validation.errors import InputError
 from validation.evidence import Look
