@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipelines.check_rows import row_of
 from pipelines.escaping import markdown, printable
 from pipelines.job import Job, Report
+from pipelines.tracking import DOCS
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -72,7 +73,9 @@ def show_rollout(job: Job, summary: "RolloutSummary", run_id: str) -> None:
     create_markdown_artifact(in_words(summary), key_of(job, "rollout"), markdown(summary.sentence))
     link = job.tracker.page(run_id)
     if link:
-        create_link_artifact(link, "the rollout in MLflow", key_of(job, "mlflow"), "Runs, models, Data Docs")
+        create_link_artifact(link, "the rollout in MLflow", key_of(job, "mlflow"), "Its runs and models")
+        docs, said = f"{link}/artifacts/{DOCS}", "What Great Expectations found in the data"
+        create_link_artifact(docs, "its Data Docs", key_of(job, "data-docs"), said)
 
 
 def in_words(summary: "RolloutSummary") -> str:

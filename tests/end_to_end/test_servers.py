@@ -118,7 +118,7 @@ def test_prefect_says_in_words_what_came_of_it(ended: Ended, prefect_server: str
     [gate] = [each for each in tasks if each["name"] == "pilot gate"]
     assert gate["state_name"] == "FAIL"
     made = {each["key"]: each for each in ask(f"{prefect_server}/artifacts/filter", of_run)}
-    assert {made[key]["type"] for key in ("served-pilot-gate", "served-rollout", "served-mlflow")} == {
+    assert {made[key]["type"] for key in ("served-pilot-gate", "served-data-docs", "served-mlflow")} == {
         "table",
         "markdown",
     }
