@@ -108,7 +108,12 @@ def run(
 @click.command()
 @device_option()
 def answers(device: Path) -> None:
-    """Print every answer that DEVICE ever gave and still keeps, in order, each once."""
+    """Print every answer that DEVICE ever gave and still keeps, in order, each once.
+
+    \b
+    Example:
+      dankai edge answers --device /var/lib/dankai | tail -1
+    """
     from pipelines.edge.agent import answers_of
 
     with refusals():
@@ -118,7 +123,12 @@ def answers(device: Path) -> None:
 @click.command()
 @device_option()
 def status(device: Path) -> None:
-    """Say what the device runs, what it did, and what waits to be sent."""
+    """Say what the device runs, what it did, and what waits to be sent; as JSON.
+
+    \b
+    Example:
+      dankai edge status --device /var/lib/dankai
+    """
     import json
 
     from pipelines.edge.sync import report
