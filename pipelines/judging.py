@@ -285,6 +285,7 @@ def build_edge(
             load_key(job.settings.keys),
             job.folder / "bundles",
             calibration,
+            job.spec.edge_precision,
         )
         job.report("building the edge bundle", 1, 1)
         return bundle

@@ -125,7 +125,8 @@ class Attention(nn.Module):
             return self.shards.select(sq, sk, budget, size)
         num_blocks = num_blocks_of(x_BNW.shape[1], size)
         num_selected = num_blocks if self.reads_all else budget.num_selected(num_blocks)
-        return select(sq, sk, num_selected, size, lengths_B=lengths_B, ranking_noise=ranking_noise)
+        how = {"causal": self.config.causal, "lengths_B": lengths_B, "ranking_noise": ranking_noise}
+        return select(sq, sk, num_selected, size, **how)
 
     def forward(
         self,
@@ -141,7 +142,8 @@ class Attention(nn.Module):
         terms = None
         if probes is not None:
             sq, sk = self.selector(x_BNW)
-            terms = selector_terms(q, k, sq, sk, probes, self.config.block_size, lengths_B)
+            size, causal = self.config.block_size, self.config.causal
+            terms = selector_terms(q, k, sq, sk, probes, size, lengths_B, causal)
         return self.to_out(out_BNW), terms
 
     @torch.no_grad()
@@ -179,9 +181,9 @@ class Attention(nn.Module):
         if self.shards is not None:
             out = self.shards.attend(q_BHND, k_BGND, v_BGND, chosen)
         elif chosen is None:
-            out = dense(q_BHND, k_BGND, v_BGND, causal=False, lengths_B=lengths_B)
+            out = dense(q_BHND, k_BGND, v_BGND, causal=self.config.causal, lengths_B=lengths_B)
         else:
-            out = attend(q_BHND, k_BGND, v_BGND, chosen, lengths_B=lengths_B)
+            out = attend(q_BHND, k_BGND, v_BGND, chosen, causal=self.config.causal, lengths_B=lengths_B)
         return out.transpose(1, 2).flatten(2)
 
     def _heads_at_once(self, num_rows: int) -> int:

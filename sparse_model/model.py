@@ -66,8 +66,11 @@ class SparseEncoder(nn.Module):
     def spread(self, shards: "Shards | None") -> None:
         """From now on every process of a group gives its own shard of the steps, and gets its outputs.
 
-        For inference with a budget: sequences longer than one device holds. None ends it.
+        For inference with a budget: sequences longer than one device holds. None ends it. Raises ValueError
+        for a causal model, whose shards nobody has needed yet.
         """
+        if shards is not None and self.config.causal:
+            raise ValueError("causal: sequences spread over processes are read both ways only")
         for layer in self.layers:
             layer.attention.shards = shards  # pyright: ignore
 

@@ -9,6 +9,7 @@ from flows.commands.options import json_option
 
 if TYPE_CHECKING:
     from pipelines.edge.bundle import Bundle
+    from pipelines.edge.precision import Precision
 
 
 @click.group()
@@ -25,10 +26,20 @@ def edge() -> None:
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("--version", type=click.IntRange(1), help="Registered version.  [default: the live model]")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Folder of a checkpoint trained here.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "int16"]),
+    help="Of the layers' products; the selector's stay fp32.  [default: the dataset's edge_precision]",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder that gets the bundle, named by content.")
 @json_option
 def build(
-    dataset: Path, version: int | None, checkpoint: Path | None, out: Path | None, as_json: bool
+    dataset: Path,
+    version: int | None,
+    checkpoint: Path | None,
+    precision: "Precision | None",
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Export DATASET's live model, compare it with the checkpoint, and sign it for devices.
 
@@ -51,7 +62,7 @@ def build(
     quiet_environment(settings)
     found = find_checkpoint(settings, spec.name, version, checkpoint)
     parent = writable_folder(out) if out else None
-    bundle = build_edge_bundle(settings, spec, found, parent)
+    bundle = build_edge_bundle(settings, spec, found, parent, precision)
     click.echo(bundle.model_dump_json(indent=1) if as_json else _said(bundle))
 
 
@@ -60,7 +71,8 @@ def _said(bundle: "Bundle") -> str:
     holds = "holds" if report.passed else "does NOT hold"
     return (
         f"{bundle.folder}\n"
-        f"  {bundle.size_bytes:,} bytes, signed by {bundle.key_id}, density {bundle.density:g}\n"
+        f"  {bundle.size_bytes:,} bytes, signed by {bundle.key_id}; density {bundle.density:g}, "
+        f"{report.precision}\n"
         f"  parity {holds}: {report.same_blocks_error:.2g} off on the same blocks of {report.num_windows} "
         f"windows, {report.tolerance:.2g} allowed; {report.max_abs_error:.2g} with ties"
     )

@@ -17,14 +17,20 @@ from validation.gates import Outcome
 
 if TYPE_CHECKING:
     from pipelines.data.spec import DatasetSpec
+    from pipelines.edge.precision import Precision
 
 
 def build_edge_bundle(
-    settings: Settings, spec: "DatasetSpec", checkpoint: Checkpoint, parent: Path | None = None
+    settings: Settings,
+    spec: "DatasetSpec",
+    checkpoint: Checkpoint,
+    parent: Path | None = None,
+    precision: "Precision | None" = None,
 ) -> Bundle:
     """Export, sign and put at parent/HASH (default: the dataset's own bundles). Raises InputError.
 
-    The manifest names the verdict that last let this model pass, "" where no gate ever did.
+    `precision` is the dataset's own unless given. The manifest names the verdict that last let this model
+    pass, "" where no gate ever did.
     """
     from pipelines.job import dataset_folder
     from pipelines.preparation import windows_of
@@ -41,6 +47,7 @@ def build_edge_bundle(
         load_key(settings.keys),
         parent or own,
         load_calibration(Path(checkpoint.folder)) if is_calibrated else None,
+        precision or spec.edge_precision,
         own / ".releases.json",
     )
 

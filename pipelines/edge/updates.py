@@ -8,7 +8,6 @@ is interrupted, the device has the old bundle or the new one. The one before is 
 import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from pipelines.edge.archive import MAX_BYTES, unpack
 from pipelines.edge.journal import make_folder
 from pipelines.edge.metrics import Limits, is_above
 from pipelines.edge.stores import free_bytes
-from pipelines.edge.verification import MANIFEST, BundleError, read_bundle
+from pipelines.edge.verification import MANIFEST, BundleError, read_bundle, refuse_other_machines
 from pipelines.files import exclusive_lock, remove_drafts, replace_file, sync_folder
 from pipelines.signing import public_pem, without_secrets
 from validation.errors import InputError
@@ -35,7 +34,6 @@ REPEATS = 20
 _SELF_TEST_SECONDS = 600
 _DRAFT = ".unpacking-"
 _ROOT = Path(__file__).resolve().parents[2]
-_MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 Measured = dict[str, Any]
 Measure = Callable[[Path, Ed25519PublicKey], list[Measured]]
@@ -191,10 +189,7 @@ def _refuse_without_room(device: Path, source: Path) -> None:
 
 
 def _refuse_unfit(manifest: dict[str, Any], name: str, now: Installed, allow_rollback: bool) -> None:
-    machine = _MACHINES.get(platform.machine().lower(), platform.machine().lower())
-    if machine not in manifest.get("machines", []):
-        known = ", ".join(manifest.get("machines", []))
-        raise BundleError(f"{name}: made for {known}, this device is {machine}; fetch the one for it")
+    refuse_other_machines(name, manifest)
     if name in now.refused:
         raise BundleError(f"{name}: was refused here before: {now.refused[name]}")
     if manifest["release"] < now.highest and not allow_rollback:

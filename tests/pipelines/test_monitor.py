@@ -19,6 +19,7 @@ from pipelines.preparation import source_data
 from pipelines.registry import Tracker
 from pipelines.release import start_pilot
 from pipelines.release_log import ReleaseLog
+from pipelines.report.leaving import leave_batch
 from pipelines.settings import Settings
 from tests.tiny_rollout import pump_table, write_dataset, write_policy
 from validation.errors import InputError
@@ -176,6 +177,21 @@ def test_a_dataset_without_a_live_model_cannot_be_monitored(live: Job, tmp_path:
     rows_from(KNOWN_UNTIL).write_csv(tmp_path / "batch.csv")
     with pytest.raises(InputError, match="nothing is live"):
         monitor_batch(Job(live.settings, other, live.policy, live.tracker, live.log, live.report), tmp_path)
+
+
+def test_every_batch_leaves_a_page_a_sound_one_with_what_was_read_of_it(live: Job, send: Send) -> None:
+    sound = send(KNOWN_UNTIL)
+    left = leave_batch(live, sound)
+    assert (left.story.kind, left.story.outcome) == ("monitor", sound.decision)
+    assert left.story.why == sound.reasons
+    assert left.story.windows
+    assert left.story.windows[0].explanation.snapshot == sound.batch
+    assert [each.is_this for each in left.story.periods].count(True) == 1
+    assert (left.page.parent / left.story.lineage.docs).is_file()
+    broken = leave_batch(live, send(KNOWN_UNTIL + timedelta(days=DAYS), lambda rows: rows.drop("load")))
+    assert broken.story.outcome == "fault"
+    assert broken.story.windows == ()
+    assert "DATA FAULT" in broken.page.read_text(encoding="utf-8")
 
 
 def test_drift_at_the_edge_reaches_the_monitor_when_devices_sync(live: Job, tmp_path: Path) -> None:

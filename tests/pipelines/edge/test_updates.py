@@ -325,7 +325,7 @@ def test_a_bundle_that_ends_the_process_three_times_is_taken_back(made: Made, tm
         assert keeper.load().name.startswith("2-")
         child = os.fork()
         if child == 0:
-            keeper.score(Deadly({}, {}, None, None), None, 0.5)  # type: ignore[arg-type]
+            keeper.score(Deadly({}, {}, None, None, b""), None, 0.5)  # type: ignore[arg-type]
         os.waitpid(child, 0)
     assert keeper.load().name.startswith("1-")
     assert "ended the process 3 times" in next(iter(installed(tmp_path).refused.values()))
