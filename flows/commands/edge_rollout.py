@@ -23,7 +23,7 @@ def publish(bundle: Path, store: str) -> None:
 
     \b
     Example:
-      dankai edge publish bundles/flights-3f2a9c1e s3://fleet/flights
+      dankai edge publish bundles/1f2e… /mnt/share/edge
     """
     from flows.commands.options import POLICY
     from pipelines.edge.offers import Offer, make_offer, publish, read_offer

@@ -63,7 +63,7 @@ def sync(store: str, device: Path, name: str) -> None:
 
     \b
     Example:
-      dankai edge sync /media/usb --device /var/lib/dankai --name plant-7
+      dankai edge sync s3://plant/edge --name line-3
     """
     from pipelines.edge.stores import open_store
     from pipelines.edge.sync import sync
