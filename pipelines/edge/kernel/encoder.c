@@ -321,9 +321,9 @@ static void attend_rounded(Run *run, long h, long rows, const float *q, long q_r
     const long g = h * s->num_kv_heads / s->num_heads, R = s->block_size, D = run->D, Dp = run->Dp, J = run->J, Rp = run->Rp;
     const long widest = Rp > SUMMARIES ? Rp : SUMMARIES;
     Reading r = {NULL, 0, rows, D, Dp, scratch, NULL, NULL, NULL};
-    r.most = scratch + R * Dp, r.sum = r.most + R, r.weights = r.sum + R;
+    r.most = scratch + R * Dp, r.sum = r.most + R + LANES, r.weights = r.sum + R + LANES;
     float *worth = r.weights + STRIP * widest, *spare = worth + R;
-    int16_t *queries = (int16_t *)(spare + R * (2 + widest / 2));
+    int16_t *queries = (int16_t *)(spare + (R + LANES) * (2 + widest / 2));
     round_rows(q + h * D, q_row, rows, D, magnitude(D), queries, worth);
     begin(&r);
     for (long i = 0; i < run->K; i++) {
@@ -409,7 +409,7 @@ static long scratch_size(const Run *run) {
     const long embedding = CHUNK_STEPS * (2 * s->num_numeric + run->Wp + up_to(s->num_outputs, PANEL));
     const long kv = 2 * s->num_kv_heads * run->D, keys = R * (run->Wp + up_to(kv, PANEL) + s_row) + kv + s->num_kv_heads * run->Rp * (run->D + run->Dp);
     const long ranking = run->lanes * s->selector_dim + run->J * (run->lanes + 2);
-    const long reading = R * (run->Dp + 5 + 2 * widest + run->D) + STRIP * widest, hidden = most * up_to(2 * s->ffn_width, PANEL);
+    const long reading = (R + LANES) * (run->Dp + 5 + 2 * widest + run->D) + STRIP * widest, hidden = most * up_to(2 * s->ffn_width, PANEL);
     const long largest = ranking > reading ? ranking : reading;
     const long queries = most * (3 * run->Wp + s_row) + s->selector_heads * (run->Jp + run->J + PANEL) +
                          (largest > hidden ? largest : hidden);

@@ -33,21 +33,35 @@ INLINE Vector larger(Vector a, Vector b) {
 INLINE long up_to(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 INLINE float largest_lane(Vector x) {
+#ifdef __AVX2__
+    __m128 y = _mm_max_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+    y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+#else
     float best = x[0];
     for (int i = 1; i < LANES; i++) best = x[i] > best ? x[i] : best;
     return best;
+#endif
 }
 
 INLINE float sum_of_lanes(Vector x) {
     return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
 }
 
-// 2^x; relative error below 2e-7. What lies under 2^-126, -inf included, becomes 2^-126.
-INLINE Vector exp2_of(Vector x) {
+// x as a whole number in [-126, ...], already in the place of a float's exponent, and the part beyond it in
+// [-0.5, 0.5]. What lies below, -inf included, counts as -126.
+INLINE Integers split(Vector x, Vector *part) {
     x = larger(x, splat(-126.0f));
     const Vector shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-    Vector whole = x + shifter;
-    Vector part = x - (whole - shifter);
+    const Vector whole = x + shifter;
+    *part = x - (whole - shifter);
+    return (Integers)whole << 23;
+}
+
+// 2^x; relative error below 2e-7.
+INLINE Vector exp2_of(Vector x) {
+    Vector part;
+    const Integers exponent = split(x, &part);
     Vector y = splat(1.535336188319500e-4f);
     y = y * part + splat(1.339887440266574e-3f);
     y = y * part + splat(9.618437357674640e-3f);
@@ -55,7 +69,7 @@ INLINE Vector exp2_of(Vector x) {
     y = y * part + splat(2.402264791363012e-1f);
     y = y * part + splat(6.931472028550421e-1f);
     y = y * part + splat(1.0f);
-    return (Vector)((Integers)y + ((Integers)whole << 23));
+    return (Vector)((Integers)y + exponent);
 }
 
 // sums[r] += a[r, :] . b[:, 0..15] for a few rows. `b` is packed: 16 columns of one depth side by side.
