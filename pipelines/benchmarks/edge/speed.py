@@ -1,8 +1,8 @@
 """`dankai bench edge`: time and memory of sparse reading on this processor, against the fastest dense one.
 
 Every case runs in a fresh process, one after another, sparse and dense of one length next to each other. Up
-to 16,384 steps every dense path is run, and the compiled encoder with all blocks; beyond, the dense
-ones within a third of the fastest at the length before.
+to 16,384 steps every dense path is run, and the compiled encoder with all blocks; beyond, the dense one that was
+fastest at the length before.
 Selection of the blocks is part of every sparse time. Peak memory is that of the whole process.
 """
 
@@ -26,7 +26,6 @@ from pipelines.fingerprint import ROOT, environment
 LENGTHS = (1024, 4096, 16_384, 32_768, 65_536)
 DENSITIES = (0.0625, 0.125, 0.25)
 _ALL_DENSE_UP_TO = 16_384
-_WORTH_TRYING = 4 / 3
 Row = dict[str, Any]
 
 
@@ -73,8 +72,7 @@ def _cases(steps: int, rows: Sequence[Row]) -> list[tuple[str, float]]:
     dense = list(DENSE)
     if steps > _ALL_DENSE_UP_TO and before:
         last = [row for row in before if row["steps"] == max(row["steps"] for row in before)]
-        fastest = min(row["median_ms"] for row in last)
-        dense = [row["side"] for row in last if row["median_ms"] <= _WORTH_TRYING * fastest]
+        dense = [min(last, key=lambda row: row["median_ms"])["side"]]
     densities = DENSITIES if steps > _ALL_DENSE_UP_TO else (1.0, *DENSITIES)
     sparse = [(side, density) for side in ("compiled", "compiled_int16") for density in densities]
     return [*((side, 1.0) for side in dense), *sparse, ("graph", 0.125)]

@@ -54,16 +54,14 @@ INLINE void weigh_row(Reading *r, const Tile *tile, long row) {
 static void read_tile(Reading *r, const Tile *tile) {
     for (long row = 0; row < r->rows; row += STRIP) {
         const long strip = r->rows - row < STRIP ? r->rows - row : STRIP;
-        for (long k = 0; k < tile->num_keys; k += PANEL)
-            strip_into(strip, r->channels, r->queries + row * r->query_row, r->query_row,
-                       tile->keys + k * r->channels, r->weights + row * tile->num_keys + k, tile->num_keys, 0);
+        strip_into(strip, r->channels, r->queries + row * r->query_row, r->query_row, tile->keys, tile->num_keys,
+                   r->weights + row * tile->num_keys, tile->num_keys, 0);
         for (long i = 0; i < strip; i++) weigh_row(r, tile, row + i);
     }
     for (long row = 0; row < r->rows; row += STRIP) {
         const long strip = r->rows - row < STRIP ? r->rows - row : STRIP;
-        for (long d = 0; d < r->padded; d += PANEL)
-            strip_into(strip, tile->num_keys, r->weights + row * tile->num_keys, tile->num_keys,
-                       tile->values + d * tile->num_keys, r->out + row * r->padded + d, r->padded, 1);
+        strip_into(strip, tile->num_keys, r->weights + row * tile->num_keys, tile->num_keys, tile->values, r->padded,
+                   r->out + row * r->padded, r->padded, 1);
     }
 }
 

@@ -31,6 +31,7 @@ INLINE void multiply_integers(
     int rows, long pairs, const int16_t *a, long a_row, const int16_t *b, Integers sums[STRIP][2]) {
     UNROLL
     for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = (Integers){0};
+    DEEP
     for (long k = 0; k < pairs; k++) {
         const Integers left = load_integers(b + 2 * PANEL * k), right = load_integers(b + 2 * PANEL * k + PANEL);
         UNROLL
@@ -44,30 +45,33 @@ INLINE void multiply_integers(
     }
 }
 
-// c[r, 0..15] = c * keep[r] + sums * scale[r] * columns[0..15]; NULL for `columns` is ones, for `keep` zeros.
-INLINE void integers_into(int rows, long pairs, const int16_t *a, long a_row, const int16_t *b, const float *scale,
-                          const float *columns, const float *keep, float *c, long c_row) {
-    Integers sums[STRIP][2];
-    multiply_integers(rows, pairs, a, a_row, b, sums);
-    UNROLL
-    for (int r = 0; r < rows; r++)
-        for (int side = 0; side < 2; side++) {
-            float *to = c + r * c_row + side * LANES;
-            Vector x = to_floats(sums[r][side]) * splat(scale[r]);
-            if (columns) x *= load(columns + side * LANES);
-            store(to, keep ? load(to) * splat(keep[r]) + x : x);
-        }
+// c[r, 0..count] = c * keep[r] + sums * scale[r] * columns[0..count], panel after panel; NULL for `columns` is
+// ones, for `keep` zeros.
+INLINE void integers_into(int rows, long pairs, const int16_t *a, long a_row, const int16_t *b, long count,
+                          const float *scale, const float *columns, const float *keep, float *c, long c_row) {
+    for (long first = 0; first < count; first += PANEL, b += 2 * PANEL * pairs) {
+        Integers sums[STRIP][2];
+        multiply_integers(rows, pairs, a, a_row, b, sums);
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            for (int side = 0; side < 2; side++) {
+                float *to = c + r * c_row + first + side * LANES;
+                Vector x = to_floats(sums[r][side]) * splat(scale[r]);
+                if (columns) x *= load(columns + first + side * LANES);
+                store(to, keep ? load(to) * splat(keep[r]) + x : x);
+            }
+    }
 }
 
-static void integer_strip(long rows, long pairs, const int16_t *a, long a_row, const int16_t *b, const float *scale,
-                          const float *columns, const float *keep, float *c, long c_row) {
+INLINE void integer_strip(long rows, long pairs, const int16_t *a, long a_row, const int16_t *b, long count,
+                          const float *scale, const float *columns, const float *keep, float *c, long c_row) {
     switch (rows) {
-        case 6: integers_into(6, pairs, a, a_row, b, scale, columns, keep, c, c_row); break;
-        case 5: integers_into(5, pairs, a, a_row, b, scale, columns, keep, c, c_row); break;
-        case 4: integers_into(4, pairs, a, a_row, b, scale, columns, keep, c, c_row); break;
-        case 3: integers_into(3, pairs, a, a_row, b, scale, columns, keep, c, c_row); break;
-        case 2: integers_into(2, pairs, a, a_row, b, scale, columns, keep, c, c_row); break;
-        default: integers_into(1, pairs, a, a_row, b, scale, columns, keep, c, c_row);
+        case 6: integers_into(6, pairs, a, a_row, b, count, scale, columns, keep, c, c_row); break;
+        case 5: integers_into(5, pairs, a, a_row, b, count, scale, columns, keep, c, c_row); break;
+        case 4: integers_into(4, pairs, a, a_row, b, count, scale, columns, keep, c, c_row); break;
+        case 3: integers_into(3, pairs, a, a_row, b, count, scale, columns, keep, c, c_row); break;
+        case 2: integers_into(2, pairs, a, a_row, b, count, scale, columns, keep, c, c_row); break;
+        default: integers_into(1, pairs, a, a_row, b, count, scale, columns, keep, c, c_row);
     }
 }
 
@@ -144,7 +148,7 @@ static void rounded_linear(const float *a, long a_row, long rows, const Rounded 
         for (long column = 0; column < wide; column += PANEL)
             for (long r = 0; r < rows; r += STRIP)
                 integer_strip(rows - r < STRIP ? rows - r : STRIP, pairs, integers + r * row, row,
-                              w->panels + wide * first + column * row, scale + r, w->scales + column,
+                              w->panels + wide * first + column * row, PANEL, scale + r, w->scales + column,
                               add || first ? ones + r : NULL, c + r * c_row + column, c_row);
     }
 }
@@ -231,17 +235,14 @@ static void read_rounded_tile(Reading *r, const int16_t *queries, const float *w
     for (long row = 0; row < r->rows; row += STRIP) {
         const long strip = r->rows - row < STRIP ? r->rows - row : STRIP;
         for (long i = 0; i < strip; i++) strip_scale[i] = worth[row + i] * tile->key_scale;
-        for (long k = 0; k < tile->num_keys; k += PANEL)
-            integer_strip(strip, r->channels / 2, queries + row * r->channels, r->channels,
-                          tile->keys + k * r->channels, strip_scale, NULL, NULL, r->weights + k, tile->num_keys);
+        integer_strip(strip, r->channels / 2, queries + row * r->channels, r->channels, tile->keys, tile->num_keys,
+                      strip_scale, NULL, NULL, r->weights, tile->num_keys);
         weigh_rounded_strip(r, tile, row, strip, most, weights + row * tile->num_keys, keep, scale);
     }
     for (long row = 0; row < r->rows; row += STRIP) {
         const long strip = r->rows - row < STRIP ? r->rows - row : STRIP;
-        for (long d = 0; d < r->padded; d += PANEL)
-            integer_strip(strip, tile->num_keys / 2, weights + row * tile->num_keys, tile->num_keys,
-                          tile->values + d * tile->num_keys, scale + row, NULL, keep + row, r->out + row * r->padded + d,
-                          r->padded);
+        integer_strip(strip, tile->num_keys / 2, weights + row * tile->num_keys, tile->num_keys, tile->values,
+                      r->padded, scale + row, NULL, keep + row, r->out + row * r->padded, r->padded);
     }
 }
 

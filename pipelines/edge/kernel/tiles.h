@@ -14,6 +14,7 @@
 #define STRIP 6   // rows that are: 6 x 16 sums, two vectors of columns and one number fill 15 of 16 registers
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 8")
+#define DEEP _Pragma("GCC unroll 4")  // a loop of 32 or 64 turns ends in a branch that is foreseen wrongly
 
 typedef float Vector __attribute__((vector_size(32)));
 typedef float Unaligned __attribute__((vector_size(32), aligned(4)));
@@ -74,6 +75,7 @@ INLINE Vector exp2_of(Vector x) {
 
 // sums[r] += a[r, :] . b[:, 0..15] for a few rows. `b` is packed: 16 columns of one depth side by side.
 INLINE void multiply(int rows, long depth, const float *a, long a_row, const float *b, Vector sums[STRIP][2]) {
+    DEEP
     for (long k = 0; k < depth; k++) {
         const Vector left = load(b + PANEL * k), right = load(b + PANEL * k + LANES);
         UNROLL
@@ -85,33 +87,36 @@ INLINE void multiply(int rows, long depth, const float *a, long a_row, const flo
     }
 }
 
-// c[r, 0..15] = (or += where `add`) a[r, :] . b
-INLINE void multiply_into(
-    int rows, long depth, const float *a, long a_row, const float *b, float *c, long c_row, int add) {
-    Vector sums[STRIP][2];
-    UNROLL
-    for (int r = 0; r < rows; r++) {
-        sums[r][0] = add ? load(c + r * c_row) : splat(0.0f);
-        sums[r][1] = add ? load(c + r * c_row + LANES) : splat(0.0f);
-    }
-    multiply(rows, depth, a, a_row, b, sums);
-    UNROLL
-    for (int r = 0; r < rows; r++) {
-        store(c + r * c_row, sums[r][0]);
-        store(c + r * c_row + LANES, sums[r][1]);
+// c[r, 0..count] = (or += where `add`) a[r, :] . b, panel after panel
+INLINE void multiply_into(int rows, long depth, const float *a, long a_row, const float *b, long count, float *c,
+                          long c_row, int add) {
+    for (long first = 0; first < count; first += PANEL, b += PANEL * depth) {
+        float *to = c + first;
+        Vector sums[STRIP][2];
+        UNROLL
+        for (int r = 0; r < rows; r++) {
+            sums[r][0] = add ? load(to + r * c_row) : splat(0.0f);
+            sums[r][1] = add ? load(to + r * c_row + LANES) : splat(0.0f);
+        }
+        multiply(rows, depth, a, a_row, b, sums);
+        UNROLL
+        for (int r = 0; r < rows; r++) {
+            store(to + r * c_row, sums[r][0]);
+            store(to + r * c_row + LANES, sums[r][1]);
+        }
     }
 }
 
 // The same with a number of rows from 1 to 6 that is known at run time only.
-static void strip_into(
-    long rows, long depth, const float *a, long a_row, const float *b, float *c, long c_row, int add) {
+INLINE void strip_into(long rows, long depth, const float *a, long a_row, const float *b, long count, float *c,
+                       long c_row, int add) {
     switch (rows) {
-        case 6: multiply_into(6, depth, a, a_row, b, c, c_row, add); break;
-        case 5: multiply_into(5, depth, a, a_row, b, c, c_row, add); break;
-        case 4: multiply_into(4, depth, a, a_row, b, c, c_row, add); break;
-        case 3: multiply_into(3, depth, a, a_row, b, c, c_row, add); break;
-        case 2: multiply_into(2, depth, a, a_row, b, c, c_row, add); break;
-        default: multiply_into(1, depth, a, a_row, b, c, c_row, add);
+        case 6: multiply_into(6, depth, a, a_row, b, count, c, c_row, add); break;
+        case 5: multiply_into(5, depth, a, a_row, b, count, c, c_row, add); break;
+        case 4: multiply_into(4, depth, a, a_row, b, count, c, c_row, add); break;
+        case 3: multiply_into(3, depth, a, a_row, b, count, c, c_row, add); break;
+        case 2: multiply_into(2, depth, a, a_row, b, count, c, c_row, add); break;
+        default: multiply_into(1, depth, a, a_row, b, count, c, c_row, add);
     }
 }
 
@@ -125,7 +130,7 @@ static void linear(const float *a, long a_row, long rows, const Matrix *w, float
     for (long first = 0; first < w->columns; first += PANEL)
         for (long r = 0; r < rows; r += STRIP) {
             const long strip = rows - r < STRIP ? rows - r : STRIP;
-            strip_into(strip, w->depth, a + r * a_row, a_row, w->panels + first * w->depth,
+            strip_into(strip, w->depth, a + r * a_row, a_row, w->panels + first * w->depth, PANEL,
                        c + r * c_row + first, c_row, add);
         }
 }
