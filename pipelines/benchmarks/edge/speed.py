@@ -1,8 +1,8 @@
 """`dankai bench edge`: time and memory of sparse reading on this processor, against the fastest dense one.
 
 Every case runs in a fresh process, one after another, sparse and dense of one length next to each other. Up
-to 16,384 steps every dense path is run, and the compiled encoder with all blocks; beyond, the dense one that was
-fastest at the length before.
+to 16,384 steps every dense path is run, and the compiled encoder with all blocks; beyond, the dense one
+that was fastest at the length before.
 Selection of the blocks is part of every sparse time. Peak memory is that of the whole process.
 """
 
