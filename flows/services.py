@@ -96,6 +96,9 @@ def mlflow_server(settings: Settings, database: str, host: str, port: int, logs:
         "MLFLOW_ARTIFACTS_DESTINATION": os.environ.get("MLFLOW_ARTIFACTS_DESTINATION")
         or str(settings.artifacts),
     }
+    if database.startswith("sqlite"):
+        # A connection that was opened while the disk was read-only stays so: a pool would keep it for ever.
+        environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
     environ.pop("MLFLOW_TRACKING_URI", None)
     command = [str(_PROGRAMS / "mlflow"), "server", "--host", host, "--port", str(port), "--workers", "1"]
     command += ["--serve-artifacts", "--uvicorn-opts", "--log-level warning"]

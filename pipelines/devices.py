@@ -1,13 +1,20 @@
 """What a training plan asks of this machine's devices, and how Lightning is told."""
 
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pipelines.training_plan import TrainingPlan
 from validation.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
     from sparse_model.model import SparseEncoder
+
+_GATHERED_PARAMETERS = 1 << 24  # of the layers that FSDP gathers in one go: fewer take the host, not the link
+_KEPT_PARAMETERS = 1 << 28  # 1 GiB of float32 weights; more are gathered anew for the backward pass
 
 
 def refuse_unfit(plan: TrainingPlan) -> None:
@@ -54,11 +61,43 @@ def strategy_of(plan: TrainingPlan) -> Any:
 
 
 def shard(model: "SparseEncoder") -> None:
-    """Spread weights, gradients and optimiser over the processes, layer by layer, in place."""
+    """Spread weights, gradients and optimiser over the processes, some layers at a time, in place.
+
+    Each group of layers is gathered, and its gradients are summed, in one go; what all weights together leave
+    room for stays gathered from the forward to the backward pass.
+    """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    for layer in model.layers:
-        fully_shard(layer)
-        register_fsdp_forward_method(layer, "add_to_")
+    keeps = sum(parameter.numel() for parameter in model.parameters()) <= _KEPT_PARAMETERS
+    for layers in _gathered_together(list(model.layers)):
+        fully_shard(layers, reshard_after_forward=not keeps)
+        for layer in layers:
+            register_fsdp_forward_method(layer, "add_to_")
     fully_shard(model)
     register_fsdp_forward_method(model, "predict")
+
+
+def _gathered_together(layers: "list[Module]") -> "list[list[Module]]":
+    """Consecutive layers in groups of at least `_GATHERED_PARAMETERS`, the last one of what is left."""
+    groups: list[list[Module]] = [[]]
+    for layer in layers:
+        if sum(p.numel() for each in groups[-1] for p in each.parameters()) >= _GATHERED_PARAMETERS:
+            groups.append([])
+        groups[-1].append(layer)
+    return groups
+
+
+def clip_gradients(parameters: "Iterable[Tensor]", largest_norm: float) -> None:
+    """`torch.nn.utils.clip_grad_norm_`, with one sum over the processes where parameters are in shards."""
+    import torch
+    from torch.distributed.tensor import DTensor
+    from torch.nn.utils import get_total_norm
+
+    found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    grads = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in found]
+    norm = get_total_norm(grads)
+    if any(isinstance(grad, DTensor) for grad in found):
+        squares = norm.square()
+        torch.distributed.all_reduce(squares)
+        norm = squares.sqrt()
+    torch._foreach_mul_(grads, (largest_norm / (norm + 1e-6)).clamp(max=1.0))

@@ -44,6 +44,7 @@ def track(job: Job, evaluation: Evaluation, is_confirmation: bool) -> str:
         _DIGEST_TAG: verdict.digest(),
         _CONTENT_TAG: evaluation.digest(),
     }
+    job.note(stage=evaluation.stage, verdict=verdict.outcome, reasons=verdict.reasons)
     name = f"{job.spec.name} {evaluation.stage} gate: {verdict.outcome}"
     with job.tracker.run(name, KIND, tags, job.parent_run) as run_id:
         job.tracker.log_dataset(run_id, job.spec.name, verdict.evidence.snapshot, job.spec.file, KIND)

@@ -13,6 +13,8 @@ from pipelines.data.preprocessing import Preprocessing
 from pipelines.data.snapshot import Snapshot
 from pipelines.data.spec import DatasetSpec, load_spec
 from pipelines.data.windows import Windows
+from pipelines.files import exclusive_lock
+from pipelines.journal import Journal
 from pipelines.reconciliation import AliasChange, reconcile, warn_of
 from pipelines.registry import Tracker
 from pipelines.release_log import ReleaseLog
@@ -56,6 +58,8 @@ class Job:
     """What was put right in the registry at the start."""
     spread: "Spread | None" = None
     """Runs pieces of scoring and validation on several machines; None does all of it here."""
+    note: Callable[..., None] = lambda **_: None
+    """Writes facts into the run's journal (pipelines.journal)."""
     _windows: dict[str, Windows] = field(default_factory=dict, repr=False)
 
     @property
@@ -109,6 +113,20 @@ def dataset_folder(settings: Settings, name: str) -> Path:
     return settings.home / "datasets" / name
 
 
+@contextmanager
+def training_turn(settings: Settings, name: str, wait: bool = True) -> Iterator[None]:
+    """One rollout or retraining of a dataset at a time, and one training on this home's accelerator.
+
+    The kernel frees both locks with the process, however it ends. A person is told at once that something is
+    at work (InputError where `wait` is False); a flow waits.
+    """
+    with (
+        exclusive_lock(settings.home / f"{name}.lock", wait),
+        exclusive_lock(settings.home / "training.lock", wait),
+    ):
+        yield
+
+
 def open_job(dataset: Path, policy: Path, settings: Settings, report: Report) -> Job:
     """Read every file first, so that a mistake in one costs nothing; then open and reconcile the stores."""
     return open_job_of(load_spec(dataset), load_policy(policy), settings, report)
@@ -120,4 +138,5 @@ def open_job_of(spec: DatasetSpec, policy: Policy, settings: Settings, report: R
     tracker = Tracker.open(settings)
     changes = tuple(reconcile(log, tracker))
     warn_of(changes)
-    return Job(settings, spec, policy, tracker, log, report, alias_changes=changes)
+    journal = Journal(settings.home, spec.name, report)
+    return Job(settings, spec, policy, tracker, log, journal, alias_changes=changes, note=journal.note)

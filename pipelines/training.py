@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from pipelines.checkpoint import Checkpoint, load_model, save_weights
 from pipelines.data.windows import Windows
-from pipelines.devices import refuse_unfit, shard, strategy_of
+from pipelines.devices import clip_gradients, refuse_unfit, shard, strategy_of
 from pipelines.files import sha256_of
 from pipelines.fingerprint import environment
 from pipelines.pilot import disagreement, kept_dense_where_needed
@@ -71,7 +71,7 @@ class Fit(lightning.LightningModule):
         first = self.current_epoch * self.plan.steps_per_epoch
         count = max(0, min(self.plan.steps_per_epoch, self.plan.steps_of(self.mode) - first))
         batches = Batches(self.windows, self.plan, self.mode, self.seed, first, count, self.global_rank)
-        return DataLoader(batches, batch_size=None)
+        return DataLoader(batches, batch_size=None, pin_memory=torch.cuda.is_available())
 
     def val_dataloader(self) -> DataLoader[list[Tensor]]:
         return DataLoader(ValidationBatches(self.windows, self.plan.validation_windows), batch_size=None)
@@ -172,6 +172,7 @@ class Fit(lightning.LightningModule):
             lr=self.plan.peak_learning_rate,
             weight_decay=self.plan.weight_decay,
             betas=(0.9, 0.98),
+            fused=True if parameters[0].is_cuda else None,
         )
         total, warmup = self.plan.steps_of(self.mode), self.plan.warmup_steps
 
@@ -182,6 +183,9 @@ class Fit(lightning.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, *_: Any, gradient_clip_val: float, **__: Any) -> None:
+        clip_gradients(self.model.parameters(), gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["curve"] = self.curve

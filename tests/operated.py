@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import polars as pl
 import psutil
@@ -114,12 +115,14 @@ def _let_in(policy: Path) -> None:
 
 
 @contextmanager
-def operation(folder: Path, **environ: str) -> Iterator[Operation]:
-    """A `dankai up` for the length of the block; killed at its end if it still runs."""
-    prefect, mlflow = free_port(), free_port()
+def operation(folder: Path, *parts: str, **environ: str) -> Iterator[Operation]:
+    """A `dankai up` of all or some parts for the length of the block; killed at its end if it still runs.
+
+    Its servers listen at the ports of PREFECT_API_URL and MLFLOW_TRACKING_URI, free ones where none is named.
+    """
     reach = {
-        "PREFECT_API_URL": f"http://127.0.0.1:{prefect}/api",
-        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{mlflow}",
+        "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api",
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}",
         "DANKAI_THREADS": "1",
         "OMP_NUM_THREADS": "1",
         **environ,
@@ -127,10 +130,12 @@ def operation(folder: Path, **environ: str) -> Iterator[Operation]:
     command = [
         str(Path(sys.executable).with_name("dankai")),
         "up",
+        *parts,
         "--deployments",
         str(folder / "prefect.yaml"),
     ]
-    command += ["--prefect-port", str(prefect), "--mlflow-port", str(mlflow)]
+    for option, name in (("--prefect-port", "PREFECT_API_URL"), ("--mlflow-port", "MLFLOW_TRACKING_URI")):
+        command += [option, str(urlsplit(reach[name]).port)]
     process = subprocess.Popen(
         command,
         env={**os.environ, **reach, "DANKAI_HOME": str(folder / "home")},
@@ -140,7 +145,7 @@ def operation(folder: Path, **environ: str) -> Iterator[Operation]:
     )
     try:
         _until_up(process)
-        address = f"http://127.0.0.1:{mlflow}/api/2.0/mlflow"
+        address = f"{reach['MLFLOW_TRACKING_URI']}/api/2.0/mlflow"
         yield Operation(folder, process, reach["PREFECT_API_URL"], address, reach)
     finally:
         process.kill()

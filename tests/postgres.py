@@ -28,9 +28,23 @@ def lacking() -> str:
     """Why no server can be started here, "" where one can."""
     if programs() is None:
         return "PostgreSQL absent: install Debian's package postgresql to run this"
-    if os.getuid() == 0 and "postgres" not in {user.pw_name for user in pwd.getpwall()}:
+    if os.getuid() != 0:
+        return ""
+    if "postgres" not in {user.pw_name for user in pwd.getpwall()}:
         return "PostgreSQL does not run as root and there is no user postgres to run it"
+    if _runuser() is None:
+        return "PostgreSQL does not run as root and there is no runuser: install Debian's package util-linux"
     return ""
+
+
+def _runuser() -> str | None:
+    """Where it is: often beside the PATH of a service or of continuous integration."""
+    return shutil.which("runuser", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
+
+
+def _as_postgres(command: list[str]) -> list[str]:
+    """The command as a user whom PostgreSQL accepts."""
+    return [str(_runuser()), "-u", "postgres", "--", *command] if os.getuid() == 0 else command
 
 
 @contextmanager
@@ -38,13 +52,11 @@ def server() -> Iterator[str]:
     """Address of a running server's first database."""
     bin_folder, folder = programs(), Path(tempfile.mkdtemp(prefix="dankai-postgres-", dir="/tmp"))
     assert bin_folder is not None
-    as_user = []
     if os.getuid() == 0:
         shutil.chown(folder, "postgres")
-        as_user = ["runuser", "-u", "postgres", "--"]
 
     def run(program: str, *arguments: str) -> None:
-        command = [*as_user, str(bin_folder / program), "-D", str(folder / "data"), *arguments]
+        command = _as_postgres([str(bin_folder / program), "-D", str(folder / "data"), *arguments])
         with (folder.with_suffix(".log")).open("ab") as log:
             subprocess.run(command, stdout=log, stderr=log, check=True, timeout=60, cwd="/")
 
@@ -87,10 +99,9 @@ def kill_and_restart(address: str) -> None:
     command, backends = server.cmdline(), server.children(recursive=True)
     server.kill()
     psutil.wait_procs(backends, 30)  # they notice, and end by themselves
-    as_user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
     with open(os.devnull, "wb") as nowhere:
         subprocess.Popen(
-            [*as_user, *command], stdout=nowhere, stderr=nowhere, cwd="/", start_new_session=True
+            _as_postgres(command), stdout=nowhere, stderr=nowhere, cwd="/", start_new_session=True
         )
 
 

@@ -19,7 +19,7 @@ from validation.data_docs import index_of_pieces, make_offline
 from validation.gates import Outcome
 from validation.record import Record
 from validation.structure import Structure
-from validation.suite import ROW, Suite, expectations_of
+from validation.suite import NUM_EXAMPLES, ROW, Suite, expectations_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,7 +163,7 @@ def together(
 ) -> DataReport:
     """One report of a table that was validated in pieces, each by itself, from `first_rows` on.
 
-    Data Docs of the pieces are moved below `docs_folder`, whose index leads to them.
+    Data Docs of the pieces are copied below `docs_folder`, whose index leads to them.
     """
     import pandas as pd
 
@@ -176,7 +176,7 @@ def together(
     shutil.rmtree(docs_folder, ignore_errors=True)
     docs_folder.mkdir(parents=True)
     for report, first in zip(reports, first_rows, strict=True):
-        os.replace(Path(report.docs_uri).parent, docs_folder / f"from_row_{first}")
+        shutil.copytree(Path(report.docs_uri).parent, docs_folder / f"from_row_{first}")
     index_of_pieces(docs_folder)
     num_expected = len(expectations_of(contract))
     return _report(contract, found, num_expected, docs_folder, quarantine_folder, max_quarantined_share)
@@ -220,7 +220,8 @@ def _both(first: Failure | None, later: Failure) -> Failure:
         return later
     is_evaluated = first.num_rows and later.num_rows
     num_rows = first.num_rows + later.num_rows if is_evaluated else 0
-    return first.model_copy(update={"num_rows": num_rows})
+    examples = (first.examples + later.examples)[:NUM_EXAMPLES]
+    return first.model_copy(update={"num_rows": num_rows, "examples": examples})
 
 
 def _publish(unfinished: Path, docs_folder: Path) -> None:

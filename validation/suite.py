@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from validation.data import Column, Contract
 
 ROW = "quarantined_row"  # position in the validated table, from 0
+NUM_EXAMPLES = 3  # of values that failed an expectation
 
 
 class Suite:
@@ -142,12 +143,13 @@ def _site(folder: Path) -> Any:
 def _plain(result: Any) -> dict[str, Any]:
     """What is needed of one result; its own JSON methods would copy every unexpected value."""
     found = result.result or {}
+    examples = (found.get("partial_unexpected_list") or ())[:NUM_EXAMPLES]
     return {
         "success": bool(result.success),
         "expectation": result.expectation_config.type,
         "column": _unescaped(result.expectation_config.kwargs.get("column")),
         "rows": [entry[ROW] for entry in found.get("unexpected_index_list") or ()],
-        "examples": tuple(_unescaped(str(v)) for v in (found.get("partial_unexpected_list") or ())[:3]),
+        "examples": tuple(_unescaped(str(value)) for value in examples),
     }
 
 

@@ -35,7 +35,7 @@ def build_edge_bundle(
     from pipelines.job import dataset_folder
     from pipelines.preparation import windows_of
 
-    windows = windows_of(checkpoint, spec, settings)
+    windows, own = windows_of(checkpoint, spec, settings), dataset_folder(settings, spec.name) / "bundles"
     is_calibrated = (Path(checkpoint.folder) / FILE).exists()
     return build_bundle(
         checkpoint,
@@ -45,9 +45,10 @@ def build_edge_bundle(
         1.0 if checkpoint.mode == "dense" else spec.training.target_density,
         _last_pass(settings, checkpoint),
         load_key(settings.keys),
-        parent or dataset_folder(settings, spec.name) / "bundles",
+        parent or own,
         load_calibration(Path(checkpoint.folder)) if is_calibrated else None,
         precision or spec.edge_precision,
+        own / ".releases.json",
     )
 
 

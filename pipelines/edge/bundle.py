@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from sparse_model.model import SparseEncoder
 
 _DRAFT = ".building-"
+MACHINES = ("aarch64", "x86_64")
+"""Processors that onnxruntime is there for; a device of another kind refuses the bundle."""
 
 
 class Bundle(Record):
@@ -63,13 +65,15 @@ def build_bundle(
     parent: Path,
     calibration: Calibration | None = None,
     precision: "Precision" = "fp32",
+    releases: Path | None = None,
 ) -> Bundle:
     """Export, compare with the checkpoint on `windows`, sign, and put the bundle at parent/HASH.
 
     The golden input is the window on which graph and checkpoint agree best; its answer is the checkpoint's.
     `verdict` is the digest of the verdict that let the checkpoint come this far. A parity that does not
-    hold is recorded, not raised: the gate judges it. Raises InputError for a reduced `precision` where the
-    compiled encoder, which alone has it, does not run.
+    hold is recorded, not raised: the gate judges it. `releases` is the book of release numbers, one for all
+    folders that bundles of a dataset are put in; by default it lies beside the bundles. Raises InputError for
+    a reduced `precision` where the compiled encoder, which alone has it, does not run.
     """
     model = load_model(checkpoint)
     made_from = {
@@ -86,7 +90,9 @@ def build_bundle(
             draft.mkdir()
             report = _write_files(draft, checkpoint, model, preprocessing, windows, density, precision)
             contract = _contract(spec, preprocessing, model)
-            content = _manifest(draft, checkpoint, contract, report, calibration, made_from)
+            unnumbered = _manifest(draft, checkpoint, contract, report, calibration, made_from)
+            release = release_number(releases or parent / ".releases.json", _bytes(unnumbered))
+            content = _bytes({**unnumbered, "release": release})
             replace_file(draft / MANIFEST, content)
             replace_file(draft / SIGNATURE, sign(key, PURPOSE, content).encode())
             folder = _publish(draft, parent, content, key.public_key())
@@ -174,16 +180,16 @@ def _manifest(
     report: ParityReport,
     calibration: Calibration | None,
     made_from: Mapping[str, str],
-) -> bytes:
+) -> dict[str, Any]:
     # Where parity holds, what is left of the error are ties; the device's own rounding may break them too.
     tolerance = max(report.tolerance, report.max_abs_error) if report.passed else report.tolerance
-    manifest = {
+    return {
         "format": FORMAT,
+        "machines": list(MACHINES),
         "files": _listing(draft),
         "contract": contract,
         "model": checkpoint.config,
         "precision": report.precision,
-        "architecture": "any",
         "extras": [] if report.precision == "fp32" else ["compiled"],
         "density": report.density,
         "budgets": [point.model_dump(mode="json") for point in calibration.points] if calibration else [],
@@ -192,7 +198,21 @@ def _manifest(
         "made_from": dict(made_from),
         "versions": {name: version(name) for name in ("dankai", "numpy", "onnxruntime", "torch")},
     }
+
+
+def _bytes(manifest: Mapping[str, Any]) -> bytes:
     return json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+
+
+def release_number(book: Path, content: bytes) -> int:
+    """The number of this content, the next one where it is new: devices go to higher numbers only."""
+    digest = hashlib.sha256(content).hexdigest()
+    with exclusive_lock(book.with_name(f"{book.name}.lock")):
+        numbers: dict[str, int] = json.loads(book.read_bytes()) if book.exists() else {}
+        if digest not in numbers:
+            numbers[digest] = max(numbers.values(), default=0) + 1
+            replace_file(book, json.dumps(numbers, indent=1).encode())
+    return numbers[digest]
 
 
 def _contract(spec: DatasetSpec, preprocessing: Preprocessing, model: "SparseEncoder") -> dict[str, Any]:

@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import math
-import platform
 import resource
 import sys
 import time
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from pipelines.edge.compiled import CompiledEncoder, NotCompiled
 from pipelines.edge.rows import Inputs, Row, encode_rows
 from pipelines.edge.stream import Stream
-from pipelines.edge.verification import BundleError, read_bundle
+from pipelines.edge.verification import BundleError, read_bundle, refuse_other_machines
 from pipelines.edge.weights import read_weights
 
 ENGINES = ("auto", "compiled", "onnxruntime")
@@ -109,7 +108,7 @@ class EdgeModel:
         `engine`: as in `open_engine`.
         """
         manifest, files = read_bundle(folder, key)
-        _refuse_architecture(folder, manifest)
+        refuse_other_machines(folder.name, manifest)
         with np.load(io.BytesIO(files["golden.npz"]), allow_pickle=False) as arrays:
             golden = Inputs(arrays["numeric"], arrays["known"], arrays["categorical"])
             expected = arrays["outputs"]
@@ -190,12 +189,6 @@ class EdgeModel:
             raise BundleError(
                 f"{folder}: answers the golden input {error:.3g} off on this machine, {allowed:.3g} allowed"
             )
-
-
-def _refuse_architecture(folder: Path, manifest: Mapping[str, Any]) -> None:
-    built_for, here = manifest["architecture"], platform.machine()
-    if built_for not in ("any", here):
-        raise BundleError(f"{folder}: built for {built_for}, this machine is {here}; build it for this one")
 
 
 def open_session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:

@@ -1,152 +1,88 @@
-"""kill -9 of each part at each step of a retraining: `python -m tests.faults.retraining_faults`.
+"""What a retraining survives: `python -m tests.faults.retraining_faults`.
 
-Real servers, a real PostgreSQL, real kills. After each of them the retraining has to end, or to be marked as
-failed with its reason and end when it is asked for again; nothing decided twice or lost, no slot taken, no
-lock held, no process left. Writes pipelines/benchmarks/results/faults.json, cell by cell.
+Real servers, a real PostgreSQL, real kills, a full disk, a read-only home, a clock that jumps, a network that
+hangs, a second scheduler. In a row of the matrix one retraining meets one fault at each step in turn, so
+that its last steps have all earlier faults behind them. After each it has to go on by itself, or to be marked
+as failed with its reason and go on when it is asked for again. At the end of a row nothing may be decided
+twice or lost, no slot be taken, no lock held, no process left. Writes faults.json and faults.md, row by row.
 """
 
 import argparse
 import json
 import shutil
 import tempfile
-import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import psutil
 import yaml
 
-from pipelines.files import exclusive_lock, replace_file
-from pipelines.release_log import ReleaseLog
-from pipelines.settings import load_settings
+from pipelines.files import replace_file
 from tests import postgres
-from tests.operated import Operation, drift_event, operation, until, write_operated
+from tests.faults import harm
+from tests.faults.harm import Harm, Site, killed, lasting
+from tests.faults.ordeal import ASKED_AGAIN, BY_ITSELF, STEPS, Ordeal
+from tests.operated import operation, write_operated
 from tests.tiny_rollout import ROOT, TURNS, dankai, pump_table, write_policy
 
 RESULTS = ROOT / "pipelines" / "benchmarks" / "results" / "faults.json"
-STEPS = {
-    "reading": "pipelines.retraining:known_data",
-    "training": "pipelines.training:Fit.training_step",
-    "registering": "pipelines.registry:Tracker.register_version",
-    "judging": "pipelines.retraining:judge_stage",
-    "deciding": "pipelines.release:apply_verdict",
-    "reconciling": "pipelines.release:reconcile",
+NOT_KNOWN = "did not go on"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What strikes at which step, and what the operation stands on."""
+
+    harms: dict[str, Harm]
+    on_postgres: bool = False
+    over_network: bool = False
+    two_schedulers: bool = False
+    small_disk: bool = False
+    own_clock: bool = False
+
+
+def at(steps: str, strikes: Harm) -> dict[str, Harm]:
+    return dict.fromkeys(steps.split(), strikes)
+
+
+EVERY, WRITING = " ".join(STEPS), "training registering deciding"
+CLOCKS = dict(zip(STEPS, map(harm.clock_set, (26, -2, 26, -2, 26, 0)), strict=True))  # hours off
+ROWS = {
+    "worker": Row(at(EVERY, killed("prefect worker start"))),
+    "retraining": Row(at(EVERY, killed("prefect.engine"))),
+    "Prefect server": Row(at(EVERY, killed("prefect server start"))),
+    "MLflow server": Row(at(EVERY, killed("mlflow.server.fastapi_app"))),
+    "everything, stopped": Row(at(EVERY, harm.everything_stopped)),
+    "everything, killed": Row(at(EVERY, harm.everything_killed)),
+    "disk full, 20 s": Row(at(WRITING, lasting(harm.disk_full, 20)), small_disk=True),
+    "home read-only, 20 s": Row(at(WRITING, lasting(harm.read_only, 20))),
+    "network hangs, 30 s": Row(at(WRITING, lasting(harm.network_stalled, 30)), over_network=True),
+    "network hangs, 5 min": Row(at("registering", lasting(harm.network_stalled, 300)), over_network=True),
+    "clock jumps": Row(CLOCKS, own_clock=True),
+    "database": Row(at(EVERY, harm.database_killed), on_postgres=True),
+    "one of two schedulers": Row(
+        at("training deciding", killed("prefect server start")), on_postgres=True, two_schedulers=True
+    ),
 }
-"""The call before which the retraining stands when the part dies, in its own order."""
-PARTS = {
-    "worker": "prefect worker start",
-    "retraining": "prefect.engine",
-    "Prefect server": "prefect server start",
-    "MLflow server": "mlflow.server.fastapi_app",
-    "everything, stopped": "",
-    "everything, killed": "",
-    "database": "",
-}
-"""What dies, and the words that its process is known by."""
-RETRAIN = "retrain/on-drift"
-MEND_S = 240.0
-
-
-@dataclass
-class Fault:
-    """One kill at one step, in a home folder that starts from the same state each time."""
-
-    folder: Path
-    part: str
-    step: str
-    database: str = ""
-    wrong: list[str] = field(default_factory=list)
-
-    @property
-    def gate(self) -> Path:
-        return self.folder / "gate"
-
-    def play(self) -> str:
-        """What became of the retraining; what is not as it has to be is noted in `wrong`."""
-        self.gate.mkdir()
-        gate = f"{self.gate}={STEPS[self.step]}"
-        environ = {"DANKAI_TEST_GATE": gate, "DANKAI_DATABASE_URL": self.database}
-        with operation(self.folder, **environ) as running:
-            running.ask("/events", [drift_event(self.folder, "pump", "a fault test")])
-            until(lambda: (self.gate / "reached").exists(), 120)
-            family = running.family()
-            end(running, self.part)
-            (self.gate / "go").touch()
-            if running.process.poll() is None:
-                return self._mended(running)
-        psutil.wait_procs(family, 30)
-        self._expect(not [each for each in family if each.is_running()], "processes are left")
-        with operation(self.folder, **environ) as again:
-            return self._mended(again)
-
-    def _mended(self, running: Operation) -> str:
-        [run] = until(lambda: running.runs_of(RETRAIN), 60)
-        outcome = self._outcome(running, running.ended(run["id"], MEND_S))
-        self._look_around(running)
-        family = running.family()
-        running.stop()
-        self._expect(not [each for each in family if each.is_running()], "processes are left")
-        return outcome
-
-    def _outcome(self, running: Operation, ended: dict[str, Any]) -> str:
-        if ended["state_type"] == "COMPLETED":
-            return "finished by itself"
-        self._expect(bool(ended["state"]["message"]), f"{ended['state_type']} without a reason")
-        again = running.ended(running.start(RETRAIN, **ended["parameters"]), MEND_S)
-        self._expect(again["state_type"] == "COMPLETED", f"asked again: {again['state']['message']}")
-        return "marked with its reason, finished when asked again"
-
-    def _look_around(self, running: Operation) -> None:
-        """Nothing decided twice or lost, no slot taken, no lock held."""
-        settings = load_settings({"DANKAI_HOME": str(running.home), "DANKAI_DATABASE_URL": self.database})
-        actions = [str(entry.decision.action) for entry in ReleaseLog.open(settings).entries()]
-        self._expect(actions.count("retrain") == 1, f"challengers entered: {actions}")
-        decided = [action for action in actions[actions.index("retrain") :] if action != "retrain"]
-        self._expect(len(decided) == 1, f"decisions on it: {decided}")
-        audited = running.dankai("audit", "verify")
-        self._expect(audited.code == 0, f"audit: {audited.err}")
-        agrees = running.dankai("reconcile")
-        self._expect("agree with the release log" in agrees.out, f"aliases: {agrees.out}{agrees.err}")
-        limit = running.deployment(RETRAIN)["global_concurrency_limit"]
-        self._expect(limit["active_slots"] == 0, f"slots taken: {limit['active_slots']}")
-        for lock in ("pump.lock", "training.lock"):
-            with exclusive_lock(running.home / lock, wait=False):
-                pass
-
-    def _expect(self, holds: bool, otherwise: str) -> None:
-        if not holds:
-            self.wrong.append(otherwise)
-
-
-def end(running: Operation, part: str) -> None:
-    """kill -9, or a stop of everything. A database is started again at once, the rest `dankai up` mends."""
-    if part == "everything, stopped":
-        running.stop()
-    elif part == "everything, killed":
-        running.process.kill()
-        running.process.wait()
-    elif part == "database":
-        postgres.kill_and_restart(running.environ["DANKAI_DATABASE_URL"])
-    else:
-        running.running(PARTS[part]).kill()
-    time.sleep(1)
 
 
 @contextmanager
 def home_with_live_model(folder: Path, database: str) -> Iterator[Callable[[], None]]:
-    """The operated pump, its dense model live; the answer puts everything back to that state."""
-    folder.mkdir()
+    """The operated pump, its dense model live; the answer puts its files back to that state."""
+    folder.mkdir(parents=True)
     dataset, _, deployments = write_operated(folder)
     content = yaml.safe_load(deployments.read_text())
     for each in content["deployments"]:
         if each["name"] == "on-drift":
             each["entrypoint"] = "tests/faults/gated.py:retrain"
+        if each["name"] in ("flights-daily", "flights-weekly"):  # nor may the hour start another retraining
+            del each["schedules"]
     deployments.write_text(yaml.safe_dump(content))
     table = pump_table().filter(pl.col("at") >= TURNS)
     table.write_csv(folder / "incoming" / "2024-05.csv")
@@ -154,7 +90,7 @@ def home_with_live_model(folder: Path, database: str) -> Iterator[Callable[[], N
     command = ("rollout", "run", dataset, "--policy", policy, "--bootstrap", "in use", "--quiet")
     monitor = ("monitor", dataset, folder / "incoming" / "2024-05.csv", "--policy", policy)
     with operation(folder, DANKAI_DATABASE_URL=database) as running:
-        quietly = {**running.environ, "PREFECT_API_URL": ""}  # the drift's event is for each cell to send
+        quietly = {**running.environ, "PREFECT_API_URL": ""}  # the drift's event is for each row to send
         for arguments in (command, monitor):
             done = dankai(*arguments, home=running.home, timeout=300, **quietly)
             assert done.code == 0, done.err
@@ -170,59 +106,95 @@ def home_with_live_model(folder: Path, database: str) -> Iterator[Callable[[], N
     shutil.rmtree(kept)
 
 
-def run_cells(folder: Path, names: list[tuple[str, str]], database: str = "") -> Iterator[dict[str, Any]]:
-    """Each named (part, step) from the same state of the files; a database goes on from where it is."""
-    with home_with_live_model(folder, database) as back:
-        for part, step in names:
-            back()
-            started, fault = time.monotonic(), Fault(folder, part, step, database)
-            try:
-                outcome = fault.play()
-            except Exception as error:  # the matrix says so and goes on
-                outcome = "not known"
-                fault.wrong.append(f"{type(error).__name__}: {str(error)[:300]}")
-            seconds = round(time.monotonic() - started)
-            yield {"part": part, "step": step, "outcome": outcome, "wrong": fault.wrong, "seconds": seconds}
+def run_row(folder: Path, name: str, steps: list[str], database: str) -> Iterator[dict[str, Any]]:
+    """Its cells; a step that was not reached has one too, and the last says what is wrong at the end."""
+    row = ROWS[name]
+    cells: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        site = Site(folder, {"DANKAI_DATABASE_URL": database}, row.over_network, row.two_schedulers)
+        if row.small_disk:
+            stack.enter_context(harm.on_small_disk(site.home))
+        stack.callback(site.kill)
+        if row.own_clock:
+            site.environ |= harm.clock_environ(folder)
+        ordeal = Ordeal(site, {step: strikes for step, strikes in row.harms.items() if step in steps})
+        try:
+            for cell in ordeal.play():
+                cells.append({"fault": name, **cell})
+                print(json.dumps(cells[-1]), flush=True)
+        except Exception as error:  # the matrix says so and goes on
+            traceback.print_exc()
+            ordeal.wrong.append(f"{type(error).__name__}: {str(error)[:300]}")
+    for step in list(ordeal.harms)[len(cells) :]:
+        cells.append({"fault": name, "step": step, "outcome": NOT_KNOWN, "why": "", "seconds": 0})
+    yield from cells[:-1]
+    yield {**cells[-1], "wrong": ordeal.wrong}
 
 
-def cells_of(names: list[tuple[str, str]], folder: Path) -> Iterator[dict[str, Any]]:
-    """Servers die on SQLite, the database on a PostgreSQL, whose state is made anew for each kill."""
-    if on_files := [name for name in names if name[0] != "database"]:
-        yield from run_cells(folder / "files", on_files)
-    if on_postgres := [name for name in names if name[0] == "database"]:
+def rows_of(names: dict[str, list[str]], folder: Path) -> Iterator[dict[str, Any]]:
+    """Rows on files start from the same state of them; each on PostgreSQL has a database of its own."""
+    if on_files := [name for name in names if not ROWS[name].on_postgres]:
+        with home_with_live_model(folder / "files", "") as back:
+            for name in on_files:
+                back()
+                yield from run_row(folder / "files", name, names[name], "")
+    if on_postgres := [name for name in names if ROWS[name].on_postgres]:
         with postgres.server() as address:
-            for name in on_postgres:
-                yield from run_cells(folder / name[1], [name], postgres.new_database(address))
+            for number, name in enumerate(on_postgres):
+                database = postgres.new_database(address)
+                with home_with_live_model(folder / f"postgres-{number}", database):
+                    yield from run_row(folder / f"postgres-{number}", name, names[name], database)
 
 
 def main() -> None:
-    """Every cell, or those whose PART/STEP holds the words."""
+    """Every cell, or those whose FAULT/STEP holds one of the words: then the others' results stay."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", nargs="+", default=[""], help="parts of FAULT/STEP")
     parser.add_argument("--output", type=Path, default=RESULTS)
     chosen = parser.parse_args()
-    names = [(part, step) for part in PARTS for step in STEPS if chosen.only in f"{part}/{step}"]
-    cells = []
-    with tempfile.TemporaryDirectory(prefix="dankai-faults-") as folder:
-        for cell in cells_of(names, Path(folder)):
-            cells.append(cell)
-            report(chosen.output, cells)
+    names = {
+        name: steps
+        for name, row in ROWS.items()
+        if (steps := [step for step in row.harms if any(word in f"{name}/{step}" for word in chosen.only)])
+    }
+    kept = (
+        json.loads(chosen.output.read_text())["cells"] if chosen.output.exists() and any(chosen.only) else []
+    )
+    cells = {(cell["fault"], cell["step"]): cell for cell in kept}
+    with tempfile.TemporaryDirectory(prefix="dankai-faults-", ignore_cleanup_errors=True) as folder:
+        for cell in rows_of(names, Path(folder)):
+            cells[cell["fault"], cell["step"]] = cell
+            report(chosen.output, list(cells.values()))
 
 
 def report(path: Path, cells: list[dict[str, Any]]) -> None:
     """The matrix so far, with counts."""
     from pipelines.fingerprint import git_commit, machine
 
-    print(json.dumps(cells[-1]), flush=True)
     content = {
         "measured": datetime.now(UTC).date().isoformat(),
         "commit": git_commit(),
         "machine": machine(),
         "counts": dict(Counter(cell["outcome"] for cell in cells)),
-        "num_wrong": sum(bool(cell["wrong"]) for cell in cells),
+        "num_wrong": sum(bool(cell.get("wrong")) for cell in cells),
         "cells": cells,
     }
     replace_file(path, json.dumps(content, indent=1).encode() + b"\n")
+    replace_file(path.with_suffix(".md"), table_of(cells).encode())
+
+
+def table_of(cells: list[dict[str, Any]]) -> str:
+    """Markdown: faults down, steps across, the seconds from the fault to the next step in each cell."""
+    marks = {BY_ITSELF: "", ASKED_AGAIN: ", asked", NOT_KNOWN: "-"}
+    lines = [f"| fault | {' | '.join(STEPS)} | at the end |", f"|{'---|' * (len(STEPS) + 2)}"]
+    for name in dict.fromkeys(cell["fault"] for cell in cells):
+        row = {cell["step"]: cell for cell in cells if cell["fault"] == name}
+        shown = [
+            f"{row[step]['seconds']} s{marks[row[step]['outcome']]}" if step in row else "" for step in STEPS
+        ]
+        wrong = [each for cell in row.values() for each in cell.get("wrong", [])]
+        lines.append(f"| {name} | {' | '.join(shown)} | {'; '.join(wrong) or 'as it has to be'} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

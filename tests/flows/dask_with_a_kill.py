@@ -1,5 +1,6 @@
 """Run by test_dask.py in a process of its own: two Dask workers, one killed halfway; the outcome as JSON."""
 
+import faulthandler
 import json
 import os
 import signal
@@ -41,7 +42,7 @@ def killed_halfway(cluster: Any, finished: Callable[[], int]) -> threading.Threa
             time.sleep(0.005)
         os.kill(cluster.workers[0].process.pid, signal.SIGKILL)
 
-    thread = threading.Thread(target=kill)
+    thread = threading.Thread(target=kill, daemon=True)  # what fails before must not wait for it
     thread.start()
     return thread
 
@@ -86,16 +87,23 @@ def main(folder: Path) -> dict[str, Any]:
         report = fan_out.validate_in_pieces(spread, windows.snapshot, contract, docs, aside, 0.1)
         killer.join()
     places = {"docs_uri": "", "quarantine_uri": ""}
-    ours, theirs = (pl.read_parquet(each.quarantine_uri or "") for each in (report, whole))
+    rows, alone_rows = (pl.read_parquet(each.quarantine_uri or "") for each in (report, whole))
     return {
         **found,
         "same_scores": scores.sha256 == alone.sha256,
-        "same_report": report.model_copy(update=places) == whole.model_copy(update=places),
-        "same_rows_aside": ours.equals(theirs) and len(ours) == 2,
+        "differs": [
+            f"{name}: {ours}, alone {theirs}"
+            for (name, ours), (_, theirs) in zip(
+                report.model_copy(update=places), whole.model_copy(update=places), strict=True
+            )
+            if ours != theirs
+        ],
+        "same_rows_aside": rows.equals(alone_rows) and len(rows) == 2,
         "docs": sorted(path.parent.name for path in docs.glob("*/index.html")),
         "left_over": [str(path) for path in folder.rglob("pieces/*") if path.is_file()],
     }
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(100, exit=True)
     print(json.dumps(main(Path(sys.argv[1]))))

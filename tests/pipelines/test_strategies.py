@@ -29,7 +29,7 @@ def compared(job: Job) -> Comparison:
 
 
 def test_every_strategy_sees_the_same_months(compared: Comparison) -> None:
-    assert [course.strategy for course in compared.courses] == ["never", "monthly", "drift"]
+    assert [course.strategy for course in compared.courses] == ["never", "monthly", "drift", "growth"]
     for course in compared.courses:
         assert [month.month for month in course.months] == ["2024-05", "2024-06"]
     assert len({course.months[0].value.value for course in compared.courses}) == 1
@@ -39,13 +39,14 @@ def test_every_strategy_sees_the_same_months(compared: Comparison) -> None:
 
 
 def test_a_world_that_turned_is_worth_a_training_and_a_last_month_is_not(compared: Comparison) -> None:
-    never, monthly, drift = compared.courses
+    never, monthly, drift, growth = compared.courses
     assert (never.num_trainings, monthly.num_trainings, drift.num_trainings) == (0, 1, 1)
     assert drift.months[0].drift == "retrain"
     assert drift.months[1].champion == monthly.months[1].champion != never.months[1].champion
     assert drift.months[1].value.value > never.months[1].value.value + 0.1
     assert drift.months[1].gate is not None
     assert drift.train_seconds == monthly.train_seconds > 0
+    assert growth.num_trainings == 0  # a month more than three
 
 
 def test_nothing_that_is_live_is_touched(job: Job, compared: Comparison) -> None:
