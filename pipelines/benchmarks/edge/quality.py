@@ -2,8 +2,8 @@
 
 `python -m pipelines.benchmarks.edge.quality FOLDER [DATASET …]`. For every dataset one sparse model is
 trained as its file says, and built into a bundle at each precision. Parity is what the bundle's build
-measured; the task metric is that of the test part, its loss a share of the checkpoint's own metric on the same
-windows, above zero when worse, with the policy's interval.
+measured; the task metric is that of the test part, its loss a share of the checkpoint's own metric on the
+same windows, above zero when worse, with the policy's interval.
 """
 
 import json
