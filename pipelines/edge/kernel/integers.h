@@ -161,6 +161,7 @@ typedef struct {
     const float *bias;      // as in Tile
     long num_keys, num_valid;
     float key_scale, value_scale;
+    const int16_t *next_keys, *next_values;
 } RoundedTile;
 
 // 2^x; relative error below 3e-6, a thirtieth of what rounding to a whole number does to it.
@@ -232,8 +233,10 @@ static void read_rounded_tile(Reading *r, const int16_t *queries, const float *w
     const long room = r->rows + LANES;  // the last strip's vector may reach beyond the last row
     float *keep = spare, *scale = spare + room, strip_scale[STRIP];
     int16_t *weights = (int16_t *)(spare + 2 * room);
+    const long strips = (r->rows + STRIP - 1) / STRIP;
     for (long row = 0; row < r->rows; row += STRIP) {
         const long strip = r->rows - row < STRIP ? r->rows - row : STRIP;
+        ask_for(tile->next_keys, sizeof(int16_t) * tile->num_keys * r->channels, row / STRIP, strips);
         for (long i = 0; i < strip; i++) strip_scale[i] = worth[row + i] * tile->key_scale;
         integer_strip(strip, r->channels / 2, queries + row * r->channels, r->channels, tile->keys, tile->num_keys,
                       strip_scale, NULL, NULL, r->weights, tile->num_keys);
@@ -241,6 +244,7 @@ static void read_rounded_tile(Reading *r, const int16_t *queries, const float *w
     }
     for (long row = 0; row < r->rows; row += STRIP) {
         const long strip = r->rows - row < STRIP ? r->rows - row : STRIP;
+        ask_for(tile->next_values, sizeof(int16_t) * tile->num_keys * r->padded, row / STRIP, strips);
         integer_strip(strip, tile->num_keys / 2, weights + row * tile->num_keys, tile->num_keys, tile->values,
                       r->padded, scale + row, NULL, keep + row, r->out + row * r->padded, r->padded);
     }

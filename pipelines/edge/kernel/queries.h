@@ -35,13 +35,14 @@ static void attend(Run *run, long h, long rows, const float *q, long q_row, cons
     r.most = scratch + R * Dp, r.sum = r.most + R, r.weights = r.sum + R;
     begin(&r);
     for (long i = 0; i < run->K; i++) {
-        const long j = chosen[i], at = g * J + j, left = run->N - j * R;
-        read_tile(&r, &(Tile){run->keys + at * Rp * D, run->values + at * Rp * Dp, NULL, Rp, left < R ? left : R});
+        const long j = chosen[i], at = g * J + j, left = run->N - j * R, next = i + 1 < run->K ? g * J + chosen[i + 1] : at;
+        read_tile(&r, &(Tile){run->keys + at * Rp * D, run->values + at * Rp * Dp, NULL, Rp, left < R ? left : R,
+                              run->keys + next * Rp * D, run->values + next * Rp * Dp});
     }
     for (long j = 0; run->K < J && j < run->Jp; j += SUMMARIES) {
         const long at = g * run->Jp + j, left = J - j;
         read_tile(&r, &(Tile){run->mean_keys + at * D, run->mean_values + at * Dp, bias + j, SUMMARIES,
-                              left < SUMMARIES ? left : SUMMARIES});
+                              left < SUMMARIES ? left : SUMMARIES, NULL, NULL});
     }
     finish(&r, to + h * D, run->Wp);
 }
@@ -59,17 +60,18 @@ static void attend_rounded(Run *run, long h, long rows, const float *q, long q_r
     round_rows(q + h * D, q_row, rows, D, magnitude(D), queries, worth);
     begin(&r);
     for (long i = 0; i < run->K; i++) {
-        const long j = chosen[i], at = g * J + j, left = run->N - j * R;
+        const long j = chosen[i], at = g * J + j, left = run->N - j * R, next = i + 1 < run->K ? g * J + chosen[i + 1] : at;
         read_rounded_tile(&r, queries, worth,
                           &(RoundedTile){run->rounded_keys + at * Rp * D, run->rounded_values + at * Rp * Dp, NULL, Rp,
-                                         left < R ? left : R, run->key_scale[at], run->value_scale[at]}, spare);
+                                         left < R ? left : R, run->key_scale[at], run->value_scale[at],
+                                         run->rounded_keys + next * Rp * D, run->rounded_values + next * Rp * Dp}, spare);
     }
     for (long j = 0; run->K < J && j < run->Jp; j += SUMMARIES) {
         const long at = g * run->Jp + j, left = J - j;
         read_rounded_tile(&r, queries, worth,
                           &(RoundedTile){run->rounded_mean_keys + at * D, run->rounded_mean_values + at * Dp, bias + j,
                                          SUMMARIES, left < SUMMARIES ? left : SUMMARIES,
-                                         run->mean_key_scale[at / SUMMARIES], run->mean_value_scale[at / SUMMARIES]}, spare);
+                                         run->mean_key_scale[at / SUMMARIES], run->mean_value_scale[at / SUMMARIES], NULL, NULL}, spare);
     }
     finish(&r, to + h * D, run->Wp);
 }

@@ -33,6 +33,13 @@ INLINE Vector larger(Vector a, Vector b) {
 }
 INLINE long up_to(long n, long multiple) { return (n + multiple - 1) / multiple * multiple; }
 
+// Asks for one of `parts` equal parts of memory that is read soon: blocks that are chosen lie anywhere.
+INLINE void ask_for(const void *memory, long bytes, long part, long parts) {
+    if (!memory) return;
+    const char *from = (const char *)memory + bytes * part / parts, *to = (const char *)memory + bytes * (part + 1) / parts;
+    for (; from < to; from += 64) __builtin_prefetch(from, 0, 2);
+}
+
 INLINE float largest_lane(Vector x) {
 #ifdef __AVX2__
     __m128 y = _mm_max_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
