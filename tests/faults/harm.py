@@ -62,6 +62,12 @@ class Site:
             each.stop()
         self._forget()
 
+    def start_again_if_ended(self) -> None:
+        """As a service manager does: `dankai up` ends when one of its services keeps ending."""
+        if any(each.process.poll() is not None for each in self.operations):
+            self._forget()
+            self.start()
+
     def kill(self) -> None:
         """kill -9 of every `dankai up`."""
         for each in self.operations:
