@@ -102,7 +102,6 @@ class Ordeal:
 
     def _over(self) -> dict[str, Any] | None:
         """The run if it is over, also some seconds later: its worker may let it go on."""
-        self.site.start_again_if_ended()
         first = self._if_over()
         if first is None or first["state_type"] == "COMPLETED":
             return first
