@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _FEWEST_ROWS = 400
 _MADE_UP = datetime(2000, 1, 1)
+_FAR_APART = 100
 _WIDEST = 2048  # as in the shipped datasets, which two cores train in minutes
 
 
@@ -38,6 +39,7 @@ def propose(look: Look, answers: Answers) -> dict[str, Any]:
     sizes = {**_sizes(_lengths(table, key), step, task, answers), "split": _split(look, key, task)}
     rows = described(look, roles, task)
     look.said.append(_sized(sizes, step))
+    look.said += _uneven(table, key, task["target"]) if key and task["task"] != "event" else []
     return {
         "name": _name(look.place),
         "description": f"{look.place.name}: {task['task']} of {few(task['target'])}",
@@ -99,6 +101,21 @@ def _calendar(look: Look, step: str | None) -> list[str]:
     return [
         name for name, has in (("hour", not is_daily), ("weekday", days >= 14), ("month", days >= 365)) if has
     ]
+
+
+def _uneven(table: "pl.DataFrame", key: str, targets: list[str]) -> list[str]:
+    """Targets whose spread differs so much between series that one scale for all leaves most of them flat."""
+    import polars as pl
+
+    spreads = table.group_by(key).agg(pl.col(name).std() for name in targets)
+    found = []
+    for name in targets:
+        largest, usual = spreads[name].max(), spreads[name].median()
+        if largest and usual is not None and largest > _FAR_APART * usual:  # type: ignore[operator]
+            found.append(
+                f"{name!r} spreads over {_FAR_APART} times as far in one series as in most: scale it first"
+            )
+    return found
 
 
 def _lengths(table: "pl.DataFrame", entity: str | None) -> list[int]:
