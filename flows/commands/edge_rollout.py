@@ -20,6 +20,10 @@ def publish(bundle: Path, store: str) -> None:
     """Offer BUNDLE to every device that asks STORE, at once. `dankai edge rollout` goes ring by ring.
 
     STORE: a folder, http(s)://… (PUT) or s3://bucket/prefix. The offer is signed by this installation's key.
+
+    \b
+    Example:
+      dankai edge publish bundles/1f2e… /mnt/share/edge
     """
     from flows.commands.options import POLICY
     from pipelines.edge.offers import Offer, make_offer, publish, read_offer

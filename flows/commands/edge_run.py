@@ -95,7 +95,7 @@ def run(
     )
     whose = Source(source, bundle, trusted_key(key), threads, follow)
     with refusals():
-        counts, note = run(device, whose, options, _print)
+        counts, note = run(device, whose, options, _write_lines)
     click.echo(
         f"{counts.lines} lines: {counts.scored} scored, {counts.errors} refused, {counts.context} context, "
         f"{counts.waiting} wait for their window to be whole",
@@ -108,17 +108,27 @@ def run(
 @click.command()
 @device_option()
 def answers(device: Path) -> None:
-    """Print every answer that DEVICE ever gave and still keeps, in order, each once."""
+    """Print every answer that the device ever gave and still keeps, in order, each once.
+
+    \b
+    Example:
+      dankai edge answers > answers.jsonl
+    """
     from pipelines.edge.agent import answers_of
 
     with refusals():
-        _print(answers_of(device))
+        _write_lines(answers_of(device))
 
 
 @click.command()
 @device_option()
 def status(device: Path) -> None:
-    """Say what the device runs, what it did, and what waits to be sent."""
+    """Say what the device runs, what it did, and what waits to be sent (JSON).
+
+    \b
+    Example:
+      dankai edge status
+    """
     import json
 
     from pipelines.edge.sync import report
@@ -152,7 +162,7 @@ def trusted_key(path: Path) -> "Ed25519PublicKey":
     return load_public_key(path)
 
 
-def _print(found: "Any | list[Record]") -> None:
+def _write_lines(found: "Any | list[Record]") -> None:
     from pipelines.edge.agent import print_line
 
     try:

@@ -60,6 +60,10 @@ def sync(store: str, device: Path, name: str) -> None:
     """Leave in STORE what the device has to tell: how its bundle does, sums, and audited rows.
 
     A store is a folder, http(s)://… (PUT) or s3://bucket/prefix. What is interrupted is sent again.
+
+    \b
+    Example:
+      dankai edge sync s3://plant/edge --name line-3
     """
     from pipelines.edge.stores import open_store
     from pipelines.edge.sync import sync

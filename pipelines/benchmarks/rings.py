@@ -121,15 +121,15 @@ class Device(threading.Thread):
                 file.write(next(self._rows) + "\n")
         keeper, agent = self._working or self._start(path)
         self._working = None  # what goes down in the middle starts anew
-        for answers in agent.take(read_lines(str(path), agent.positions, follow=False)):
-            keeper.look(agent, has_answered=bool(answers))
+        for _ in agent.take(read_lines(str(path), agent.positions, follow=False)):
+            keeper.look(agent)
             self._may_fail()
         self._working = keeper, agent
         self._windows += num_windows
 
     def _start(self, path: Path) -> tuple[Keeper, Agent]:
         keeper = Keeper(self.folder, Source(str(path), None, self.key))
-        return keeper, Agent(self.folder, keeper.load(), path, Options(audit_every=1000))
+        return keeper, Agent(self.folder, keeper.load(), path, Options(audit_every=1000), keeper.score)
 
     def _measure(self, folder: Path, key: Ed25519PublicKey) -> list[Record]:
         self._may_fail()

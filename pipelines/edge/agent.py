@@ -21,7 +21,7 @@ from pipelines.edge.rows import Fields, encode_readings
 from pipelines.edge.runtime import EdgeModel
 from pipelines.edge.series import Shape, Windows
 from pipelines.edge.spool import Spool, audited_row
-from pipelines.files import replace_file
+from pipelines.files import remove_drafts, replace_file
 from validation.errors import InputError
 
 COMMIT_LINES = 512
@@ -82,6 +82,7 @@ class Agent:
         Raises InputError where what was read before is no longer there to be read again.
         """
         make_folder(state)
+        remove_drafts(state, "snapshot.json")
         self._state, self._source, self._score = state, source, score
         self._options = options = options or Options()
         self.journal = Journal(state / "answers", options.segment_bytes)

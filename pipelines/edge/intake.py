@@ -175,7 +175,6 @@ def _files(source: Path) -> list[Path]:
 
 def _stdin_lines(taken: Position) -> Iterator[Line | None]:
     """A producer that starts anew sends the same lines again: those that were taken are passed over."""
-    line = None
     for line in _stream_lines(sys.stdin.fileno()):
         if line is not None and line.number == taken.line and line.check != taken.check:
             raise InputError(

@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from numpy.typing import NDArray
 
 from pipelines.edge.agent import Agent, Counts, Loaded, Options
 from pipelines.edge.intake import STDIN, read_lines
 from pipelines.edge.metrics import Record
+from pipelines.edge.rows import Inputs
 from pipelines.edge.runtime import EdgeModel
 from pipelines.edge.updates import bundle_folder, go_back, installed
 from pipelines.edge.verification import BundleError
@@ -21,8 +24,8 @@ from pipelines.files import exclusive_lock, replace_file
 from validation.errors import InputError
 
 logger = logging.getLogger(__name__)
-MAX_STARTS = 3
-"""Starts of an installed bundle that ended before it gave an answer; then the one before comes back."""
+MAX_ENDS = 3
+"""Times that a process ended loading a bundle, or at its first window; then the one before comes back."""
 
 
 class Source(NamedTuple):
@@ -48,10 +51,10 @@ def run(
     with exclusive_lock(device / "agent.lock", wait=False), _until_told() as is_told:
         keeper = Keeper(device, source)
         place = None if source.input == STDIN else Path(source.input)
-        agent = Agent(device, keeper.load(), place, _as_installed(device, source, options))
+        agent = Agent(device, keeper.load(), place, _as_installed(device, source, options), keeper.score)
         for answers in agent.take(read_lines(source.input, agent.positions, source.follow)):
             emit(answers)
-            keeper.look(agent, has_answered=any("scores" in answer for answer in answers))
+            keeper.look(agent)
             if is_told():
                 break
         agent.close()
@@ -68,8 +71,8 @@ class Keeper:
 
     def __init__(self, device: Path, source: Source) -> None:
         self._device, self._source = device, source
-        self._starts = device / "starting.json"
-        self._is_told = False
+        self._attempts = device / "attempts.json"
+        self._is_told = self._is_tried = False
 
     def load(self) -> Loaded:
         """The bundle that should answer now; an installed one that does not load is taken back."""
@@ -78,17 +81,27 @@ class Keeper:
         name = installed(self._device).current
         if not name:
             raise InputError(f"{self._device}: no bundle is installed; name one, or run dankai edge update")
-        if self._count_start(name) > MAX_STARTS:
-            return self._back(f"ended {MAX_STARTS} times before it answered")
+        if max(self._tries(name).values(), default=0) >= MAX_ENDS:
+            return self._back(f"ended the process {MAX_ENDS} times")
         try:
-            return self._loaded(name, bundle_folder(self._device, name))
+            with self._tried(name, "load"):
+                loaded = self._loaded(name, bundle_folder(self._device, name))
         except BundleError as error:
             return self._back(str(error))
+        self._is_tried = False
+        return loaded
 
-    def look(self, agent: Agent, has_answered: bool) -> None:
+    def score(self, model: EdgeModel, inputs: Inputs, density: float) -> NDArray[np.float32]:
+        """A window's scores; the first one of a bundle may end the process, and the next start knows."""
+        if self._is_tried or self._source.bundle is not None:
+            return model.score(inputs, density)
+        with self._tried(installed(self._device).current, "score"):
+            scores = model.score(inputs, density)
+        self._is_tried = True
+        return scores
+
+    def look(self, agent: Agent) -> None:
         """After answers: another bundle may have been installed, or this one has to go."""
-        if has_answered:
-            self._starts.unlink(missing_ok=True)
         if agent.is_to_reload:
             agent.reload(self.load().model)
         state = installed(self._device)
@@ -104,14 +117,25 @@ class Keeper:
         bad = installed(self._device).current
         state = go_back(self._device, reason)
         logger.error("%s: %s; went back to %s", bad, reason, state.current)
-        self._starts.unlink(missing_ok=True)
         return self.load()
 
-    def _count_start(self, name: str) -> int:
-        before = json.loads(self._starts.read_bytes()) if self._starts.exists() else {}
-        times = before.get("times", 0) + 1 if before.get("bundle") == name else 1
-        replace_file(self._starts, json.dumps({"bundle": name, "times": times}).encode())
-        return times
+    def _tries(self, name: str) -> dict[str, int]:
+        """How often each step of this bundle was begun and never ended."""
+        before = json.loads(self._attempts.read_bytes()) if self._attempts.exists() else {}
+        return before.get(name, {})
+
+    @contextmanager
+    def _tried(self, name: str, step: str) -> Iterator[None]:
+        """Noted as begun until it has ended, well or with an error that can be told."""
+        tries = self._tries(name)
+        self._note_tries({name: tries | {step: tries.get(step, 0) + 1}})
+        try:
+            yield
+        finally:
+            self._note_tries({name: tries | {step: 0}})
+
+    def _note_tries(self, tries: dict[str, dict[str, int]]) -> None:
+        replace_file(self._attempts, json.dumps(tries).encode())
 
     def _loaded(self, name: str, folder: Path) -> Loaded:
         return Loaded(name, EdgeModel.load(folder, self._source.key, self._source.threads))

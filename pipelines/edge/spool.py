@@ -16,7 +16,7 @@ from pipelines.edge.intake import Row
 from pipelines.edge.journal import PERIOD, make_folder, read_journal, seal, unseal
 from pipelines.edge.metrics import deciles, merged, summed
 from pipelines.edge.series import Shape
-from pipelines.files import replace_file, sync_folder
+from pipelines.files import remove_drafts, replace_file, sync_folder
 
 Record = dict[str, Any]
 MAX_SUMS = 200
@@ -43,6 +43,8 @@ class Spool:
         self._max_bytes, self._every = max_bytes, every
         make_folder(self._rows)
         make_folder(self._sums)
+        for each in (folder, self._rows, self._sums):
+            remove_drafts(each)
         self._note = folder / "dropped.json"
         self.dropped = Dropped(*json.loads(self._note.read_bytes())) if self._note.exists() else Dropped()
         self._remove(path for path in self._files() if int(path.stem) <= self.dropped.through)

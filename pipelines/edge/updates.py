@@ -24,7 +24,7 @@ from pipelines.edge.journal import make_folder
 from pipelines.edge.metrics import Limits, is_above
 from pipelines.edge.stores import free_bytes
 from pipelines.edge.verification import MANIFEST, BundleError, read_bundle, refuse_other_machines
-from pipelines.files import exclusive_lock, replace_file, sync_folder
+from pipelines.files import exclusive_lock, remove_drafts, replace_file, sync_folder
 from pipelines.signing import public_pem, without_secrets
 from validation.errors import InputError
 
@@ -234,6 +234,7 @@ def _updating(device: Path) -> Iterator[None]:
 
 def _sweep(device: Path, state: Installed) -> None:
     """Remove every bundle but the last two, and what interrupted updates left."""
+    remove_drafts(device, "installed.json")
     for path in (device / "bundles").iterdir():
         if path.name not in (state.current, state.previous):
             shutil.rmtree(path, ignore_errors=True)

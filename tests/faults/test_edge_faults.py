@@ -45,6 +45,7 @@ def test_kill_9_at_a_write_changes_no_answer(case: Case, tmp_path: Path) -> None
 
         def go_on(_: int) -> None:
             check(case, state)
+            assert not list(state.rglob("*.tmp"))
             shutil.rmtree(state)
 
         assert faults.kills(lambda: scored(case, state), go_on, every=23) >= 5

@@ -37,13 +37,13 @@ from validation.policy import load_policy
 
 PUBLIC = KEY.public_key()
 POLICY = load_policy(Path(__file__).parents[3] / "infra" / "rollout.yaml")
-NAMES = [f"line-{number:02d}" for number in range(20)]
+NAMES = [f"line-{number:02d}" for number in range(11)]
 Report = dict[str, Any]
 Behaviour = Callable[[Path, Report], Report | None]
 
 
 class Fleet:
-    """Twenty devices that work whenever the conductor waits."""
+    """Eleven devices that work whenever the conductor waits."""
 
     def __init__(self, place: Path) -> None:
         (place / "store").mkdir(parents=True)
@@ -120,7 +120,7 @@ def fleet(made: list[Path], tmp_path: Path) -> Fleet:
 
 def test_a_sound_bundle_goes_to_one_device_then_a_tenth_then_all(fleet: Fleet, made: list[Path]) -> None:
     said = fleet.roll_out(made[1])
-    assert [len(ring.devices) for ring in said.rings] == [1, 2, 20]
+    assert [len(ring.devices) for ring in said.rings] == [1, 2, 11]
     assert said.outcome is Outcome.PASS
     assert fleet.runs() == {"2"}
     assert set(said.ended_on.values()) == {said.bundle}
@@ -165,7 +165,7 @@ def test_a_device_that_lies_well_lets_it_pass_its_own_ring_and_no_other(
     assert fleet.runs() == {"1"}
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("number", [1, 2])
 def test_a_tenth_may_be_silent_or_impossible_and_more_may_not(
     fleet: Fleet, made: list[Path], number: int
 ) -> None:
@@ -176,8 +176,8 @@ def test_a_tenth_may_be_silent_or_impossible_and_more_may_not(
     said = fleet.roll_out(made[1], seconds=0.2)
     last = said.rings[-1]
     assert (len(last.silent), len(last.set_aside)) == (1, number - 1)
-    assert said.outcome is (Outcome.PASS if number <= 2 else Outcome.HOLD)
-    expected = {"2", "1"} if number <= 2 else {"1"}
+    assert said.outcome is (Outcome.PASS if number == 1 else Outcome.HOLD)
+    expected = {"2", "1"} if number == 1 else {"1"}
     assert fleet.runs() == expected  # the hung one has what it had
 
 

@@ -102,12 +102,13 @@ def test_every_store_hands_out_bundles_and_takes_reports(
     assert follow(device, "line-3", store, PUBLIC, quick).current.startswith("1-")
     answered(model, device, write(tmp_path / "rows.jsonl", plant_rows(300)), audit_every=1)
     sent = sync(device, "line-3", store)
-    assert (sent.rows, sent.sums) == (1, 1)
+    assert sent.rows >= 1  # a slow machine commits more often
+    assert sent.sums == 1
     assert not list((device / "spool" / "rows").iterdir())
     left = json.loads(read(store, "devices/line-3/report.json", 1 << 20) or b"")
     assert (left["device"], left["sequence"], left["scored"]) == ("line-3", 1, 0)  # bundle of another name
     if not isinstance(store, HttpStore):
-        assert len(store.names("devices/line-3/")) == 3
+        assert len(store.names("devices/line-3/")) == sent.rows + 2
     assert read(store, "nothing", 10) is None
     with pytest.raises(StoreError, match="larger than 10 bytes"):
         read(store, "offer.json", 10)
@@ -206,10 +207,10 @@ def test_what_devices_left_becomes_the_batch_that_the_source_would_have_been(
 def test_a_device_sees_its_own_scores_move_and_says_so_when_it_syncs(
     model: EdgeModel, tmp_path: Path
 ) -> None:
-    moved = [row | {"load": row["load"] + 12.0} for row in plant_rows(2000, first=3000)]
-    source = write(tmp_path / "rows.jsonl", [*plant_rows(3000), *moved])
-    with small_steps(lines=64, period=8), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collecting, "PERIOD", 8)
+    moved = [row | {"load": row["load"] + 12.0} for row in plant_rows(1000, first=1500)]
+    source = write(tmp_path / "rows.jsonl", [*plant_rows(1500), *moved])
+    with small_steps(lines=128, period=4), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collecting, "PERIOD", 4)
         answered(model, tmp_path / "d", source, audit_every=1)
         (tmp_path / "store").mkdir()
         store = FolderStore(tmp_path / "store")
@@ -219,4 +220,4 @@ def test_a_device_sees_its_own_scores_move_and_says_so_when_it_syncs(
     assert sums.has_shifted
     [batch] = found.batches
     loads = pl.read_csv(batch)["load"]
-    assert loads[-1000:].mean() - loads[:1000].mean() > 10  # type: ignore[operator]
+    assert loads[-500:].mean() - loads[:500].mean() > 10  # type: ignore[operator]

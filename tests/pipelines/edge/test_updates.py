@@ -14,11 +14,15 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from edge_cases import KEY, built_bundle
+from test_agent import plant_rows, write
 
 from pipelines.edge import updates
+from pipelines.edge.agent import Agent, answers_of
 from pipelines.edge.archive import pack
+from pipelines.edge.intake import read_lines
 from pipelines.edge.metrics import Limits
 from pipelines.edge.offers import Offer, follow, make_offer, publish, read_offer
+from pipelines.edge.running import Keeper, Source
 from pipelines.edge.runtime import EdgeModel, measure_here
 from pipelines.edge.stores import FolderStore, StoreError
 from pipelines.edge.updates import bundle_folder, go_back, install, installed, self_test
@@ -96,9 +100,10 @@ def test_too_slow_or_too_large_for_this_device(device: Path, made: Made) -> None
     refused(device, made[3], "bytes of memory on this device", limits=Limits(peak_memory_bytes=1e6))
 
 
-def test_a_bundle_for_another_machine(device: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("platform.machine", lambda: "riscv64")
-    refused(device, made[3], "made for aarch64, x86_64, this device is riscv64")
+def test_a_bundle_for_another_machine(device: Path, made: Made, tmp_path: Path) -> None:
+    copy = shutil.copytree(made[3], tmp_path / "copy")
+    resign(copy, lambda manifest: manifest.update(machines=["riscv64"]))
+    refused(device, copy, "made for riscv64, this device is")
 
 
 def test_a_disk_that_is_too_small(device: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,3 +302,67 @@ def test_a_download_that_breaks_off_is_tried_again_and_one_that_is_wrong_is_not(
         follow(tmp_path / "a", "line-3", store, PUBLIC, slow)
     state = follow(tmp_path / "a", "line-3", store, PUBLIC, quick)  # it stays with what it has
     assert (state.current, state.sequence) == (offer.package.bundle, 2)
+
+
+# at work ------------------------------------------------------------------------------------------------
+
+
+def kept(device: Path, made: Made, *releases: int) -> Keeper:
+    for release in releases:
+        install(device, made[release], PUBLIC, measure=quick)
+    return Keeper(device, Source("rows.jsonl", None, PUBLIC))
+
+
+def test_a_bundle_that_ends_the_process_three_times_is_taken_back(made: Made, tmp_path: Path) -> None:
+    import os
+
+    keeper = kept(tmp_path, made, 1, 2)
+
+    class Deadly(EdgeModel):
+        def score(self, *_: Any) -> Any:
+            os._exit(11)
+
+    for _ in range(3):
+        assert keeper.load().name.startswith("2-")
+        child = os.fork()
+        if child == 0:
+            keeper.score(Deadly({}, {}, None, None, b""), None, 0.5)  # type: ignore[arg-type]
+        os.waitpid(child, 0)
+    assert keeper.load().name.startswith("1-")
+    assert "ended the process 3 times" in next(iter(installed(tmp_path).refused.values()))
+
+
+def test_starts_that_end_well_or_score_nothing_count_for_nothing(made: Made, tmp_path: Path) -> None:
+    keeper = kept(tmp_path, made, 1, 2)
+    for _ in range(5):
+        loaded = keeper.load()
+        keeper.score(loaded.model, loaded.model.golden, 0.5)
+    assert loaded.name.startswith("2-")
+
+
+def test_an_installed_bundle_that_was_damaged_on_the_disk_gives_way(made: Made, tmp_path: Path) -> None:
+    keeper = kept(tmp_path, made, 1, 2)
+    graph = bundle_folder(tmp_path, installed(tmp_path).current) / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    assert keeper.load().name.startswith("1-")
+
+
+def test_live_windows_without_answers_take_the_bundle_back_and_the_stream_goes_on(
+    made: Made, tmp_path: Path
+) -> None:
+    keeper, source = kept(tmp_path / "device", made, 1, 2), tmp_path / "rows.jsonl"
+    write(source, plant_rows(40 + 8 * 330))
+
+    def score(model: EdgeModel, inputs: Any, density: float) -> Any:
+        good = model.score(inputs, density)
+        return good if installed(tmp_path / "device").current.startswith("1-") else good * float("nan")
+
+    agent = Agent(tmp_path / "device", keeper.load(), source, score=score)
+    for _ in agent.take(read_lines(str(source), {}, follow=False)):
+        keeper.look(agent)
+    agent.close()
+    state, found = installed(tmp_path / "device"), list(answers_of(tmp_path / "device"))
+    assert state.current.startswith("1-")
+    assert "100 of 100 windows without an answer" in next(iter(state.refused.values()))
+    assert len(found) == 8 * 330
+    assert 8 * 300 <= sum("error" in each for each in found) < 8 * 330
