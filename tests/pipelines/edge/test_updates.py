@@ -351,7 +351,7 @@ def test_live_windows_without_answers_take_the_bundle_back_and_the_stream_goes_o
     made: Made, tmp_path: Path
 ) -> None:
     keeper, source = kept(tmp_path / "device", made, 1, 2), tmp_path / "rows.jsonl"
-    write(source, plant_rows(40 + 8 * 330))
+    write(source, plant_rows(40 + 8 * 400))
 
     def score(model: EdgeModel, inputs: Any, density: float) -> Any:
         good = model.score(inputs, density)
@@ -364,5 +364,5 @@ def test_live_windows_without_answers_take_the_bundle_back_and_the_stream_goes_o
     state, found = installed(tmp_path / "device"), list(answers_of(tmp_path / "device"))
     assert state.current.startswith("1-")
     assert "100 of 100 windows without an answer" in next(iter(state.refused.values()))
-    assert len(found) == 8 * 330
-    assert 8 * 300 <= sum("error" in each for each in found) < 8 * 330
+    assert len(found) == 8 * 400
+    assert 8 * 300 <= sum("error" in each for each in found) < 8 * 400
