@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipelines.check_rows import row_of
 from pipelines.escaping import markdown, printable
 from pipelines.job import Job, Report
+from pipelines.tracking import DOCS
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -39,20 +40,23 @@ def with_progress(job: Job) -> Report:
 
 
 class _Shown:
-    """A report that keeps progress artifacts up to date."""
+    """A report that keeps progress artifacts up to date, of whatever lasts long enough to be looked at."""
 
     def __init__(self, job: Job) -> None:
         self._job, self._report = job, job.report
         self._made: dict[str, UUID] = {}
         self._told: dict[str, float] = {}
+        """When each piece of work was last told of, or began."""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         self._report(what, done, total)
-        if total < 2 or (done < total and time.monotonic() - self._told.get(what, 0.0) < _SECONDS_BETWEEN):
+        now = time.monotonic()
+        is_due = now - self._told.setdefault(what, now) >= _SECONDS_BETWEEN
+        if not is_due and not (done >= total and what in self._made):
             return
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-        self._told[what], percent = time.monotonic(), 100 * done / total
+        self._told[what], percent = now, 100 * done / total
         said = f"{printable(what)}: {done} of {total}"
         if what in self._made:
             update_progress_artifact(self._made[what], percent, said)
@@ -66,13 +70,16 @@ def show_rollout(job: Job, summary: "RolloutSummary", run_id: str) -> None:
         return
     from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-    create_markdown_artifact(_in_words(summary), key_of(job, "rollout"), markdown(summary.sentence))
+    create_markdown_artifact(in_words(summary), key_of(job, "rollout"), markdown(summary.sentence))
     link = job.tracker.page(run_id)
     if link:
-        create_link_artifact(link, "the rollout in MLflow", key_of(job, "mlflow"), "Runs, models, Data Docs")
+        create_link_artifact(link, "the rollout in MLflow", key_of(job, "mlflow"), "Its runs and models")
+        docs, said = f"{link}/artifacts/{DOCS}", "What Great Expectations found in the data"
+        create_link_artifact(docs, "its Data Docs", key_of(job, "data-docs"), said)
 
 
-def _in_words(summary: "RolloutSummary") -> str:
+def in_words(summary: "RolloutSummary") -> str:
+    """The rollout as Markdown: how it ended, what is live, gate by gate."""
     state, heading = summary.state, f"# {markdown(summary.dataset)}: {summary.ended}"
     live = f"version {state.champion} is live at stage {state.stage}" if state.live else "nothing is live"
     gates = "\n".join(f"- {each.stage} gate: **{each.verdict.outcome}**" for each in summary.evaluations)

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,7 +34,6 @@ from flows.commands.watch import watch
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings
-    from pipelines.summary import RolloutSummary
 
 DEMO = ROOT / "infra" / "datasets" / "flights.yaml"
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # a write into an open file fails so, without the file's name
@@ -143,7 +142,8 @@ def _run(dataset: Path, policy: Path, quiet: bool, as_json: bool, bootstrap: str
         from flows.tables import print_summary
 
         stop_orphans()
-        summary: RolloutSummary = rollout_flow(str(dataset), str(policy), quiet, bootstrap).result()
+        # Called as a function, a flow gives what its last state holds.
+        summary: Any = rollout_flow(str(dataset), str(policy), quiet, bootstrap)
         if as_json:
             click.echo(summary.model_dump_json(indent=1))
         else:

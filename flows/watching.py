@@ -46,7 +46,8 @@ class Seen:
         if "losses" in line:
             self.losses, self.whose = line["losses"], line.get("whose", "")
         if "verdict" in line:
-            self.verdicts[line["stage"]] = f"{line['verdict']}: {'; '.join(line.get('reasons', ()))}"
+            said = [line["verdict"], "; ".join(line.get("reasons", ()))]
+            self.verdicts[line["stage"]] = ": ".join(filter(None, said))
         self.sentence = line.get("sentence", self.sentence)
 
     @property

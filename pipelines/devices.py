@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipelines.training_plan import TrainingPlan
 from validation.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.nn import Module
 
@@ -60,20 +62,25 @@ def strategy_of(plan: TrainingPlan) -> Any:
     return ModelParallelStrategy(plan.num_ranks, 1, save_distributed_checkpoint=False)
 
 
-def shard(model: "SparseEncoder") -> None:
+def shard(model: "SparseEncoder", plan: TrainingPlan) -> None:
     """Spread weights, gradients and optimiser over the processes, some layers at a time, in place.
 
     Each group of layers is gathered, and its gradients are summed, in one go; what all weights together leave
-    room for stays gathered from the forward to the backward pass.
+    room for stays gathered from the forward to the backward pass. With bf16-mixed they travel as the bf16
+    that products take anyway; shares of weights, sums of gradients and the optimiser are float32.
     """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)  # Lightning's autocast knows which
+    if plan.precision == "bf16-mixed":
+        policy = replace(policy, param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     keeps = sum(parameter.numel() for parameter in model.parameters()) <= _KEPT_PARAMETERS
     for layers in _gathered_together(list(model.layers)):
-        fully_shard(layers, reshard_after_forward=not keeps)
+        fully_shard(layers, reshard_after_forward=not keeps, mp_policy=policy)
         for layer in layers:
             register_fsdp_forward_method(layer, "add_to_")
-    fully_shard(model)
+    fully_shard(model, mp_policy=policy)
     register_fsdp_forward_method(model, "predict")
 
 
@@ -85,6 +92,11 @@ def _gathered_together(layers: "list[Module]") -> "list[list[Module]]":
             groups.append([])
         groups[-1].append(layer)
     return groups
+
+
+def sent(t: "Tensor", device: "torch.device") -> "Tensor":
+    """`t` on `device`, without waiting until the device has done what it was asked before."""
+    return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t.to(device)
 
 
 def clip_gradients(parameters: "Iterable[Tensor]", largest_norm: float) -> None:
@@ -100,4 +112,5 @@ def clip_gradients(parameters: "Iterable[Tensor]", largest_norm: float) -> None:
         squares = norm.square()
         torch.distributed.all_reduce(squares)
         norm = squares.sqrt()
-    torch._foreach_mul_(grads, (largest_norm / (norm + 1e-6)).clamp(max=1.0))
+    scale = (largest_norm / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(grads, scale)  # pyright: ignore[reportPrivateImportUsage]

@@ -306,7 +306,7 @@ def score_on_edge(job: Job, prepared: Prepared, bundle: Bundle, part: str) -> Sc
         model = EdgeModel.load(Path(bundle.folder), key, threads=job.settings.threads)
 
         def answer(batch: WindowBatch) -> Array:
-            return np.stack([_answer(model, window, windows.lookback) for window in inputs_of(batch)])
+            return np.stack([window_scores(model, window, windows.lookback) for window in inputs_of(batch)])
 
         folder, digest = job.folder / "scores", bundle.checkpoint
         return collect_scores(windows, part, answer, "edge", digest, folder, job.report, bundle.density)
@@ -315,7 +315,7 @@ def score_on_edge(job: Job, prepared: Prepared, bundle: Bundle, part: str) -> Sc
     return job.once(f"score-edge-{part}", inputs, Scores, compute, lambda stored: is_fresh(job, stored))
 
 
-def _answer(model: "EdgeModel", window: Inputs, lookback: int) -> Array:
+def window_scores(model: "EdgeModel", window: Inputs, lookback: int) -> Array:
     """One score per step of the window, zeros before the horizon: the shape a model answers in."""
     scores = model.score(window)
     return np.pad(scores, ((window.num_steps - len(scores), 0), (0, 0))).astype(np.float32)

@@ -5,6 +5,7 @@ the run that trained it, and below DANKAI_HOME. Everything in it is read from re
 """
 
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 from pipelines.check_rows import row_of
@@ -69,7 +70,7 @@ def _what(spec: DatasetSpec, checkpoint: Checkpoint) -> Iterator[str]:
     yield "## What it is"
     yield f"- {ways[checkpoint.mode]}; task: {spec.task} of {_names(spec.target)}"
     yield (
-        f"- {config['num_layers']} layers, width {config['width']}, {config['num_heads']} heads, blocks of "
+        f"- layers: {config['num_layers']}, width {config['width']}, {config['num_heads']} heads, blocks of "
         f"{config['block_size']} steps; looks back {spec.lookback:,} steps"
         + (f" and ahead {spec.horizon:,}" if spec.horizon else "")
     )
@@ -86,7 +87,12 @@ def _data(spec: DatasetSpec, checkpoint: Checkpoint) -> Iterator[str]:
     yield f"- {markdown(spec.description)}; snapshot `{checkpoint.snapshot[:12]}`"
     yield f"- reads {_names((*spec.numeric, *spec.categorical))}{known}"
     split = spec.split
-    yield f"- trained before {split.validation}, stopped by what lies up to {split.test}, judged after it"
+    validation, test = _boundary(split.validation), _boundary(split.test)
+    yield f"- trained before {validation}, stopped by what lies up to {test}, judged after it"
+
+
+def _boundary(boundary: datetime | float) -> str:
+    return f"{boundary:%Y-%m-%d}" if isinstance(boundary, datetime) else f"{boundary:.0%} of each series"
 
 
 def _how_good(verdict: Verdict | None) -> Iterator[str]:

@@ -17,6 +17,7 @@ from pipelines.addresses import require_answer, unreachable
 from pipelines.files import exclusive_lock, sha256_of
 from pipelines.fingerprint import environment, process_is_alive, process_tags
 from pipelines.mlflow_limits import BATCH, PARAM_BATCH, batches, flat, safe_name
+from pipelines.mlflow_words import ABOUT_MODEL, EXPERIMENT_TAGS
 from pipelines.servable import save_model, sign_model, verify_model
 from pipelines.settings import Settings
 from pipelines.signing import load_key, trusted_keys
@@ -32,16 +33,6 @@ if TYPE_CHECKING:
 EXPERIMENT = "dankai"
 ACCOUNT = "mlflow.user"  # shown by MLflow's own pages
 SAMPLE_SECONDS = 5
-_ABOUT = """Models of the dataset **{0}**, each version with its model card.
-
-| alias | means |
-|---|---|
-| champion | live |
-| challenger | on trial, or waiting for approval |
-| last_green | where `dankai rollback {0}` leads |
-| pilot, edge | live in those stages |
-
-Aliases are a view; the release log is the truth: `dankai history {0}`."""
 logger = logging.getLogger(__name__)
 
 
@@ -328,7 +319,7 @@ class Tracker:
     def _find_version(self, name: str, checkpoint_hash: str, run_id: str) -> ModelVersion | None:
         if self._model(name) is None:
             self._client.create_registered_model(
-                name, description=_ABOUT.format(name.removeprefix("dankai-"))
+                name, description=ABOUT_MODEL.format(name.removeprefix("dankai-"))
             )
         versions = self._client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
         return next(
@@ -382,7 +373,8 @@ def _experiment_id(client: "MlflowClient", settings: Settings) -> str:
     if experiment := client.get_experiment_by_name(EXPERIMENT):
         return experiment.experiment_id
     is_server = settings.tracking_uri.startswith("http")  # it knows where its artifacts go
-    return client.create_experiment(EXPERIMENT, None if is_server else settings.artifacts.as_uri())
+    place = None if is_server else settings.artifacts.as_uri()
+    return client.create_experiment(EXPERIMENT, place, tags=EXPERIMENT_TAGS)
 
 
 def _version(stored: "StoredVersion") -> ModelVersion:

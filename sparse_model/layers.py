@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, rms_norm, silu
 
 from sparse_model.attention import BlockSelection, attend, dense, select
 from sparse_model.attention.selection import num_blocks_of
@@ -69,6 +69,13 @@ def _turned(x_BHND: Tensor, share: float, first_step: int = 0) -> tuple[Tensor, 
     angle_ND = steps[:, None] * rotary_frequencies(x_BHND.shape[-1], share, x_BHND.device)
     cos, sin = angle_ND.cos().to(x_BHND.dtype), angle_ND.sin().to(x_BHND.dtype)
     return first * cos - second * sin, first * sin + second * cos
+
+
+class Norm(nn.RMSNorm):
+    """RMS norm in one kernel under autocast, too: PyTorch's needs the weight in the input's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class Selector(nn.Module):
@@ -273,9 +280,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, reads_all: bool = False) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width)
+        self.attention_norm = Norm(config.width)
         self.attention = Attention(config, reads_all)
-        self.ffn_norm = nn.RMSNorm(config.width)
+        self.ffn_norm = Norm(config.width)
         self.ffn = FeedForward(config)
 
     def forward(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_model.config import Budget, ModelConfig
-from sparse_model.layers import Layer
+from sparse_model.layers import Layer, Norm
 from sparse_model.losses import Probes, SelectorTerms
 from sparse_model.recomputation import recomputed
 
@@ -50,7 +50,7 @@ class SparseEncoder(nn.Module):
         self.layers = nn.ModuleList(
             Layer(config, number in config.dense_layers) for number in range(config.num_layers)
         )
-        self.norm = nn.RMSNorm(config.width)
+        self.norm = Norm(config.width)
         self.head = nn.Linear(config.width, config.num_outputs)
         for embedding in self.embed_categorical:
             nn.init.normal_(embedding.weight, std=0.02)  # pyright: ignore[reportArgumentType]

@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +23,7 @@ import yaml
 from tests.tiny_rollout import ROOT, TURNS, Ended, dankai, free_port, pump_table, write_dataset, write_policy
 
 T = TypeVar("T")
+_DANKAI = str(Path(sys.executable).with_name("dankai"))
 SPLIT = {"validation": "2024-04-05", "test": "2024-04-15"}
 """The rows up to the turn: everything after it arrives in batches."""
 
@@ -115,7 +116,9 @@ def _let_in(policy: Path) -> None:
 
 
 @contextmanager
-def operation(folder: Path, *parts: str, **environ: str) -> Iterator[Operation]:
+def operation(
+    folder: Path, *parts: str, program: Sequence[str] = (_DANKAI,), **environ: str
+) -> Iterator[Operation]:
     """A `dankai up` of all or some parts for the length of the block; killed at its end if it still runs.
 
     Its servers listen at the ports of PREFECT_API_URL and MLFLOW_TRACKING_URI, free ones where none is named.
@@ -127,13 +130,7 @@ def operation(folder: Path, *parts: str, **environ: str) -> Iterator[Operation]:
         "OMP_NUM_THREADS": "1",
         **environ,
     }
-    command = [
-        str(Path(sys.executable).with_name("dankai")),
-        "up",
-        *parts,
-        "--deployments",
-        str(folder / "prefect.yaml"),
-    ]
+    command = [*program, "up", *parts, "--deployments", str(folder / "prefect.yaml")]
     for option, name in (("--prefect-port", "PREFECT_API_URL"), ("--mlflow-port", "MLFLOW_TRACKING_URI")):
         command += [option, str(urlsplit(reach[name]).port)]
     process = subprocess.Popen(

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from validation.record import Record
-from validation.relations import Relations, Told
+from validation.relations import Relations, Told, evenly
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -205,8 +205,3 @@ def _of_relations(told: Told) -> list[Effect]:
 
 def _thinned(columns: Columns) -> dict[str, Array]:
     return {name: evenly(values, MOST_ROWS) for name, values in columns.items()}
-
-
-def evenly(values: Array, most: int) -> Array:
-    """At most so many of them, evenly spread."""
-    return values[np.linspace(0, len(values) - 1, min(len(values), most)).astype(int)]

@@ -26,6 +26,7 @@ Told = dict[tuple[str, Literal["level", "scatter", "relation"]], float]
 
 RIDGE = 0.01  # of a column's variance: columns that say the same are not played off against each other
 MOST_ROWS = 5000  # of a stretch: more change a mean rank by less than 0.02
+MOST_IN_ALL = 200_000  # rows of all stretches
 MOST_RANKED = 20_000  # values of the reference that ranks are taken in
 FEWEST_KNOWN = 30  # values of a column in a batch, to say anything of it
 _SMALLEST = 1e-3  # residual of a column that the others say completely
@@ -94,7 +95,10 @@ class Relations:
         Nothing is told from `outcomes`: they come later than what they belong to.
         """
         ranks = Ranks({name: _ranked(values) for name, values in columns.items()})
-        ranked = [ranks({name: each[_some(rows)] for name, each in columns.items()}) for rows in stretches]
+        most = min(MOST_ROWS, MOST_IN_ALL // len(stretches))
+        ranked = [
+            ranks({name: each[evenly(rows, most)] for name, each in columns.items()}) for rows in stretches
+        ]
         moments = [_Moments(values.T @ values, values.sum(axis=0), len(values)) for values, _ in ranked]
         whole = reduce(_Moments.plus, moments)
         tells = np.array([name not in outcomes for name in columns])
@@ -107,9 +111,8 @@ class Relations:
 
     def compare(self, batch: Columns) -> Told:
         """Measures of every column of the batch, by column and measure."""
-        num_rows = len(next(iter(batch.values())))
-        rows = np.linspace(0, num_rows - 1, min(num_rows, 2 * MOST_ROWS)).astype(np.int64)
-        return self._beside(_left(self.model, *self.ranks({n: batch[n][rows] for n in self.ranks.of})))
+        some = {name: evenly(batch[name], 2 * MOST_ROWS) for name in self.ranks.of}
+        return self._beside(_left(self.model, *self.ranks(some)))
 
     def _beside(self, left: _Left) -> Told:
         level, scatter = left.level_F - self.typical.level_F, left.scatter_F - self.typical.scatter_F
@@ -125,8 +128,7 @@ class Relations:
 
 def _ranked(values: Array) -> Floats:
     known = values.astype(np.float64)
-    known = known[np.isfinite(known)]
-    return np.sort(known[np.linspace(0, len(known) - 1, min(len(known), MOST_RANKED)).astype(int)])
+    return np.sort(evenly(known[np.isfinite(known)], MOST_RANKED))
 
 
 def _mean(values: Floats) -> Floats:
@@ -135,8 +137,9 @@ def _mean(values: Floats) -> Floats:
     return np.where(known.any(axis=0), np.nansum(values, axis=0) / np.maximum(1, known.sum(axis=0)), np.nan)
 
 
-def _some(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).astype(int)]
+def evenly(values: Array, most: int) -> Array:
+    """At most so many, evenly spread."""
+    return values[np.linspace(0, len(values) - 1, min(len(values), most)).astype(int)]
 
 
 def _fit(moments: _Moments, tells: NDArray[np.bool_]) -> _Model:

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 
-@click.command()
+@click.command(short_help="The page of a run, made again from what it kept.")
 @click.argument("run_folder", type=click.Path(path_type=Path))
 @click.option(
     "--lang",

@@ -28,18 +28,6 @@ _SHAPE = (
     "selector_dim",
     "num_numeric",
 )
-_ENDS = ("embed", "embed_bias", "norm", "head", "head_bias", "frequency", "selector_frequency")
-_LAYER = (
-    "attention_norm",
-    "to_kv",
-    "to_selector_k",
-    "chunk.to_selector_q",
-    "chunk.to_q",
-    "chunk.to_out",
-    "chunk.ffn_norm",
-    "chunk.to_hidden",
-    "chunk.ffn_out",
-)
 
 
 class NotCompiled(RuntimeError):
@@ -103,7 +91,7 @@ class CompiledEncoder:
         sizes = np.array(model["cardinalities"], np.int64)
         shape = [*(model[name] for name in _SHAPE), len(sizes), model["num_outputs"]]
         dense = np.array([layer in model["dense_layers"] for layer in range(model["num_layers"])], np.int32)
-        arrays = [np.ascontiguousarray(weights[name]) for name in self._names()]
+        arrays = [_fitting(weights, name, size) for name, size in _weight_shapes(model).items()]
         pointers = (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
         self._handle = self._library.dankai_edge_load(
             np.array(shape, np.int32).ctypes.data,
@@ -151,7 +139,40 @@ class CompiledEncoder:
             raise MemoryError(f"the compiled encoder found no memory for {inputs.num_steps:,} steps")
         return outputs
 
-    def _names(self) -> list[str]:
-        tables = [f"embed_categorical.{column}" for column in range(len(self._model["cardinalities"]))]
-        layers = [f"layers.{layer}.{name}" for layer in range(self._model["num_layers"]) for name in _LAYER]
-        return [*_ENDS, *tables, *layers]
+
+def _weight_shapes(model: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names in the graph, in the order of dankai_edge_load (kernel/model.h), all [inputs, outputs]."""
+    width, hidden = model["width"], model["ffn_width"]
+    channels, selector = width // model["num_heads"], model["selector_heads"] * model["selector_dim"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed": (2 * model["num_numeric"], width),
+        "embed_bias": (width,),
+        "norm": (width,),
+        "head": (width, model["num_outputs"]),
+        "head_bias": (model["num_outputs"],),
+        "frequency": (channels // 2,),
+        "selector_frequency": (model["selector_dim"] // 2,),
+    }
+    shapes |= {f"embed_categorical.{i}": (size, width) for i, size in enumerate(model["cardinalities"])}
+    for layer in range(model["num_layers"]):
+        shapes |= {
+            f"layers.{layer}.attention_norm": (width,),
+            f"layers.{layer}.to_kv": (width, 2 * model["num_kv_heads"] * channels),
+            f"layers.{layer}.to_selector_k": (width, selector),
+            f"layers.{layer}.chunk.to_selector_q": (width, selector),
+            f"layers.{layer}.chunk.to_q": (width, width),
+            f"layers.{layer}.chunk.to_out": (width, width),
+            f"layers.{layer}.chunk.ffn_norm": (width,),
+            f"layers.{layer}.chunk.to_hidden": (width, 2 * hidden),
+            f"layers.{layer}.chunk.ffn_out": (hidden, width),
+        }
+    return shapes
+
+
+def _fitting(weights: Mapping[str, NDArray], name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """What the compiled code will read without looking at its size again."""
+    array = weights.get(name)
+    if array is None or array.shape != shape:
+        given = "is missing" if array is None else f"has shape {list(array.shape)}"
+        raise ValueError(f"graph: {name} {given}, expected {list(shape)}; build the bundle again")
+    return np.ascontiguousarray(array)

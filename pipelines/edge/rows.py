@@ -25,6 +25,11 @@ class Inputs(NamedTuple):
     def num_steps(self) -> int:
         return len(self.numeric)
 
+    def steps(self, first: int, last: int) -> "Inputs":
+        """Those from `first` up to, not including, `last`."""
+        part = slice(first, last)
+        return Inputs(self.numeric[part], self.known[part], self.categorical[part])
+
     def feed(self, blocks: int) -> dict[str, NDArray]:
         """What the graph is run with, reading `blocks` key blocks per query block."""
         arrays = {name: array[None] for name, array in self._asdict().items()}

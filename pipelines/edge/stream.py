@@ -123,7 +123,7 @@ class Stream:
         size, first, outputs = self._model["block_size"], 0, []
         while first < inputs.num_steps:
             last = min(inputs.num_steps, first + size - len(self._open_LW))
-            outputs.append(self._extend(Inputs(*(array[first:last] for array in inputs))))
+            outputs.append(self._extend(inputs.steps(first, last)))
             first = last
         return np.concatenate(outputs) if outputs else np.zeros((0, self._model["num_outputs"]), np.float32)
 

@@ -213,6 +213,8 @@ def test_dark_is_a_choice_and_paper_is_always_light(wide: Opened) -> None:
     assert wide.ask(ground) == "rgb(255, 255, 255)"
     assert wide.ask("getComputedStyle(document.querySelector('nav')).display") == "none"
     assert wide.ask(CONTRAST) == []
+    wide.page.set_viewport_size({"width": 718, "height": 1050})  # A4 within its margins
+    assert wide.ask("document.documentElement.scrollWidth") <= 718
     paper = wide.page.pdf(format="A4", print_background=False)
     wide.page.emulate_media(media="screen")
     assert paper.startswith(b"%PDF")

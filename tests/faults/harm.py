@@ -3,6 +3,7 @@
 import os
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from tests import postgres
 from tests.operated import Operation, operation, until
 from tests.stalling_proxy import StallingProxy
 
+UP = (sys.executable, "-m", "tests.faults.patient_up")
 DISK_MIB = 64
 """Free on the small disk at first."""
 
@@ -50,11 +52,11 @@ class Site:
 
     def start(self) -> None:
         parts = ("prefect", "mlflow") if self.over_network else ()
-        self._add(operation(self.folder, *parts, **self.environ))
+        self._add(operation(self.folder, *parts, program=UP, **self.environ))
         if self.over_network:
-            self._add(operation(self.folder, "worker", **self.environ, **self._proxied()))
+            self._add(operation(self.folder, "worker", program=UP, **self.environ, **self._proxied()))
         if self.two_schedulers:
-            self._add(operation(self.folder / "second", "prefect", **self.environ))
+            self._add(operation(self.folder / "second", "prefect", program=UP, **self.environ))
 
     def stop(self) -> None:
         """As Ctrl-C does, worker first."""

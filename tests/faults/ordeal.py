@@ -24,9 +24,10 @@ STEPS = {
     "reading": ("pipelines.retraining:known_data", 1),
     "training": ("pipelines.training:Fit.training_step", 8),
     "registering": ("pipelines.registry:Tracker.register_version", 1),
+    "entering": ("pipelines.release:reconcile", 1),
     "judging": ("pipelines.retraining:judge_stage", 1),
     "deciding": ("pipelines.release:apply_verdict", 1),
-    "reconciling": ("pipelines.release:reconcile", 1),
+    "reporting": ("pipelines.retraining:ending", 1),
 }
 """The call, and which one of its kind, before which the retraining is hit, in its own order."""
 BY_ITSELF, ASKED_AGAIN = "went on by itself", "marked as failed with its reason, went on when asked again"

@@ -52,7 +52,7 @@ def at(steps: str, strikes: Harm) -> dict[str, Harm]:
 
 
 EVERY, WRITING = " ".join(STEPS), "training registering deciding"
-CLOCKS = dict(zip(STEPS, map(harm.clock_set, (26, -2, 26, -2, 26, 0)), strict=True))  # hours off
+CLOCKS = dict(zip(STEPS, map(harm.clock_set, (26, -2, 26, -2, 26, -2, 0)), strict=True))  # hours off
 ROWS = {
     "worker": Row(at(EVERY, killed("prefect worker start"))),
     "retraining": Row(at(EVERY, killed("prefect.engine"))),

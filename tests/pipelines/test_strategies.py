@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipelines import strategies
 from pipelines.data.spec import load_spec
 from pipelines.job import Job
 from pipelines.registry import Tracker
@@ -40,13 +41,20 @@ def test_every_strategy_sees_the_same_months(compared: Comparison) -> None:
 
 def test_a_world_that_turned_is_worth_a_training_and_a_last_month_is_not(compared: Comparison) -> None:
     never, monthly, drift, growth = compared.courses
-    assert (never.num_trainings, monthly.num_trainings, drift.num_trainings) == (0, 1, 1)
+    assert [course.num_trainings for course in compared.courses] == [0, 1, 1, 1]
     assert drift.months[0].drift == "retrain"
     assert drift.months[1].champion == monthly.months[1].champion != never.months[1].champion
     assert drift.months[1].value.value > never.months[1].value.value + 0.1
     assert drift.months[1].gate is not None
     assert drift.train_seconds == monthly.train_seconds > 0
-    assert growth.num_trainings == 0  # a month more than three
+    assert growth.months[1].champion == monthly.months[1].champion  # two months more than ten days
+
+
+def test_data_that_have_hardly_grown_are_no_reason(
+    job: Job, compared: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strategies, "GROWTH", 10.0)
+    assert compare(job, TURNS).course("growth").num_trainings == 0
 
 
 def test_nothing_that_is_live_is_touched(job: Job, compared: Comparison) -> None:

@@ -24,9 +24,9 @@ from pipelines.fingerprint import environment
 from validation.drift import DriftPolicy
 
 Row = dict[str, Any]
-MULTIPLES = (2.25, 3.0, 4.0)
-SIGNED_MULTIPLES = (3.5, 4.0, 4.5, 5.0, 6.0)
-FARS = (2.0, 3.0, 4.0)
+MULTIPLES = (2.25, 4.0, 6.0, 8.0)
+SIGNED_MULTIPLES = (4.0, 5.0, 6.0, 8.0)
+FARS = (3.0, 5.0)
 HALF = 0.5  # standard deviations: as far as the smallest planted level
 MOST_FALSE = 1 / 6  # alarms per quiet batch
 

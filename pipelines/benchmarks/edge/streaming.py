@@ -109,4 +109,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "--alone":
         _alone(Path(sys.argv[2]), int(sys.argv[3]))
     else:
-        main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+        main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else LOOKS[-1])

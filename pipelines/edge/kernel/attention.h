@@ -9,6 +9,7 @@ typedef struct {
     const float *bias;    // added to the logits of every row, [keys]; NULL for none
     long num_keys;        // a multiple of 16
     long num_valid;       // keys from here on do not exist
+    const float *next_keys, *next_values;  // of the tile after this one, or NULL
 } Tile;
 
 typedef struct {
@@ -52,18 +53,19 @@ INLINE void weigh_row(Reading *r, const Tile *tile, long row) {
 }
 
 static void read_tile(Reading *r, const Tile *tile) {
+    const long strips = (r->rows + STRIP - 1) / STRIP;
     for (long row = 0; row < r->rows; row += STRIP) {
         const long strip = r->rows - row < STRIP ? r->rows - row : STRIP;
-        for (long k = 0; k < tile->num_keys; k += PANEL)
-            strip_into(strip, r->channels, r->queries + row * r->query_row, r->query_row,
-                       tile->keys + k * r->channels, r->weights + row * tile->num_keys + k, tile->num_keys, 0);
+        ask_for(tile->next_keys, sizeof(float) * tile->num_keys * r->channels, row / STRIP, strips);
+        strip_into(strip, r->channels, r->queries + row * r->query_row, r->query_row, tile->keys, tile->num_keys,
+                   r->weights + row * tile->num_keys, tile->num_keys, 0);
         for (long i = 0; i < strip; i++) weigh_row(r, tile, row + i);
     }
     for (long row = 0; row < r->rows; row += STRIP) {
         const long strip = r->rows - row < STRIP ? r->rows - row : STRIP;
-        for (long d = 0; d < r->padded; d += PANEL)
-            strip_into(strip, tile->num_keys, r->weights + row * tile->num_keys, tile->num_keys,
-                       tile->values + d * tile->num_keys, r->out + row * r->padded + d, r->padded, 1);
+        ask_for(tile->next_values, sizeof(float) * tile->num_keys * r->padded, row / STRIP, strips);
+        strip_into(strip, tile->num_keys, r->weights + row * tile->num_keys, tile->num_keys, tile->values, r->padded,
+                   r->out + row * r->padded, r->padded, 1);
     }
 }
 

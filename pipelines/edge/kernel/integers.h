@@ -31,6 +31,7 @@ INLINE void multiply_integers(
     int rows, long pairs, const int16_t *a, long a_row, const int16_t *b, Integers sums[STRIP][2]) {
     UNROLL
     for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = (Integers){0};
+    DEEP
     for (long k = 0; k < pairs; k++) {
         const Integers left = load_integers(b + 2 * PANEL * k), right = load_integers(b + 2 * PANEL * k + PANEL);
         UNROLL
@@ -44,30 +45,33 @@ INLINE void multiply_integers(
     }
 }
 
-// c[r, 0..15] = c * keep[r] + sums * scale[r] * columns[0..15]; NULL for `columns` is ones, for `keep` zeros.
-INLINE void integers_into(int rows, long pairs, const int16_t *a, long a_row, const int16_t *b, const float *scale,
-                          const float *columns, const float *keep, float *c, long c_row) {
-    Integers sums[STRIP][2];
-    multiply_integers(rows, pairs, a, a_row, b, sums);
-    UNROLL
-    for (int r = 0; r < rows; r++)
-        for (int side = 0; side < 2; side++) {
-            float *to = c + r * c_row + side * LANES;
-            Vector x = to_floats(sums[r][side]) * splat(scale[r]);
-            if (columns) x *= load(columns + side * LANES);
-            store(to, keep ? load(to) * splat(keep[r]) + x : x);
-        }
+// c[r, 0..count] = c * keep[r] + sums * scale[r] * columns[0..count], panel after panel; NULL for `columns` is
+// ones, for `keep` zeros.
+INLINE void integers_into(int rows, long pairs, const int16_t *a, long a_row, const int16_t *b, long count,
+                          const float *scale, const float *columns, const float *keep, float *c, long c_row) {
+    for (long first = 0; first < count; first += PANEL, b += 2 * PANEL * pairs) {
+        Integers sums[STRIP][2];
+        multiply_integers(rows, pairs, a, a_row, b, sums);
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            for (int side = 0; side < 2; side++) {
+                float *to = c + r * c_row + first + side * LANES;
+                Vector x = to_floats(sums[r][side]) * splat(scale[r]);
+                if (columns) x *= load(columns + first + side * LANES);
+                store(to, keep ? load(to) * splat(keep[r]) + x : x);
+            }
+    }
 }
 
-static void integer_strip(long rows, long pairs, const int16_t *a, long a_row, const int16_t *b, const float *scale,
-                          const float *columns, const float *keep, float *c, long c_row) {
+INLINE void integer_strip(long rows, long pairs, const int16_t *a, long a_row, const int16_t *b, long count,
+                          const float *scale, const float *columns, const float *keep, float *c, long c_row) {
     switch (rows) {
-        case 6: integers_into(6, pairs, a, a_row, b, scale, columns, keep, c, c_row); break;
-        case 5: integers_into(5, pairs, a, a_row, b, scale, columns, keep, c, c_row); break;
-        case 4: integers_into(4, pairs, a, a_row, b, scale, columns, keep, c, c_row); break;
-        case 3: integers_into(3, pairs, a, a_row, b, scale, columns, keep, c, c_row); break;
-        case 2: integers_into(2, pairs, a, a_row, b, scale, columns, keep, c, c_row); break;
-        default: integers_into(1, pairs, a, a_row, b, scale, columns, keep, c, c_row);
+        case 6: integers_into(6, pairs, a, a_row, b, count, scale, columns, keep, c, c_row); break;
+        case 5: integers_into(5, pairs, a, a_row, b, count, scale, columns, keep, c, c_row); break;
+        case 4: integers_into(4, pairs, a, a_row, b, count, scale, columns, keep, c, c_row); break;
+        case 3: integers_into(3, pairs, a, a_row, b, count, scale, columns, keep, c, c_row); break;
+        case 2: integers_into(2, pairs, a, a_row, b, count, scale, columns, keep, c, c_row); break;
+        default: integers_into(1, pairs, a, a_row, b, count, scale, columns, keep, c, c_row);
     }
 }
 
@@ -144,7 +148,7 @@ static void rounded_linear(const float *a, long a_row, long rows, const Rounded 
         for (long column = 0; column < wide; column += PANEL)
             for (long r = 0; r < rows; r += STRIP)
                 integer_strip(rows - r < STRIP ? rows - r : STRIP, pairs, integers + r * row, row,
-                              w->panels + wide * first + column * row, scale + r, w->scales + column,
+                              w->panels + wide * first + column * row, PANEL, scale + r, w->scales + column,
                               add || first ? ones + r : NULL, c + r * c_row + column, c_row);
     }
 }
@@ -157,52 +161,92 @@ typedef struct {
     const float *bias;      // as in Tile
     long num_keys, num_valid;
     float key_scale, value_scale;
+    const int16_t *next_keys, *next_values;
 } RoundedTile;
 
-// One row's logits become whole numbers up to `most`, in proportion to their weights in this tile.
-INLINE void weigh_rounded_row(Reading *r, const RoundedTile *tile, long row, float most, int16_t *to, float *keep, float *scale) {
-    float *logits = r->weights + row % STRIP * tile->num_keys;
-    if (tile->bias)
-        for (long k = 0; k < tile->num_keys; k += LANES) store(logits + k, load(logits + k) + load(tile->bias + k));
-    for (long k = tile->num_valid; k < tile->num_keys; k++) logits[k] = -INFINITY;
-    Vector best = splat(-INFINITY), sum = splat(0.0f);
-    for (long k = 0; k < tile->num_keys; k += LANES) best = larger(best, load(logits + k));
-    const float here = largest_lane(best) > -1e30f ? largest_lane(best) : -1e30f;
-    const Vector zero = splat(here), shifter = splat(12582912.0f), size = splat(most);
-    for (long k = 0; k < tile->num_keys; k += LANES) {
-        const Vector whole = exp2_of(load(logits + k) - zero) * size + shifter - shifter;
-        store(logits + k, whole);
-        sum += whole;
-    }
-    round_row(logits, tile->num_keys, 1.0f, to);
-    const float next = here > r->most[row] ? here : r->most[row];
-    const float worth = exp2f(here - next) / most;
-    keep[row] = here > r->most[row] ? exp2f(r->most[row] - next) : 1.0f;
-    r->most[row] = next;
-    r->sum[row] = r->sum[row] * keep[row] + sum_of_lanes(sum) * worth;
-    scale[row] = worth * tile->value_scale;
+// 2^x; relative error below 3e-6, a thirtieth of what rounding to a whole number does to it.
+INLINE Vector rough_exp2(Vector x) {
+    Vector part;
+    const Integers exponent = split(x, &part);
+    Vector y = splat(9.570101276040077e-3f);
+    y = y * part + splat(5.591785907745361e-2f);
+    y = y * part + splat(2.402474433183670e-1f);
+    y = y * part + splat(6.931217908859253e-1f);
+    y = y * part + splat(9.999992847442627e-1f);
+    return (Vector)((Integers)y + exponent);
 }
 
-// `queries` in pairs [rows, channels] with the worth of a unit of each row; `spare` holds rows * (2 + keys / 2).
+// to[k] = round(size * 2^(logits[k] - most)) for 16 keys at a time; their sum.
+static float whole_weights(const float *logits, long count, float most, float size, int16_t *to) {
+    const Vector zero = splat(most), scale = splat(size);
+    Integers sum = {0};
+    for (long k = 0; k < count; k += PANEL) {
+        const Vector left = rough_exp2(load(logits + k) - zero) * scale;
+        const Vector right = rough_exp2(load(logits + k + LANES) - zero) * scale;
+#ifdef __AVX2__
+        const __m256i a = _mm256_cvtps_epi32((__m256)left), b = _mm256_cvtps_epi32((__m256)right);
+        _mm256_storeu_si256((__m256i *)(to + k), _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8));
+        sum += (Integers)a + (Integers)b;
+#else
+        for (int i = 0; i < LANES; i++) {
+            to[k + i] = rounded(left[i]), to[k + LANES + i] = rounded(right[i]);
+            sum[i] += to[k + i] + to[k + LANES + i];
+        }
+#endif
+    }
+    return sum_of_lanes(to_floats(sum));
+}
+
+// The largest of each row's logits in a tile, with what does not exist closed; at least -1e30.
+INLINE Vector largest_logits(const Reading *r, const RoundedTile *tile, long rows) {
+    Vector most = splat(-1e30f);
+    for (long i = 0; i < rows; i++) {
+        float *logits = r->weights + i * tile->num_keys;
+        if (tile->bias)
+            for (long k = 0; k < tile->num_keys; k += LANES) store(logits + k, load(logits + k) + load(tile->bias + k));
+        for (long k = tile->num_valid; k < tile->num_keys; k++) logits[k] = -INFINITY;
+        Vector best = load(logits);
+        for (long k = LANES; k < tile->num_keys; k += LANES) best = larger(best, load(logits + k));
+        most[i] = largest_lane(best) > -1e30f ? largest_lane(best) : -1e30f;
+    }
+    return most;
+}
+
+// A strip's logits become whole numbers up to `most`, in proportion to their weights in this tile. keep[i] and
+// scale[i] say what row i's former output and a unit of its new one are worth then. State has room for a vector.
+INLINE void weigh_rounded_strip(Reading *r, const RoundedTile *tile, long row, long rows, float most, int16_t *to,
+                                float *keep, float *scale) {
+    const Vector here = largest_logits(r, tile, rows), before = load(r->most + row), next = larger(here, before);
+    const Vector worth = exp2_of(here - next) * splat(1.0f / most), kept = exp2_of(before - next);
+    Vector sum = splat(0.0f);
+    for (long i = 0; i < rows; i++)
+        sum[i] = whole_weights(r->weights + i * tile->num_keys, tile->num_keys, here[i], most, to + i * tile->num_keys);
+    store(r->most + row, next);
+    store(r->sum + row, load(r->sum + row) * kept + sum * worth);
+    store(keep + row, kept);
+    store(scale + row, worth * splat(tile->value_scale));
+}
+
+// `queries` in pairs [rows, channels] with the worth of a unit of each row; `spare` holds (rows + 8) * (2 + keys / 2).
 static void read_rounded_tile(Reading *r, const int16_t *queries, const float *worth, const RoundedTile *tile, float *spare) {
     const float most = magnitude(tile->num_keys);
-    float *keep = spare, *scale = spare + r->rows, strip_scale[STRIP];
-    int16_t *weights = (int16_t *)(spare + 2 * r->rows);
+    const long room = r->rows + LANES;  // the last strip's vector may reach beyond the last row
+    float *keep = spare, *scale = spare + room, strip_scale[STRIP];
+    int16_t *weights = (int16_t *)(spare + 2 * room);
+    const long strips = (r->rows + STRIP - 1) / STRIP;
     for (long row = 0; row < r->rows; row += STRIP) {
         const long strip = r->rows - row < STRIP ? r->rows - row : STRIP;
+        ask_for(tile->next_keys, sizeof(int16_t) * tile->num_keys * r->channels, row / STRIP, strips);
         for (long i = 0; i < strip; i++) strip_scale[i] = worth[row + i] * tile->key_scale;
-        for (long k = 0; k < tile->num_keys; k += PANEL)
-            integer_strip(strip, r->channels / 2, queries + row * r->channels, r->channels,
-                          tile->keys + k * r->channels, strip_scale, NULL, NULL, r->weights + k, tile->num_keys);
-        for (long i = 0; i < strip; i++)
-            weigh_rounded_row(r, tile, row + i, most, weights + (row + i) * tile->num_keys, keep, scale);
+        integer_strip(strip, r->channels / 2, queries + row * r->channels, r->channels, tile->keys, tile->num_keys,
+                      strip_scale, NULL, NULL, r->weights, tile->num_keys);
+        weigh_rounded_strip(r, tile, row, strip, most, weights + row * tile->num_keys, keep, scale);
     }
     for (long row = 0; row < r->rows; row += STRIP) {
         const long strip = r->rows - row < STRIP ? r->rows - row : STRIP;
-        for (long d = 0; d < r->padded; d += PANEL)
-            integer_strip(strip, tile->num_keys / 2, weights + row * tile->num_keys, tile->num_keys,
-                          tile->values + d * tile->num_keys, scale + row, NULL, keep + row, r->out + row * r->padded + d,
-                          r->padded);
+        ask_for(tile->next_values, sizeof(int16_t) * tile->num_keys * r->padded, row / STRIP, strips);
+        integer_strip(strip, tile->num_keys / 2, weights + row * tile->num_keys, tile->num_keys, tile->values,
+                      r->padded, scale + row, NULL, keep + row, r->out + row * r->padded, r->padded);
     }
 }
 

@@ -144,6 +144,16 @@ def test_weights_are_read_from_the_graph_without_its_package(tmp_path: Path) -> 
             read_weights(harmed)
 
 
+def test_a_graph_of_another_shape_is_refused_before_its_weights_are_read(
+    tmp_path: Path, library: Path
+) -> None:
+    model = random_model()
+    graph, shape = _graph(model, tmp_path), model.config.to_dict()
+    for name, value in (("width", 64), ("num_layers", 3), ("ffn_width", 100), ("cardinalities", (5,))):
+        with pytest.raises(ValueError, match="build the bundle again"):
+            CompiledEncoder(graph, shape | {name: value}, 1, library=library)
+
+
 def test_causal_models_are_left_to_the_graph(tmp_path: Path, library: Path) -> None:
     model = random_model(causal=True)
     with pytest.raises(NotCompiled, match="causal"):

@@ -58,10 +58,6 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return _case(tmp_path_factory, num_kv_heads=2, selector_heads=2)
 
 
-def _rows(window: Inputs, first: int, last: int) -> Inputs:
-    return Inputs(*(array[first:last] for array in window))
-
-
 @settings(max_examples=4, deadline=None)
 @given(
     cuts=st.sets(st.integers(1, STEPS - 1), max_size=4),
@@ -70,7 +66,7 @@ def _rows(window: Inputs, first: int, last: int) -> Inputs:
 def test_each_append_is_answered_as_the_batch_up_to_it(case: Case, cuts: set[int], blocks: int) -> None:
     stream, first = case.stream(blocks), 0
     for last in [*sorted(cuts), STEPS]:
-        outputs = stream.append(_rows(case.window, first, last))
+        outputs = stream.append(case.window.steps(first, last))
         num_blocks = -(-last // 8)
         expected = case.batch(last, min(blocks, num_blocks) / num_blocks)
         np.testing.assert_allclose(outputs, expected[first:last], atol=1e-9)
@@ -80,8 +76,8 @@ def test_each_append_is_answered_as_the_batch_up_to_it(case: Case, cuts: set[int
 
 def test_single_steps_and_whole_blocks_agree_where_a_block_ends(case: Case) -> None:
     one, whole = case.stream(3), case.stream(3)
-    steps = [one.append(_rows(case.window, step, step + 1)) for step in range(64)]
-    blocks = whole.append(_rows(case.window, 0, 64))
+    steps = [one.append(case.window.steps(step, step + 1)) for step in range(64)]
+    blocks = whole.append(case.window.steps(0, 64))
     np.testing.assert_allclose(np.concatenate(steps)[7::8], blocks[7::8], atol=1e-9)
 
 

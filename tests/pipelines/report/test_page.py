@@ -13,6 +13,7 @@ import pytest
 from pipelines.report.compose import compose
 from pipelines.report.html import html_of
 from pipelines.report.page import Chart
+from pipelines.report.sections.looks import looks
 from pipelines.report.story import FILE, Story, read_story
 from pipelines.report.words import LANGUAGES, Language, Words
 from tests.report_story import EVIL, bare_story, evaluation, whole_story, window
@@ -98,6 +99,17 @@ def test_every_chart_is_what_vega_lite_takes_and_says_its_unit_or_its_n(language
         assert re.search(
             r"\bn\b|ms|MiB|ミリ秒|[Dd]ays|日数|\d (steps|windows|rows)|ステップ|ウィンドウ|行", said
         ), chart.title
+
+
+@pytest.mark.parametrize("task", ["forecast", "detect"])
+def test_a_series_is_drawn_as_a_line_with_what_was_said_of_it(task: str) -> None:
+    import altair
+
+    story = whole_story().model_copy(update={"task": task, "windows": (window("worst", 0.9),)})
+    read, answered = [block for block in looks(story, Words("en")).blocks if isinstance(block, Chart)]
+    for chart in (read, answered):
+        altair.Chart.from_dict({**chart.spec, "config": {}}, validate=True)
+        assert "line" in {layer["mark"]["type"] for layer in chart.spec["layer"]}
 
 
 @pytest.mark.parametrize(
