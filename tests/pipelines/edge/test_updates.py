@@ -319,7 +319,7 @@ def test_a_bundle_that_ends_the_process_three_times_is_taken_back(made: Made, tm
     keeper = kept(tmp_path, made, 1, 2)
 
     class Deadly(EdgeModel):
-        def score(self, *_: Any) -> Any:
+        def score(self, window: Any, density: float | None = None) -> Any:
             os._exit(11)
 
     for _ in range(3):
@@ -336,8 +336,8 @@ def test_starts_that_end_well_or_score_nothing_count_for_nothing(made: Made, tmp
     keeper = kept(tmp_path, made, 1, 2)
     for _ in range(5):
         loaded = keeper.load()
+        assert loaded.name.startswith("2-")
         keeper.score(loaded.model, loaded.model.golden, 0.5)
-    assert loaded.name.startswith("2-")
 
 
 def test_an_installed_bundle_that_was_damaged_on_the_disk_gives_way(made: Made, tmp_path: Path) -> None:
