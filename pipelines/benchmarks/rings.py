@@ -76,7 +76,7 @@ def machines(number: int, seed: int = 0) -> list[Machine]:
         "lying: all is well": 1,
     }
     counts["sound"] = number - sum(counts.values())
-    kinds = [kind for kind, count in counts.items() for _ in range(count)]
+    kinds: list[Kind] = [kind for kind, count in counts.items() for _ in range(count)]
     chance.shuffle(kinds)
     return [
         Machine(f"device-{place:02d}", kind, 0.05 * 10 ** chance.random()) for place, kind in enumerate(kinds)
