@@ -166,7 +166,7 @@ def leaping_clock(case: Case, _: Path, place: Path) -> int:
 
 
 def corrupt_bundle(case: Case, other: Path, place: Path) -> int:
-    """Every 64th byte of an archive altered, and the archive cut there; a part of each file altered."""
+    """Every 64th byte of an archive altered, and the archive cut there."""
     install(place / "device", case.bundle, PUBLIC, measure=quick)
     archive, tried = place / "bundle.zip", 0
     pack(other, archive)
