@@ -263,6 +263,10 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "kpi.error_rate": ("Requests without a usable answer", "正しく応答できなかった要求の割合"),
     "kpi.peak_memory_bytes": ("Peak memory", "最大メモリ使用量"),
     "kpi.bundle_bytes": ("Size of the edge bundle", "エッジ配布物の容量"),
+    "kpi.parity_share": (
+        "Parity error, as a share of what is allowed",
+        "許容差に対する数値一致誤差の割合",
+    ),
     "kpi.parity_max_abs_error": (
         "Largest difference from the checkpoint's answers",
         "学習済みモデルとの応答の最大差",
