@@ -177,6 +177,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "kpis.group": ("group of {column}", "{column}別"),
     "kpis.at_least": ("at least {bound}", "{bound}以上"),
     "kpis.at_most": ("at most {bound}", "{bound}以下"),
+    "kpis.not_worse": ("not worse", "悪化なし"),
     "kpis.margin": ("worse by at most {bound}", "悪化幅{bound}以内"),
     "kpis.severity.warn": ("for information", "参考"),
     "kpis.severity.dry_run": ("dry run, decides nothing", "試行（判定に含めない）"),
