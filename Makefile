@@ -9,35 +9,46 @@ CUDA_ONLY := cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cud
 	nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 \
 	nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx triton
 
-.PHONY: demo test end-to-end faults up check postgres lock clean
+.PHONY: demo install test readme end-to-end faults up check system-packages lock clean
 
 demo: $(INSTALLED)
 	.venv/bin/dankai demo
 
-test: $(INSTALLED) postgres
+install: $(INSTALLED)
+
+# Every command block of README.md, in a fresh clone; a minute or two.
+readme: $(INSTALLED)
+	.venv/bin/python -m tests.repository.readme_blocks --venv .venv
+
+test: $(INSTALLED) system-packages
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 # Real servers, a drifted batch and what follows from it; minutes, so not a part of `make test`.
-end-to-end: $(INSTALLED) postgres
+end-to-end: $(INSTALLED) system-packages
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m operations
 
 # kill -9 of each part at each step of a retraining; most of an hour.
-faults: $(INSTALLED) postgres
+faults: $(INSTALLED) system-packages
 	OMP_NUM_THREADS=1 .venv/bin/python -m tests.faults.retraining_faults
 
 up: $(INSTALLED)
 	.venv/bin/dankai up
 
-# The tests start a PostgreSQL of their own. Continuous integration installs it where it may; a laptop is left
-# alone, and a failure here only means that those tests are skipped, with a word.
-postgres:
-	@if command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then :; \
+# The tests start a PostgreSQL of their own and open the report in a real browser. Continuous integration installs
+# both where it may; a laptop is left alone, and a failure here only means that those tests are skipped, with a word.
+system-packages:
+	@missing=; lacks() { for name; do command -v $$name >/dev/null && return 1; done; return 0; }; \
+	if lacks initdb && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then missing="$$missing postgresql"; fi; \
+	if lacks chromium chromium-browser google-chrome google-chrome-stable; then missing="$$missing chromium"; fi; \
+	if ! fc-list 2>/dev/null | grep -q CJK; then missing="$$missing fonts-noto-cjk"; fi; \
+	if [ -z "$$missing" ]; then :; \
 	elif [ "$$CI" = true ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "Installing PostgreSQL for the tests"; \
-		{ timeout 120 apt-get -qq update && DEBIAN_FRONTEND=noninteractive timeout 240 apt-get -qq install -y \
-			--no-install-recommends postgresql; } >/dev/null 2>&1 || echo "PostgreSQL could not be installed: its tests are skipped"; \
+		echo "Installing for the tests:$$missing"; timeout 120 apt-get -qq update >/dev/null 2>&1; \
+		for package in $$missing; do DEBIAN_FRONTEND=noninteractive timeout 240 apt-get -qq install -y \
+			--no-install-recommends $$package >/dev/null 2>&1 || \
+			echo "$$package could not be installed: its tests are skipped"; done; \
 	else \
-		echo "Tests on PostgreSQL are skipped: to run them, install your system's package (Debian: postgresql)"; \
+		echo "Some tests are skipped: to run them, install your system's packages (Debian:$$missing)"; \
 	fi
 
 check: $(INSTALLED)
@@ -66,4 +77,4 @@ lock:
 		$(addprefix --no-emit-package ,$(CUDA_ONLY) torch dankai) -o requirements.lock
 
 clean:
-	rm -rf .venv .dankai .coverage htmlcov .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .dankai .screenshots .coverage htmlcov .pytest_cache .ruff_cache .hypothesis

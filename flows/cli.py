@@ -5,27 +5,35 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows.commands import edge_rollout, edge_run, edge_update
 from flows.commands.bench import bench
 from flows.commands.bias import bias
 from flows.commands.budget import budget
+from flows.commands.completion import completion
+from flows.commands.doctor import doctor
+from flows.commands.edge import edge
 from flows.commands.explain import explain
 from flows.commands.gate import gate
+from flows.commands.init import init
 from flows.commands.labels import labels
 from flows.commands.monitor import monitor, retrain
-from flows.commands.options import ROOT, policy_option
-from flows.commands.release import COMMANDS
+from flows.commands.options import ROOT, json_option, policy_option, quiet_option
+from flows.commands.release import approvals, approve, audit, demote, history, reconcile, rollback
 from flows.commands.replay import replay
+from flows.commands.report import report
 from flows.commands.reproduce import join, reproduce
+from flows.commands.sections import EXIT_STATUS, Sections
 from flows.commands.serve import serve, shadow
+from flows.commands.status import status
 from flows.commands.up import up
+from flows.commands.watch import watch
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings
-    from pipelines.summary import RolloutSummary
 
 DEMO = ROOT / "infra" / "datasets" / "flights.yaml"
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # a write into an open file fails so, without the file's name
@@ -36,58 +44,74 @@ bootstrap_option = click.option(
     metavar="REASON",
     help="Why the first model (the dense incumbent) may go live; needed once, when nothing is live yet.",
 )
-quiet_option = click.option("--quiet", is_flag=True, help="No progress display.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Sections, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_STATUS)
+@click.version_option(package_name="dankai", message="dankai %(version)s")
 def dankai() -> None:
     """Take a sparse-attention model from inference pilot through training to edge, as far as its KPIs allow.
 
     \b
     Examples:
-      dankai demo                                   the whole rollout on built-in flight data
-      dankai rollout run infra/datasets/etth1.yaml --bootstrap "first model"
-                                                    the same on another dataset
-      dankai history                                what was live when, and who let it in
-      dankai ui                                     look at every run in MLflow
-      dankai up                                     servers, worker and schedules, for months of operation
+      dankai demo                        the whole rollout on built-in flight data
+      dankai init sensors.csv            a dataset file for your own table, then:
+      dankai rollout run sensors.yaml --bootstrap "first model"
+      dankai status                      what is live, since when, why, and what waits
+      dankai doctor                      what is missing on this machine, and the fix
     """
 
 
-@dankai.command()
+@click.command(short_help="The whole rollout on built-in flight data; minutes.")
 @_policy
 @quiet_option
-def demo(policy: Path, quiet: bool) -> None:
-    """Run the whole rollout on the flights of 2013 that come with the package."""
-    _run(DEMO, policy, quiet, "demo: the dense incumbent, which sparse inference has to match")
+@json_option
+def demo(policy: Path, quiet: bool, as_json: bool) -> None:
+    """Run the whole rollout on the flights of 2013 that come with the package; four minutes on two cores.
+
+    \b
+    Example:
+      dankai demo
+    """
+    _run(DEMO, policy, quiet, as_json, "demo: the dense incumbent, which sparse inference has to match")
 
 
-@dankai.group()
+@click.group(short_help="Take a dataset's model up the stages.")
 def rollout() -> None:
-    """Take a dataset's model up the stages."""
+    """Take a dataset's model up the stages.
+
+    \b
+    Example:
+      dankai rollout run infra/datasets/etth1.yaml --bootstrap "dense model in use since May"
+    """
 
 
 @rollout.command("run")
 @click.argument("dataset", type=click.Path(path_type=Path))
 @_policy
 @quiet_option
+@json_option
 @bootstrap_option
-def run(dataset: Path, policy: Path, quiet: bool, bootstrap: str | None) -> None:
+def run(dataset: Path, policy: Path, quiet: bool, as_json: bool, bootstrap: str | None) -> None:
     """Run the staged rollout that DATASET (a YAML file) describes; run again to go on after a stop.
 
     \b
     Example:
       dankai rollout run infra/datasets/server_machines.yaml --bootstrap "dense model in use since May"
     """
-    _run(dataset, policy, quiet, bootstrap)
+    _run(dataset, policy, quiet, as_json, bootstrap)
 
 
-@dankai.command()
+@click.command(short_help="MLflow's pages over every run that was tracked here.")
 @click.option("--port", default=5000, show_default=True, help="Port on this machine.")
 def ui(port: int) -> None:
     """Open the MLflow UI on everything that was tracked here, at http://127.0.0.1 and the port.
 
     Where MLFLOW_TRACKING_URI names a server, that server has its own: its address is told.
+
+    \b
+    Examples:
+      dankai ui
+      dankai ui --port 5005
     """
     from pipelines.addresses import require_answer, without_password
     from pipelines.signing import without_secrets
@@ -103,7 +127,7 @@ def ui(port: int) -> None:
     os.execvpe(str(Path(sys.executable).with_name("mlflow")), command, without_secrets(os.environ))
 
 
-def _run(dataset: Path, policy: Path, quiet: bool, bootstrap: str | None) -> None:
+def _run(dataset: Path, policy: Path, quiet: bool, as_json: bool, bootstrap: str | None) -> None:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # what fails is said once, by this command
     settings = _settings()
     name = _check(dataset, policy, settings, bootstrap)
@@ -118,8 +142,12 @@ def _run(dataset: Path, policy: Path, quiet: bool, bootstrap: str | None) -> Non
         from flows.tables import print_summary
 
         stop_orphans()
-        summary: RolloutSummary = rollout_flow(str(dataset), str(policy), quiet, bootstrap)
-        print_summary(summary, settings)
+        # Called as a function, a flow gives what its last state holds.
+        summary: Any = rollout_flow(str(dataset), str(policy), quiet, bootstrap)
+        if as_json:
+            click.echo(summary.model_dump_json(indent=1))
+        else:
+            print_summary(summary, settings)
 
 
 def _check(dataset: Path, policy: Path, settings: "Settings", bootstrap: str | None) -> str:
@@ -145,26 +173,26 @@ def _settings() -> "Settings":
     return settings
 
 
-dankai.add_command(bench)
-dankai.add_command(gate)
-dankai.add_command(budget)
-dankai.add_command(explain)
-dankai.add_command(join)
-dankai.add_command(reproduce)
-dankai.add_command(monitor)
-dankai.add_command(retrain)
-dankai.add_command(replay)
-dankai.add_command(labels)
-dankai.add_command(bias)
-dankai.add_command(serve)
-dankai.add_command(shadow)
-dankai.add_command(up)
-for command in COMMANDS:
-    dankai.add_command(command)
+dankai.add_sections(
+    {
+        "First steps": (demo, init, rollout, doctor),
+        "What is going on": (status, watch, history, ui),
+        "Why did it decide so": (report, gate, explain, budget, bias),
+        "Say yes, or take back": (approve, approvals, rollback, demote),
+        "Real requests": (serve, shadow),
+        "On devices": (edge,),
+        "Months of operation": (up, monitor, labels, retrain, replay),
+        "Trust and repair": (audit, reconcile, reproduce),
+        "Speed and machines": (bench, join),
+        "The shell": (completion,),
+    }
+)
+for command in (*edge_run.COMMANDS, *edge_update.COMMANDS, *edge_rollout.COMMANDS):
+    edge.add_command(command)
 
 
 def main() -> None:
-    """Entry point: exit 0 when the job was done whatever the verdicts, 2 for input that cannot be used."""
+    """Entry point; the exit statuses are those of flows.commands.sections.EXIT_STATUS."""
     sys.exit(_answer(dankai))
 
 

@@ -5,11 +5,12 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.monitor import open_flow_job
-from flows.rollout import rollout
+from flows.names import run_name
+from flows.rollout import run_rollout
 from pipelines.job import training_turn
 
 
-@flow(name="full evaluation")
+@flow(name="full evaluation", flow_run_name=run_name)
 def full_evaluation(dataset: str, policy: str) -> State[str]:
     """Run the rollout again: what is older than the policy allows is measured anew, and every gate asked.
 
@@ -17,5 +18,5 @@ def full_evaluation(dataset: str, policy: str) -> State[str]:
     """
     job = open_flow_job(dataset, policy)
     with training_turn(job.settings, job.spec.name):
-        summary = rollout.fn(dataset, policy, quiet=True)  # in this run, so that it acts for this deployment
-    return Completed(message=summary.sentence)
+        summary = run_rollout(dataset, policy, quiet=True)  # in this run: it acts for this deployment
+    return Completed(name=summary.ended, message=summary.sentence)

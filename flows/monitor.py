@@ -10,14 +10,17 @@ from prefect.states import Completed
 from flows.actors import who_runs
 from flows.dask import spread_of
 from flows.drift_events import announce
+from flows.names import run_name
+from flows.report import show_report
 from pipelines.due import open_reason
 from pipelines.job import Job, open_job
 from pipelines.monitor import MonitorReport, monitor_batch
+from pipelines.report.leaving import leave_batch
 from pipelines.settings import load_settings
 from validation.errors import InputError
 
 
-@flow(name="monitor")
+@flow(name="monitor", flow_run_name=run_name)
 def monitor(dataset: str, policy: str, batches: str) -> State[str]:
     """Look at every new batch in the folder `batches` (below DANKAI_DATA unless absolute), oldest first.
 
@@ -29,9 +32,20 @@ def monitor(dataset: str, policy: str, batches: str) -> State[str]:
     fresh = [report for report in reports if not report.repeated]
     for report in fresh or still_open(job):
         announce(report, Path(dataset), Path(policy))
+    for report in fresh:
+        show_report(leave_batch(job, report))
     if not fresh:
         return Completed(name="Nothing new", message=f"nothing new; the newest batch: {said(reports[-1])}")
-    return Completed(message="\n".join(map(said, fresh)))
+    return Completed(name=worst_decision(fresh), message="\n".join(map(said, fresh)))
+
+
+def worst_decision(reports: list[MonitorReport]) -> str:
+    """What the run's last state is called: the most urgent of what was decided."""
+    order = ("none", "watch", "retrain", "fault")
+    worst = max((report.decision for report in reports), key=order.index)
+    return {"none": "Nothing moved", "watch": "Watch", "retrain": "Retrain: drift", "fault": "Data fault"}[
+        worst
+    ]
 
 
 def still_open(job: Job) -> list[MonitorReport]:

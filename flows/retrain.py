@@ -6,30 +6,35 @@ from prefect.states import Completed
 
 from flows.approval import ask_in_prefect
 from flows.monitor import open_flow_job
+from flows.names import run_name
+from flows.report import show_report
 from pipelines import retraining
 from pipelines.due import open_reason, why
 from pipelines.job import Job, training_turn
+from pipelines.report.leaving import leave_retraining
 from pipelines.retraining import RetrainingReport
 
 
-@flow(name="retrain")
+@flow(name="retrain", flow_run_name=run_name)
 def retrain(dataset: str, policy: str, reason: str, batch: str | None = None) -> State[str]:
     """Train a challenger because of the batch of this content hash, and let it meet the champion.
 
     What is refused (too soon after the last one, no budget left) ends well too, and says so.
     """
     job = open_flow_job(dataset, policy)
-    return Completed(message=said(trained(job, reason, batch)))
+    report = trained(job, reason, batch)
+    return Completed(name=f"Challenger {report.outcome}", message=said(report))
 
 
-@flow(name="retraining check")
+@flow(name="retraining check", flow_run_name=run_name)
 def retraining_check(dataset: str, policy: str) -> State[str]:
     """Train where a reason to stands open: a batch called for it and nothing was trained since."""
     job = open_flow_job(dataset, policy)
     asked = open_reason(job.settings, job.spec.name)
     if asked is None:
-        return Completed(message="nothing calls for a training")
-    return Completed(message=said(trained(job, why(asked), asked.batch)))
+        return Completed(name="Not due", message="nothing calls for a training")
+    report = trained(job, why(asked), asked.batch)
+    return Completed(name=f"Challenger {report.outcome}", message=said(report))
 
 
 def trained(job: Job, reason: str, batch: str | None) -> RetrainingReport:
@@ -37,6 +42,7 @@ def trained(job: Job, reason: str, batch: str | None) -> RetrainingReport:
     with training_turn(job.settings, job.spec.name):
         report = retraining.retrain(job, reason, batch)
     ask_in_prefect(job.settings)
+    show_report(leave_retraining(job, report))
     return report
 
 

@@ -1,17 +1,23 @@
 """The whole climb: data -> dense incumbent -> pilot -> training -> edge -> months of operation."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
-from flows import tasks
+from flows import artifacts, tasks
 from flows.actors import who_runs
 from flows.approval import ask_in_prefect
 from flows.dask import spread_of
+from flows.names import run_name
 from flows.progress import progress
+from flows.report import show_report
 from pipelines.budgets import Calibration
 from pipelines.checkpoint import Checkpoint
 from pipelines.clock import now
@@ -21,9 +27,11 @@ from pipelines.evaluation import Evaluation
 from pipelines.fingerprint import environment
 from pipelines.job import Job, Prepared, open_job
 from pipelines.judging import LENGTHS, edge_kpis, values_side_by_side
+from pipelines.mlflow_words import NOTE
 from pipelines.release import champion_to_beat, refuse_without_bootstrap
 from pipelines.release_log import Stage
 from pipelines.replay import Month, replay_parts
+from pipelines.report.leaving import leave_rollout
 from pipelines.rollout import CLIMB, RolloutState, current_state
 from pipelines.scoring import Scores
 from pipelines.second_look import Lineup
@@ -32,6 +40,8 @@ from pipelines.summary import RolloutSummary, sentence_of, write_summary
 from pipelines.tracking import link_docs
 from pipelines.values import Values
 from validation.gates import Outcome
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -57,30 +67,46 @@ class Climb:
         return {"dense": self.dense_scores, "baseline": self.baselines["test"]}
 
 
-@flow(name="rollout", validate_parameters=False)
+@flow(name="rollout", flow_run_name=run_name, validate_parameters=False)
 def rollout(
     dataset: str, policy: str, quiet: bool = False, bootstrap_reason: str | None = None
-) -> RolloutSummary:
+) -> State[RolloutSummary]:
     """Take a dataset's model as far up the stages as its gates allow; leaves summary.json and a bundle.
 
-    `bootstrap_reason` is why the first model may go live, where nothing is live yet.
+    `bootstrap_reason` is why the first model may go live, where nothing is live yet. The run's last state
+    says in its name where the climb ended.
     """
+    summary = run_rollout(dataset, policy, quiet, bootstrap_reason)
+    return Completed(name=summary.ended, message=summary.sentence, data=summary)
+
+
+def run_rollout(
+    dataset: str, policy: str, quiet: bool, bootstrap_reason: str | None = None
+) -> RolloutSummary:
+    """The same inside another flow's run."""
     started = time.monotonic()
     with progress(quiet) as report:
         job = open_job(Path(dataset), Path(policy), load_settings(), report)
         refuse_without_bootstrap(job.log, job.spec.name, bootstrap_reason)
         with job.tracker.run(f"{job.spec.name} rollout", "rollout", start_tags(job)) as run_id:
             job = replace(job, parent_run=run_id, actor=who_runs(), spread=spread_of(job.settings))
+            job = replace(job, report=artifacts.with_progress(job))
             climb = begin(job, bootstrap_reason)
-            passed = pilot(climb)
-            trained = full_training(climb) if passed else None
-            if trained is not None and edge(climb, trained):
-                operate(climb, trained)
+            passed = in_stage(climb, "pilot", pilot)
+            trained = in_stage(climb, "training", full_training) if passed else None
+            if trained is not None and in_stage(climb, "edge", partial(edge, trained=trained)):
+                in_stage(climb, "steady", partial(operate, champion=trained))
             ask_in_prefect(job.settings)
             summary = summarize(climb, time.monotonic() - started)
             path = write_summary(summary, job.settings.home)
+            job.note(sentence=summary.sentence)
             job.tracker.log_artifact(run_id, path)
-            job.tracker.log_tags(run_id, {"stage": summary.state.stage, "sentence": summary.sentence})
+            verdict = summary.ended.split()[0]
+            tags = {"stage": summary.state.stage, "verdict": verdict, "sentence": summary.sentence}
+            tags[NOTE] = artifacts.in_words(summary)
+            job.tracker.log_tags(run_id, tags)
+            artifacts.show_rollout(job, summary, run_id)
+            show_report(leave_rollout(job, summary, run_id))
     return summary
 
 
@@ -88,6 +114,21 @@ def start_tags(job: Job) -> dict[str, str]:
     """What the rollout's run in MLflow is found by, and what was put right in the registry at its start."""
     put_right = " / ".join(change.sentence() for change in job.alias_changes)
     return {"dataset": job.spec.name, **({"aliases_put_right": put_right} if put_right else {})}
+
+
+def in_stage(climb: Climb, stage: str, work: Callable[[Climb], T]) -> T:
+    """A stage in a run of its own in MLflow, inside the rollout's: what it trains and asks lies below it."""
+    outer, before = climb.job, len(climb.evaluations)
+    tags = {"dataset": outer.spec.name, "stage": stage}
+    with outer.tracker.run(f"{outer.spec.name} {stage}", "stage", tags, outer.parent_run) as run_id:
+        climb.job = replace(outer, parent_run=run_id)
+        try:
+            result = work(climb)
+        finally:
+            climb.job = outer
+        verdicts = [each.verdict.outcome for each in climb.evaluations[before:]]
+        outer.tracker.log_tags(run_id, {"verdict": str(verdicts[-1]) if verdicts else "none"})
+    return result
 
 
 def begin(job: Job, bootstrap_reason: str | None) -> Climb:
@@ -108,7 +149,7 @@ def pilot(climb: Climb) -> bool:
     """Fit a selector to the frozen incumbent, let sparse inference answer in shadow, ask the gate."""
     job, prepared = climb.job, climb.prepared
     fitted = tasks.train_candidate(job, prepared, "selector", warm_start=climb.dense)
-    tasks.calibrate(job, prepared, fitted, climb.dense)
+    climb.calibration = tasks.calibrate(job, prepared, fitted, climb.dense)
     shadow = tasks.score(job, prepared, fitted, "test", job.plan.target_density, "pilot")
     climb.costs = tasks.measure_costs(job, fitted, climb.dense, LENGTHS)
     measured = tasks.pilot_kpis(job, prepared, fitted, climb.costs)
@@ -184,6 +225,7 @@ def judge(
         climb.scored[candidate.sha256] = scores
     evaluation = tasks.judge_stage(job, climb.prepared, stage, scores, references, measured)
     climb.evaluations.append(evaluation)
+    artifacts.show_gate(job, evaluation)
     lineup = Lineup(
         candidate=candidate, dense=climb.dense, champion=champion, seeds=tuple(seeds), bundle=bundle
     )

@@ -80,6 +80,9 @@ def prefect_server(settings: Settings, database: str, host: str, port: int, logs
         "PREFECT_API_DATABASE_CONNECTION_URL": database,
         # In memory, as by default, a restart would forget whose a slot is: it would stay taken for ever.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        # Its pages ask the server that they came from, at whatever port and under whatever name that is.
+        "PREFECT_SERVER_UI_API_URL": "/api",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",  # after 7 and 90 days
     }
     environ.pop("PREFECT_API_URL", None)

@@ -33,6 +33,7 @@ def print_summary(summary: "RolloutSummary", settings: "Settings") -> None:
     _months(out, summary)
     out.print(f"\n{printable(summary.sentence)}", style="bold", markup=False)
     out.print(f"{summary.seconds:.0f} s. Everything: {settings.home}/summary.json", highlight=False)
+    out.print(f"Report: {settings.home}/report.html", highlight=False)
     out.print(f"Data Docs: {summary.prepared.report.docs_uri}", highlight=False)
     if summary.bundle:
         out.print(f"Bundle: {summary.bundle.folder}", highlight=False)

@@ -1,10 +1,12 @@
 """Whether a server answers at all, asked before MLflow or Prefect, which go on asking for minutes."""
 
+import base64
 import re
 import socket
 import sqlite3
+import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from validation.errors import InputError
 
@@ -34,6 +36,18 @@ def unreachable(uri: str, error: BaseException, variable: str = "MLFLOW_TRACKING
 
 def without_password(text: str) -> str:
     return re.sub(r"(://[^:/@\s]*):[^@\s]*@", r"\1:***@", text)
+
+
+def request_to(address: str, body: bytes | None = None) -> urllib.request.Request:
+    """An HTTP request (of JSON, where it has a body); name and password of the address become a header."""
+    parts = urlsplit(address)
+    request = urllib.request.Request(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), body)
+    if body is not None:
+        request.add_header("Content-Type", "application/json")
+    if parts.username:
+        named = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        request.add_header("Authorization", f"Basic {base64.b64encode(named.encode()).decode()}")
+    return request
 
 
 def _open_file(path: Path) -> None:

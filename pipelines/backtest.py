@@ -7,8 +7,9 @@ keeps the interval it has: the timings are not part of an evaluation.
 
 from collections.abc import Iterable, Iterator
 
-from pipelines.evaluation import Evaluation, groups_asked, task_kpis
+from pipelines.evaluation import Evaluation, task_kpis
 from pipelines.evaluations import Stored
+from pipelines.panel import GAP, gaps_asked, groups_asked
 from validation.errors import InputError
 from validation.gates import Check, Outcome, Stage, Verdict, judge
 from validation.kpis import TASK_KINDS, Kpi
@@ -16,6 +17,7 @@ from validation.policy import Policy
 from validation.record import Record
 
 _TASK_NAMES = {kind.name for kind in TASK_KINDS}
+_OF_SCORES = {*_TASK_NAMES, GAP}
 
 
 class CheckChange(Record):
@@ -83,19 +85,22 @@ def _replay(stored: Stored, policy: Policy) -> Replay:
 def _needs_other_intervals(evaluation: Evaluation, policy: Policy) -> bool:
     """Whether the policy asks for another confidence, or for groups in another way, than was computed."""
     rules, look = policy.stage(evaluation.stage), evaluation.verdict.evidence.look
-    stored = {kpi.confidence for kpi in evaluation.kpis if kpi.name in _TASK_NAMES}
+    stored = {kpi.confidence for kpi in evaluation.kpis if kpi.name in _OF_SCORES}
     same_confidence = all(
         confidence is not None and abs(confidence - rules.confidence_at(look)) < 1e-9 for confidence in stored
     )
-    before = groups_asked(check.threshold for check in evaluation.verdict.checks)
-    return not same_confidence or not groups_asked(rules.thresholds).items() <= before.items()
+    before = [check.threshold for check in evaluation.verdict.checks]
+    asks_no_more = all(
+        asked(rules.thresholds).items() <= asked(before).items() for asked in (groups_asked, gaps_asked)
+    )
+    return not (same_confidence and asks_no_more)
 
 
 def _recomputed(evaluation: Evaluation, policy: Policy) -> tuple[Kpi, ...]:
     names = [kpi.name for kpi in evaluation.kpis if kpi.name in _TASK_NAMES]
     main = evaluation.verdict.evidence.task_metric
     ordered = [main, *(name for name in dict.fromkeys(names) if name != main)]
-    others = (kpi for kpi in evaluation.kpis if kpi.name not in _TASK_NAMES)
+    others = (kpi for kpi in evaluation.kpis if kpi.name not in _OF_SCORES)
     return (*task_kpis(evaluation, ordered, policy), *others)
 
 

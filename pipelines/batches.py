@@ -25,7 +25,7 @@ from validation.record import Record
 if TYPE_CHECKING:
     import polars as pl
 
-KINDS = ("parquet", "csv")
+KINDS = ("parquet", "csv", "tsv", "txt")
 
 
 class Batch(Record):
@@ -71,7 +71,10 @@ def read_rows(path: Path, spec: DatasetSpec, may_lack: Collection[str]) -> "pl.D
     if not files:
         raise InputError(f"{path}: nothing there: name a .parquet or .csv file, or a folder of them")
     place = path if path.is_file() else path / f"*{files[0].suffix}"
-    source = Source(kind=files[0].suffix[1:], path=str(place.resolve()))  # type: ignore[arg-type]
+    kind = "parquet" if files[0].suffix == ".parquet" else "csv"
+    # Batches are written as the dataset's own source is; Parquet has types, which need no dialect.
+    change = {"kind": kind, "path": str(place.resolve())}
+    source = spec.source.model_copy(update=change) if spec.source.path else Source.model_validate(change)
     try:
         named = spec.model_copy(update={"source": source, "file": str(path)})
         rows = read_source(named, may_lack=may_lack).collect()

@@ -1,5 +1,6 @@
 """The models of a rollout: each trained once per content of its inputs, and tracked."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def _train_tracked(
         job.tracker.log_params(run_id, {"plan": plan.model_dump(mode="json"), "model": config.to_dict()})
         snapshot = prepared.snapshot
         job.tracker.log_dataset(run_id, spec.name, snapshot.content_hash, snapshot.uri, "training")
-        follow = following(job.tracker, run_id)
+        follow = following(job.tracker, run_id, f"{mode} (seed {seed})", job.note)
         checkpoint, curve = train(windows, config, plan, mode, seed, folder, job.report, warm_start, follow)
         follow(curve)
         for path in checkpoint.artifact_paths():
@@ -76,8 +77,10 @@ def _train_tracked(
     return checkpoint.model_copy(update={"run_id": run_id, "account": account_name()})
 
 
-def following(tracker: Tracker, run_id: str) -> "Follow":
-    """Logs what a growing curve gained since it was last told.
+def following(
+    tracker: Tracker, run_id: str, whose: str = "", note: Callable[..., None] = lambda **_: None
+) -> "Follow":
+    """Logs what a growing curve gained since it was last told, and notes where it stands.
 
     A training that goes on after a kill does so in a run of its own, which gets the whole curve: every run
     has one point per step, and the killed one keeps what it had.
@@ -91,6 +94,7 @@ def following(tracker: Tracker, run_id: str) -> "Follow":
                 steps.setdefault(step, {})[metric] = value
             told[metric] = len(points)
         tracker.log_series(run_id, sorted(steps.items()))
+        note(losses={name: points[-1][1] for name, points in curve.items() if points}, whose=whose)
 
     return follow
 

@@ -29,7 +29,7 @@ from pipelines.scoring import Report, Scores, load_scored
 from pipelines.training_batches import to_tensors
 from validation.errors import InputError
 from validation.evidence import Evidence, Look
-from validation.gates import Stage, Verdict, judge
+from validation.gates import Stage, StagePolicy, Verdict, judge
 from validation.kpis import Kpi, Reference, kpi
 from validation.policy import Policy
 from validation.record import Record
@@ -97,8 +97,7 @@ def evaluate(
     )
     names, confidence = TASK_METRICS[spec.task], rules.confidence_at(evidence.look)
     how = resampling_of(policy, overlap(spec), panel.ours.num_windows, confidence)
-    gaps = gap_kpis(panel, names[0], gaps_asked(rules.thresholds), how)
-    kpis = (*panel_kpis(panel, names, groups_asked(rules.thresholds), how), *gaps, *measured)
+    kpis = (*_kpis_of_scores(panel, names, rules, how), *measured)
     return Evaluation(
         stage=stage,
         subject=candidate.subject,
@@ -144,7 +143,8 @@ def task_value(scored: Scored, spec: DatasetSpec, policy: Policy) -> Interval:
 
 
 def task_kpis(evaluation: Evaluation, names: Sequence[str], policy: Policy) -> list[Kpi]:
-    """The task metrics of a stored evaluation, computed again from its scores as `policy` wants them.
+    """The task metrics of a stored evaluation and the gaps between groups, computed again from its scores as
+    `policy` wants them.
 
     Raises InputError where the scores are gone or were altered.
     """
@@ -154,7 +154,15 @@ def task_kpis(evaluation: Evaluation, names: Sequence[str], policy: Policy) -> l
     panel = Panel.of(evaluation.candidate, evaluation.references)
     windows, confidence = panel.ours.num_windows, rules.confidence_at(look)
     how = resampling_of(policy, evaluation.overlap, windows, confidence)
-    return panel_kpis(panel, names, groups_asked(rules.thresholds), how)
+    return _kpis_of_scores(panel, names, rules, how)
+
+
+def _kpis_of_scores(panel: Panel, names: Sequence[str], rules: StagePolicy, how: Resampling) -> list[Kpi]:
+    """Metrics over all windows and in groups, and the gaps between groups, where thresholds ask for them."""
+    return [
+        *panel_kpis(panel, names, groups_asked(rules.thresholds), how),
+        *gap_kpis(panel, names[0], gaps_asked(rules.thresholds), how),
+    ]
 
 
 def overlap(spec: DatasetSpec) -> int:

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from pipelines.escaping import markdown
 from pipelines.evaluation import Evaluation
 from pipelines.job import Job
+from pipelines.mlflow_words import NOTE
 from pipelines.registry import Tracker
 from pipelines.scoring import Scores
 from validation.errors import InputError
@@ -34,6 +36,7 @@ class Stored(NamedTuple):
 def track(job: Job, evaluation: Evaluation, is_confirmation: bool) -> str:
     """Keep an evaluation in MLflow; id of its run."""
     verdict = evaluation.verdict
+    why = "; ".join(verdict.reasons) or "every required check passed"
     tags = {
         "dataset": job.spec.name,
         "stage": evaluation.stage,
@@ -41,9 +44,11 @@ def track(job: Job, evaluation: Evaluation, is_confirmation: bool) -> str:
         "checkpoint": verdict.evidence.checkpoint,
         "policy": verdict.policy_digest,
         "confirmation": str(is_confirmation).lower(),
+        NOTE: f"**{verdict.outcome}**: {markdown(why)}",
         _DIGEST_TAG: verdict.digest(),
         _CONTENT_TAG: evaluation.digest(),
     }
+    job.note(stage=evaluation.stage, verdict=verdict.outcome, reasons=verdict.reasons)
     name = f"{job.spec.name} {evaluation.stage} gate: {verdict.outcome}"
     with job.tracker.run(name, KIND, tags, job.parent_run) as run_id:
         job.tracker.log_dataset(run_id, job.spec.name, verdict.evidence.snapshot, job.spec.file, KIND)

@@ -117,13 +117,24 @@ def _rows_of(windows: Windows, entity: str | None) -> tuple[int, int]:
 
 
 def explain_window(
-    checkpoint: Checkpoint, windows: Windows, cutoff: int, density: float, num_steps: int = 5
+    checkpoint: Checkpoint,
+    windows: Windows,
+    cutoff: int,
+    density: float,
+    num_steps: int = 5,
+    most_blocks: int | None = None,
 ) -> Explanation:
-    """What every query block with asked steps read in the window at `cutoff`; its `num_steps` main steps."""
+    """What every query block with asked steps read in the window at `cutoff`; its `num_steps` main steps.
+
+    With `most_blocks` only so many of the query blocks, evenly spread.
+    """
     model, batch = load_model(checkpoint), windows.batch(np.array([cutoff]))
     size = model.config.block_size
     (asked,) = np.nonzero(batch.target_mask[0].max(-1))
-    blocks = [asked[asked // size == number] for number in np.unique(asked // size)]
+    numbers = np.unique(asked // size)
+    if most_blocks is not None:
+        numbers = evenly(numbers, most_blocks)
+    blocks = [asked[asked // size == number] for number in numbers]
     return Explanation(
         checkpoint=checkpoint.sha256,
         snapshot=windows.snapshot.content_hash,

@@ -29,6 +29,15 @@ def replace_file(path: Path, content: bytes, mode: int = 0o644) -> None:
     sync_folder(path.parent)
 
 
+def remove_drafts(folder: Path, name: str = "") -> None:
+    """What processes that were killed in `replace_file` left, of one file or of every one in a folder.
+
+    Only for who alone writes there.
+    """
+    for path in folder.glob(f".{name}*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames and new names in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -70,7 +70,8 @@ def machine() -> dict[str, str | int]:
 def code_digest() -> str:
     """SHA-256 over the product's own source files (paths and bytes), tests not included."""
     digest = hashlib.sha256()
-    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+    sources = (path for package in PACKAGES for path in (ROOT / package).rglob("*.[pch]*"))
+    for path in sorted(path for path in sources if path.suffix in (".py", ".c", ".h")):
         digest.update(f"{path.relative_to(ROOT)}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

@@ -179,7 +179,8 @@ def _baseline(
     blocks = (times - times.min()) // span
     counts = np.bincount(blocks)
     blocks = np.where(counts[blocks] >= 0.5 * np.median(counts[counts > 0]), blocks, -1)
-    return Baseline.of(columns, blocks, reference.spec.categorical)
+    outcomes = reference.spec.target if reference.spec.task == "event" else ()
+    return Baseline.of(columns, blocks, reference.spec.categorical, outcomes)
 
 
 def _of_predictions(then: np.ndarray, now: np.ndarray) -> list[Effect]:

@@ -14,6 +14,7 @@ from pipelines.data.snapshot import Snapshot
 from pipelines.data.spec import DatasetSpec, load_spec
 from pipelines.data.windows import Windows
 from pipelines.files import exclusive_lock
+from pipelines.journal import Journal
 from pipelines.reconciliation import AliasChange, reconcile, warn_of
 from pipelines.registry import Tracker
 from pipelines.release_log import ReleaseLog
@@ -57,6 +58,8 @@ class Job:
     """What was put right in the registry at the start."""
     spread: "Spread | None" = None
     """Runs pieces of scoring and validation on several machines; None does all of it here."""
+    note: Callable[..., None] = lambda **_: None
+    """Writes facts into the run's journal (pipelines.journal)."""
     _windows: dict[str, Windows] = field(default_factory=dict, repr=False)
 
     @property
@@ -135,4 +138,5 @@ def open_job_of(spec: DatasetSpec, policy: Policy, settings: Settings, report: R
     tracker = Tracker.open(settings)
     changes = tuple(reconcile(log, tracker))
     warn_of(changes)
-    return Job(settings, spec, policy, tracker, log, report, alias_changes=changes)
+    journal = Journal(settings.home, spec.name, report)
+    return Job(settings, spec, policy, tracker, log, journal, alias_changes=changes, note=journal.note)

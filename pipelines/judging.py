@@ -15,6 +15,7 @@ from pipelines.cost import CostComparison, Subject, compare_cost, worst_case
 from pipelines.data.windows import WindowBatch
 from pipelines.edge.bundle import Bundle, build_bundle
 from pipelines.edge.measurement import EdgeTimings, measure
+from pipelines.edge.parity import inputs_of, parity_inputs
 from pipelines.edge.rows import Inputs
 from pipelines.evaluation import (
     Evaluation,
@@ -51,7 +52,6 @@ LENGTHS = (1, 4, 16)
 _REPEATS_UNGATED = {4: 5, 16: 1}
 """Inferences at the lengths that are only shown, in one pair of processes; at the gated length there are as
 many of both as the policy asks."""
-_PARITY_WINDOWS = 30
 _EDGE_TIMINGS = 420
 """Inferences in all processes of the edge runtime together: they are cheap, and the gated 99th percentile
 takes 368 at 95%."""
@@ -272,22 +272,20 @@ def build_edge(
     job: Job, prepared: Prepared, checkpoint: Checkpoint, calibration: Calibration, verdict: str
 ) -> Bundle:
     """Export the checkpoint and sign the bundle; compared with the checkpoint on windows of the test part."""
-    windows = job.windows(prepared)
-    picked = windows.some_cutoffs("test", _PARITY_WINDOWS)
 
     def compute() -> Bundle:
         job.report("building the edge bundle", 0, 1)
-        inputs = [_inputs(windows.batch(np.array([cutoff])))[0] for cutoff in picked]
         bundle = build_bundle(
             checkpoint,
             job.spec,
             prepared.preprocessing,
-            inputs,
+            parity_inputs(job.windows(prepared)),
             job.plan.target_density,
             verdict,
             load_key(job.settings.keys),
             job.folder / "bundles",
             calibration,
+            job.spec.edge_precision,
         )
         job.report("building the edge bundle", 1, 1)
         return bundle
@@ -295,14 +293,6 @@ def build_edge(
     inputs = {"prepared": prepared, "checkpoint": checkpoint.sha256, "verdict": verdict}
     inputs |= {"calibration": calibration, "density": job.plan.target_density, "spec": job.spec}
     return job.once("bundle", inputs, Bundle, compute)
-
-
-def _inputs(batch: WindowBatch) -> list[Inputs]:
-    """What the edge runtime reads, window by window."""
-    return [
-        Inputs(*(np.ascontiguousarray(array) for array in arrays))
-        for arrays in zip(batch.numeric, batch.known, batch.categorical, strict=True)
-    ]
 
 
 def score_on_edge(job: Job, prepared: Prepared, bundle: Bundle, part: str) -> Scores:
@@ -316,7 +306,7 @@ def score_on_edge(job: Job, prepared: Prepared, bundle: Bundle, part: str) -> Sc
         model = EdgeModel.load(Path(bundle.folder), key, threads=job.settings.threads)
 
         def answer(batch: WindowBatch) -> Array:
-            return np.stack([_answer(model, window, windows.lookback) for window in _inputs(batch)])
+            return np.stack([window_scores(model, window, windows.lookback) for window in inputs_of(batch)])
 
         folder, digest = job.folder / "scores", bundle.checkpoint
         return collect_scores(windows, part, answer, "edge", digest, folder, job.report, bundle.density)
@@ -325,7 +315,7 @@ def score_on_edge(job: Job, prepared: Prepared, bundle: Bundle, part: str) -> Sc
     return job.once(f"score-edge-{part}", inputs, Scores, compute, lambda stored: is_fresh(job, stored))
 
 
-def _answer(model: "EdgeModel", window: Inputs, lookback: int) -> Array:
+def window_scores(model: "EdgeModel", window: Inputs, lookback: int) -> Array:
     """One score per step of the window, zeros before the horizon: the shape a model answers in."""
     scores = model.score(window)
     return np.pad(scores, ((window.num_steps - len(scores), 0), (0, 0))).astype(np.float32)

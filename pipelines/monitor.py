@@ -68,6 +68,8 @@ class MonitorReport(Record):
     metric: str = ""
     value: Interval | None = None
     """Realised; None while outcomes are unknown."""
+    scores: Scores | None = None
+    """Of its windows, by what was live; None where no whole window ends in it."""
     groups: tuple[Kpi, ...] = ()
     """How good it was in every group, and what it missed of each (pipelines.bias)."""
     quarantine: str | None = None
@@ -187,6 +189,7 @@ def _compared(
     gap = missing_before(reference, known, rows)
     reasons = (*drift.reasons, *([gap] if gap else []))
     found = {"decision": drift.decision, "reasons": reasons, "drift": drift, "value": value}
+    found |= {"scores": scores}
     return report.model_copy(update={**found, "groups": groups, "metric": TASK_METRICS[job.spec.task][0]})
 
 

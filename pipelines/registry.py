@@ -5,12 +5,10 @@ One client, explicit run ids and no active run, so threads and processes never w
 
 import json
 import logging
-import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,8 @@ from pipelines.actors import account_name
 from pipelines.addresses import require_answer, unreachable
 from pipelines.files import exclusive_lock, sha256_of
 from pipelines.fingerprint import environment, process_is_alive, process_tags
+from pipelines.mlflow_limits import BATCH, PARAM_BATCH, batches, flat, safe_name
+from pipelines.mlflow_words import ABOUT_MODEL, EXPERIMENT_TAGS
 from pipelines.servable import save_model, sign_model, verify_model
 from pipelines.settings import Settings
 from pipelines.signing import load_key, trusted_keys
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 EXPERIMENT = "dankai"
 ACCOUNT = "mlflow.user"  # shown by MLflow's own pages
 SAMPLE_SECONDS = 5
-BATCH = 1000  # MLflow's limit of metrics in one call
-PARAM_BATCH = 100
 logger = logging.getLogger(__name__)
 
 
@@ -119,7 +117,7 @@ class Tracker:
         """Parameters; nested mappings become dotted names."""
         from mlflow.entities import Param
 
-        for batch in _batches((Param(_safe(key), str(value)) for key, value in _flat(params)), PARAM_BATCH):
+        for batch in batches((Param(safe_name(key), str(value)) for key, value in flat(params)), PARAM_BATCH):
             self._client.log_batch(run_id, params=batch)
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
@@ -132,9 +130,11 @@ class Tracker:
 
         now = int(time.time() * 1000)
         metrics = (
-            Metric(_safe(key), float(value), now, step) for step, row in series for key, value in row.items()
+            Metric(safe_name(key), float(value), now, step)
+            for step, row in series
+            for key, value in row.items()
         )
-        for batch in _batches(metrics, BATCH):
+        for batch in batches(metrics, BATCH):
             self._client.log_batch(run_id, metrics=batch)
 
     def log_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
@@ -163,6 +163,12 @@ class Tracker:
     def get_run(self, run_id: str) -> "Run":
         """MLflow's own record of a run: status, tags, params, last metrics, inputs."""
         return self._client.get_run(run_id)
+
+    def page(self, run_id: str) -> str | None:
+        """Address of the run's page, where a server shows it."""
+        if not self.uri.startswith("http"):
+            return None
+        return f"{self.uri.rstrip('/')}/#/experiments/{self._experiment_id}/runs/{run_id}"
 
     def find_runs(self, tags: Mapping[str, str]) -> "list[Run]":
         """Finished runs that carry all of these tags, oldest first."""
@@ -225,6 +231,10 @@ class Tracker:
             name, f"runs:/{run_id}/model", run_id, tags={**(tags or {}), **hashes}, description=description
         )
         return _version(stored)
+
+    def describe_version(self, name: str, version: int, text: str) -> None:
+        """Markdown that MLflow's page of the version shows."""
+        self._client.update_model_version(name, str(version), description=text)
 
     def download_version(self, version: ModelVersion, folder: Path) -> Path:
         """Folder with its model.safetensors and config.json; MLflow's model is the folder above.
@@ -308,7 +318,9 @@ class Tracker:
 
     def _find_version(self, name: str, checkpoint_hash: str, run_id: str) -> ModelVersion | None:
         if self._model(name) is None:
-            self._client.create_registered_model(name)
+            self._client.create_registered_model(
+                name, description=ABOUT_MODEL.format(name.removeprefix("dankai-"))
+            )
         versions = self._client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
         return next(
             (_version(stored) for stored in versions if stored.tags.get("checkpoint") == checkpoint_hash),
@@ -361,7 +373,8 @@ def _experiment_id(client: "MlflowClient", settings: Settings) -> str:
     if experiment := client.get_experiment_by_name(EXPERIMENT):
         return experiment.experiment_id
     is_server = settings.tracking_uri.startswith("http")  # it knows where its artifacts go
-    return client.create_experiment(EXPERIMENT, None if is_server else settings.artifacts.as_uri())
+    place = None if is_server else settings.artifacts.as_uri()
+    return client.create_experiment(EXPERIMENT, place, tags=EXPERIMENT_TAGS)
 
 
 def _version(stored: "StoredVersion") -> ModelVersion:
@@ -373,25 +386,6 @@ def _version(stored: "StoredVersion") -> ModelVersion:
         run_id=stored.run_id or "",
         aliases=tuple(sorted(stored.aliases)),
     )
-
-
-def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _safe(name: str) -> str:
-    """MLflow takes letters, digits and _-./: and blanks in names."""
-    return re.sub(r"[^\w\-./: ]", "_", name)
-
-
-def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
 
 
 def _first_line(error: BaseException) -> str:

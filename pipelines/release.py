@@ -9,6 +9,7 @@ from pipelines.candidates import register
 from pipelines.checkpoint import Checkpoint
 from pipelines.decisions import apply_verdict, bootstrap, challenge, next_stage, terms_of
 from pipelines.job import Job, Report, open_job_of
+from pipelines.model_card import publish
 from pipelines.reconciliation import reconcile, refuse_lost_entries
 from pipelines.release_log import Action, ApprovalTerms, Decision, ReleaseLog, Stage
 from pipelines.rollout import CLIMB, RolloutState, current_state, opponent
@@ -70,6 +71,7 @@ def start_pilot(job: Job, incumbent: Checkpoint, reason: str | None) -> RolloutS
         version = register(job, incumbent, "incumbent", None)
         state = bootstrap(job.log, state, version, job.actor, reason or "")
         reconcile(job.log, job.tracker)
+        publish(job, version.version, incumbent, None)
     return state
 
 
@@ -86,6 +88,7 @@ def decide(job: Job, lineup: Lineup, verdict: Verdict, density: float) -> Rollou
         keep_case(job, lineup, verdict)
     state = apply_verdict(job.log, state, version, verdict, job.actor, terms)
     reconcile(job.log, job.tracker)
+    publish(job, version.version, lineup.candidate, verdict)
     return state
 
 
@@ -97,6 +100,7 @@ def enter_challenger(job: Job, challenger: Checkpoint, reason: str, density: flo
     version = register(job, challenger, "challenger", density)
     state = challenge(job.log, state, version, job.actor, reason)
     reconcile(job.log, job.tracker)
+    publish(job, version.version, challenger, None)
     return state
 
 
@@ -119,6 +123,7 @@ def answer_request(
         state = record_approval(log, state, actor, reason)
     state = conclude(log, state, lambda _: look_again(job, case), actor)
     reconcile(log, job.tracker)
+    publish(job, pending.version, case.lineup.candidate, case.verdict)
     return state
 
 

@@ -49,7 +49,7 @@ def trusted_keys(folder: Path) -> dict[str, Ed25519PublicKey]:
     """
     for place in (folder, *folder.glob("*.pub")):
         _refuse_access(place, 0o022, "others can change whom this installation trusts", "go-w")
-    keys = [_parse_public(path) for path in sorted(folder.glob("*.pub"))]
+    keys = [load_public_key(path) for path in sorted(folder.glob("*.pub"))]
     return {key_id(key): key for key in keys}
 
 
@@ -129,7 +129,8 @@ def _parse(text: bytes, place: str) -> Ed25519PrivateKey:
     return key
 
 
-def _parse_public(path: Path) -> Ed25519PublicKey:
+def load_public_key(path: Path) -> Ed25519PublicKey:
+    """The public key in a PEM file. Raises InputError where it holds none."""
     try:
         key = serialization.load_pem_public_key(path.read_bytes())
     except (ValueError, UnsupportedAlgorithm):

@@ -1,10 +1,10 @@
 """What a rollout leaves for people: a table a manager can read and a file with everything in it."""
 
-import math
 from pathlib import Path
 
 from pipelines.approvals import waiting_sentence
 from pipelines.budgets import Calibration
+from pipelines.check_rows import Row, row_of
 from pipelines.cost import CostComparison
 from pipelines.edge.bundle import Bundle
 from pipelines.evaluation import Evaluation
@@ -15,19 +15,8 @@ from pipelines.release_log import Stage
 from pipelines.replay import Month
 from pipelines.rollout import CLIMB, RolloutState
 from pipelines.values import Values
-from validation.gates import Check, Outcome
-from validation.kpis import KINDS
+from validation.gates import Outcome
 from validation.record import Record
-
-
-class Row(Record):
-    """One line of the table."""
-
-    stage: str
-    kpi: str
-    value: str
-    threshold: str
-    verdict: str
 
 
 class RolloutSummary(Record):
@@ -54,60 +43,24 @@ class RolloutSummary(Record):
     sentence: str
     """Where the rollout stands, in words."""
 
+    @property
+    def ended(self) -> str:
+        """The same in three words, such as `HOLD at pilot`, for the name of a run's last state."""
+        if self.state.pending is not None:
+            return f"PASS, waits for approval to {self.state.pending.to_stage}"
+        climbed = [each for each in self.evaluations if each.stage != "steady"]
+        if not climbed:
+            return "No gate asked"
+        return f"{climbed[-1].verdict.outcome} at {climbed[-1].stage}"
+
     def rows(self) -> list[Row]:
         """The table: one row per check, stage by stage."""
         rows = [
-            _row(evaluation, check) for evaluation in self.evaluations for check in evaluation.verdict.checks
+            row_of(evaluation.stage, check)
+            for evaluation in self.evaluations
+            for check in evaluation.verdict.checks
         ]
         return rows
-
-
-def _row(evaluation: Evaluation, check: Check) -> Row:
-    name = KINDS[check.kpi].name.replace("_", " ")
-    versus = f" vs {check.threshold.versus}" if check.threshold.versus else ""
-    where = f" ({check.slice.replace('worst:', 'worst ')})" if check.slice else ""
-    note = "" if check.severity == "required" else f" ({check.severity.replace('_', ' ')})"
-    return Row(
-        stage=evaluation.stage,
-        kpi=f"{name}{versus}{where}",
-        value=_value(check),
-        threshold=_threshold(check),
-        verdict=f"{check.outcome}{note}",
-    )
-
-
-def _value(check: Check) -> str:
-    kpi = check.measured
-    if kpi is None:
-        return "not measured"
-    unit = KINDS[kpi.name].unit
-    if kpi.name == "payback_days" and math.isinf(kpi.value):
-        return "does not pay back"
-    if unit == "B":
-        return f"{kpi.value / 2**20:.1f} MiB [{kpi.low / 2**20:.1f}, {kpi.high / 2**20:.1f}]"
-    sign = "+" if kpi.versus else ""
-    numbers = [
-        f"{number:{sign}.3f}" if abs(number) < 1000 else _large(number)
-        for number in (kpi.value, kpi.low, kpi.high)
-    ]
-    range_ = "no interval" if math.isnan(kpi.low) else f"{numbers[1]}, {numbers[2]}"
-    return f"{numbers[0]} [{range_}] {unit}".rstrip()
-
-
-def _large(number: float) -> str:
-    return "never" if math.isinf(number) else f"{number:,.0f}"
-
-
-def _threshold(check: Check) -> str:
-    asked = check.threshold
-    if asked.at_least is not None:
-        return f"at least {asked.at_least:g}"
-    if asked.at_most is not None:
-        in_mib = KINDS[check.kpi].unit == "B"
-        return f"at most {asked.at_most / 2**20:g} MiB" if in_mib else f"at most {asked.at_most:g}"
-    if asked.relative_margin is not None:
-        return f"not worse by over {asked.relative_margin:.0%}"
-    return f"not worse by over {asked.margin:g}"
 
 
 def sentence_of(evaluations: tuple[Evaluation, ...], state: RolloutState) -> str:

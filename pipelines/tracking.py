@@ -68,6 +68,7 @@ def track_batch(job: Job, report: "MonitorReport") -> str:
         "decision": report.decision,
         "reasons": "; ".join(report.reasons),
     }
+    job.note(sentence=f"{report.decision}: {'; '.join(report.reasons)}")
     with job.tracker.run(f"{job.spec.name} batch", "batch", tags, job.parent_run) as run_id:
         job.tracker.log_dict(run_id, report.model_dump(mode="json"), "monitor.json")
         if report.value is not None:

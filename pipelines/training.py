@@ -5,6 +5,7 @@ checkpoint with exactly the batches it would have seen. `train` is the door; a p
 sends each of them through `fit` (pipelines.ranks), which is what one process runs too.
 """
 
+import gc
 import logging
 import math
 import resource
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from pipelines.checkpoint import Checkpoint, load_model, save_weights
 from pipelines.data.windows import Windows
-from pipelines.devices import refuse_unfit, shard, strategy_of
+from pipelines.devices import clip_gradients, refuse_unfit, sent, shard, strategy_of
 from pipelines.files import sha256_of
 from pipelines.fingerprint import environment
 from pipelines.pilot import disagreement, kept_dense_where_needed
@@ -64,14 +65,14 @@ class Fit(lightning.LightningModule):
 
     def configure_model(self) -> None:
         if self.plan.strategy == "fsdp" and self.plan.num_ranks > 1:
-            shard(self.model)
+            shard(self.model, self.plan)
 
     def train_dataloader(self) -> DataLoader[list[Tensor]]:
         """The batches of the current epoch; the dataloader is made anew for each (see Trainer)."""
         first = self.current_epoch * self.plan.steps_per_epoch
         count = max(0, min(self.plan.steps_per_epoch, self.plan.steps_of(self.mode) - first))
         batches = Batches(self.windows, self.plan, self.mode, self.seed, first, count, self.global_rank)
-        return DataLoader(batches, batch_size=None)
+        return DataLoader(batches, batch_size=None, pin_memory=torch.cuda.is_available())
 
     def val_dataloader(self) -> DataLoader[list[Tensor]]:
         return DataLoader(ValidationBatches(self.windows, self.plan.validation_windows), batch_size=None)
@@ -109,7 +110,7 @@ class Fit(lightning.LightningModule):
         numeric, known, categorical, target, mask, *whole = batch
         scored = whole[0] / self.plan.num_parts if whole else mask.sum(0)
         if self.model.config.task == "detect":
-            hidden = drawn_spans(known.shape[1], random).to(known.device)[:, None]
+            hidden = sent(drawn_spans(known.shape[1], random), known.device)[:, None]
             known, mask, scored = known * ~hidden, mask * hidden, scored * hidden
         request = (
             None if self.mode == "dense" else Training(self._probes(numeric, random), self._noise(budget))
@@ -138,7 +139,7 @@ class Fit(lightning.LightningModule):
         """Steps drawn evenly; for a frozen model half of them where its attention has most to lose."""
         peaked = self.plan.num_probes // 2 if self.mode == "selector" else 0
         steps = torch.randint(numeric.shape[1], (1, self.plan.num_probes - peaked), generator=random)
-        return Probes(steps.to(numeric.device), peaked)
+        return Probes(sent(steps, numeric.device), peaked)
 
     def _random_budget(self, random: torch.Generator) -> Budget:
         choice = int(torch.randint(len(self.plan.densities), (1,), generator=random))
@@ -172,6 +173,7 @@ class Fit(lightning.LightningModule):
             lr=self.plan.peak_learning_rate,
             weight_decay=self.plan.weight_decay,
             betas=(0.9, 0.98),
+            fused=True if parameters[0].is_cuda else None,
         )
         total, warmup = self.plan.steps_of(self.mode), self.plan.warmup_steps
 
@@ -182,6 +184,9 @@ class Fit(lightning.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, *_: Any, gradient_clip_val: float, **__: Any) -> None:
+        clip_gradients(self.model.parameters(), gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["curve"] = self.curve
@@ -323,10 +328,13 @@ def _keep(folder: Path, name: str, monitor: str | None = None) -> ModelCheckpoin
 
 
 def _run(trainer: lightning.Trainer, module: Fit, resume_point: Path | None) -> None:
+    gc.freeze()  # what was there before is not searched for garbage while a device waits for its next step
     try:
         trainer.fit(module, ckpt_path=resume_point, weights_only=True)
     except SystemExit as end:  # how Lightning ends on Ctrl-C
         raise KeyboardInterrupt from end
+    finally:
+        gc.unfreeze()
 
 
 def _trainer(module: Fit, keepers: list[ModelCheckpoint], progress: _Progress) -> lightning.Trainer:

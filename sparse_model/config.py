@@ -58,6 +58,9 @@ class ModelConfig:
     at any distance, which turning ones cannot beyond their wavelength (p-RoPE, Barbero et al. 2024)."""
     dense_layers: tuple[int, ...] = ()
     """Layers that read everything whatever the budget: no list was found that serves their attention."""
+    causal: bool = False
+    """A step reads itself and earlier ones only, so that a stream can be answered as it comes. Which blocks a
+    step's block reads is decided by all of the block's steps so far."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads or (self.width // self.num_heads) % 2:

@@ -53,8 +53,9 @@ def coverage(
 def _of_layer(attention: Attention, x_BNW: Tensor, budget: Budget, num_probes: int) -> Coverage:
     size, heads = attention.config.block_size, attention.config.num_heads
     q, k, _ = (t.float() for t in attention.heads(x_BNW))
-    steps_BP = peaked_rows(q, k, num_probes, size)
-    missed_BHPJ = missed_mass(rows_at(q, steps_BP), k, size)
+    causal = attention.config.causal
+    steps_BP = peaked_rows(q, k, num_probes, size, causal=causal)
+    missed_BHPJ = missed_mass(rows_at(q, steps_BP), k, size, None, steps_BP if causal else None)
     read_BSQJ = attention.select(x_BNW, budget).read_mask()
     read_BSPJ = read_BSQJ.take_along_dim((steps_BP // size)[:, None, :, None], dim=2)
     unread_BHPJ = ~read_BSPJ.repeat_interleave(heads // read_BSPJ.shape[1], dim=1)

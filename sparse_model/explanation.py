@@ -113,9 +113,16 @@ def _rows(attention: Attention, x_BNW: Tensor, budget: Budget, rows_P: Tensor) -
     k_BHND = k.repeat_interleave(config.num_heads // config.num_kv_heads, dim=1)
     q_BHPD = q[:, :, rows_P] * config.head_dim**-0.5
     mean_BHJD, length_J = _summary_keys(k_BHND, config.block_size)
+    steps_BHPN = q_BHPD @ k_BHND.transpose(-1, -2)
+    summaries_BHPJ = q_BHPD @ mean_BHJD.transpose(-1, -2) + length_J.log()
+    if config.causal:
+        step_N, block_J = (torch.arange(t.shape[-1], device=q.device) for t in (steps_BHPN, summaries_BHPJ))
+        steps_BHPN = steps_BHPN.masked_fill(step_N > rows_P[:, None], -torch.inf)
+        is_past_PJ = block_J < (rows_P // config.block_size)[:, None]
+        summaries_BHPJ = summaries_BHPJ.masked_fill(~is_past_PJ, -torch.inf)
     return _Rows(
-        q_BHPD @ k_BHND.transpose(-1, -2),
-        q_BHPD @ mean_BHJD.transpose(-1, -2) + length_J.log(),
+        steps_BHPN,
+        summaries_BHPJ,
         _is_read(attention.select(x_BNW, budget), rows_P, config.num_heads),
     )
 
@@ -153,7 +160,8 @@ def _audit(attention: Attention, x_BNW: Tensor, budget: Budget, rows_P: Tensor) 
     config = attention.config
     q, k, _ = attention.heads(x_BNW)
     q_BHPD, k_BHND = q[:, :, rows_P], k.repeat_interleave(config.num_heads // config.num_kv_heads, dim=1)
-    mass_BHPJ = log_block_mass(q_BHPD, k_BHND, config.block_size, None).exp()
-    missed_BHPJ = missed_mass(q_BHPD, k, config.block_size)
+    at_BP = rows_P.expand(len(q), -1) if config.causal else None
+    mass_BHPJ = log_block_mass(q_BHPD, k_BHND, config.block_size, None, at_BP).exp()
+    missed_BHPJ = missed_mass(q_BHPD, k, config.block_size, None, at_BP)
     unread = ~_is_read(attention.select(x_BNW, budget), rows_P, config.num_heads)
     return (mass_BHPJ * unread).sum(-1), (missed_BHPJ * unread).sum(-1)

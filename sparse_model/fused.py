@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparse_model.attention.triton_problem import key_of, launch
+
 _ROWS, _COLUMNS = 32, 512
 
 
@@ -45,8 +47,9 @@ def _rotation(
 
 def _rotate_into(out_BHND: Tensor, x_BHND: Tensor, frequency: Tensor, sign: float, first_step: int) -> None:
     batch, heads, num_steps, channels = x_BHND.shape
-    half = channels // 2
-    _rotation[(triton.cdiv(num_steps, _ROWS), batch)](
+    half, grid = channels // 2, (triton.cdiv(num_steps, _ROWS), batch)
+    launch(
+        _rotation, grid, key_of(x_BHND, out_BHND),
         x_BHND, out_BHND, frequency, *x_BHND.stride()[:3], *out_BHND.stride()[:3], heads, num_steps,
         first_step, sign,
         HALF=half, HALF_POW2=triton.next_power_of_2(half), ROWS=_ROWS, num_warps=4,
@@ -110,7 +113,10 @@ def gate_(hidden_MF: Tensor) -> Tensor:
     rows, width = hidden_MF.shape[0], hidden_MF.shape[1] // 2
     grid = (rows, triton.cdiv(width, _COLUMNS))
     stride = hidden_MF.stride(0)
-    _gate[grid](hidden_MF, hidden_MF, stride, stride, rows, width, COLUMNS=_COLUMNS, num_warps=4)
+    launch(
+        _gate, grid, key_of(hidden_MF), hidden_MF, hidden_MF, stride, stride, rows, width,
+        COLUMNS=_COLUMNS, num_warps=4,
+    )  # fmt: skip
     return hidden_MF[:, :width]
 
 
@@ -124,7 +130,10 @@ class Gate(torch.autograd.Function):
         width = hidden.shape[-1] // 2
         rows, out = hidden.numel() // (2 * width), hidden.new_empty(*hidden.shape[:-1], width)
         grid = (rows, triton.cdiv(width, _COLUMNS))
-        _gate[grid](hidden, out, 2 * width, width, rows, width, COLUMNS=_COLUMNS, num_warps=4)
+        launch(
+            _gate, grid, key_of(hidden, out), hidden, out, 2 * width, width, rows, width,
+            COLUMNS=_COLUMNS, num_warps=4,
+        )  # fmt: skip
         return out
 
     @staticmethod
@@ -133,5 +142,8 @@ class Gate(torch.autograd.Function):
         width = grad.shape[-1]
         rows, out = grad.numel() // width, torch.empty_like(hidden)
         grid = (rows, triton.cdiv(width, _COLUMNS))
-        _gate_backward[grid](hidden, grad, out, width, rows, width, COLUMNS=_COLUMNS, num_warps=4)
+        launch(
+            _gate_backward, grid, key_of(hidden, grad), hidden, grad, out, width, rows, width,
+            COLUMNS=_COLUMNS, num_warps=4,
+        )  # fmt: skip
         return out

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear, rms_norm, silu
 
 from sparse_model.attention import BlockSelection, attend, dense, select
 from sparse_model.attention.selection import num_blocks_of
@@ -71,6 +71,13 @@ def _turned(x_BHND: Tensor, share: float, first_step: int = 0) -> tuple[Tensor, 
     return first * cos - second * sin, first * sin + second * cos
 
 
+class Norm(nn.RMSNorm):
+    """RMS norm in one kernel under autocast, too: PyTorch's needs the weight in the input's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Selector(nn.Module):
     """Two small linear maps of the layer's input; their products rank pairs of steps."""
 
@@ -125,7 +132,8 @@ class Attention(nn.Module):
             return self.shards.select(sq, sk, budget, size)
         num_blocks = num_blocks_of(x_BNW.shape[1], size)
         num_selected = num_blocks if self.reads_all else budget.num_selected(num_blocks)
-        return select(sq, sk, num_selected, size, lengths_B=lengths_B, ranking_noise=ranking_noise)
+        how = {"causal": self.config.causal, "lengths_B": lengths_B, "ranking_noise": ranking_noise}
+        return select(sq, sk, num_selected, size, **how)
 
     def forward(
         self,
@@ -141,7 +149,8 @@ class Attention(nn.Module):
         terms = None
         if probes is not None:
             sq, sk = self.selector(x_BNW)
-            terms = selector_terms(q, k, sq, sk, probes, self.config.block_size, lengths_B)
+            size, causal = self.config.block_size, self.config.causal
+            terms = selector_terms(q, k, sq, sk, probes, size, lengths_B, causal)
         return self.to_out(out_BNW), terms
 
     @torch.no_grad()
@@ -179,9 +188,9 @@ class Attention(nn.Module):
         if self.shards is not None:
             out = self.shards.attend(q_BHND, k_BGND, v_BGND, chosen)
         elif chosen is None:
-            out = dense(q_BHND, k_BGND, v_BGND, causal=False, lengths_B=lengths_B)
+            out = dense(q_BHND, k_BGND, v_BGND, causal=self.config.causal, lengths_B=lengths_B)
         else:
-            out = attend(q_BHND, k_BGND, v_BGND, chosen, lengths_B=lengths_B)
+            out = attend(q_BHND, k_BGND, v_BGND, chosen, causal=self.config.causal, lengths_B=lengths_B)
         return out.transpose(1, 2).flatten(2)
 
     def _heads_at_once(self, num_rows: int) -> int:
@@ -271,9 +280,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, reads_all: bool = False) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.width)
+        self.attention_norm = Norm(config.width)
         self.attention = Attention(config, reads_all)
-        self.ffn_norm = nn.RMSNorm(config.width)
+        self.ffn_norm = Norm(config.width)
         self.ffn = FeedForward(config)
 
     def forward(

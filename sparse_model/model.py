@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_model.config import Budget, ModelConfig
-from sparse_model.layers import Layer
+from sparse_model.layers import Layer, Norm
 from sparse_model.losses import Probes, SelectorTerms
 from sparse_model.recomputation import recomputed
 
@@ -50,7 +50,7 @@ class SparseEncoder(nn.Module):
         self.layers = nn.ModuleList(
             Layer(config, number in config.dense_layers) for number in range(config.num_layers)
         )
-        self.norm = nn.RMSNorm(config.width)
+        self.norm = Norm(config.width)
         self.head = nn.Linear(config.width, config.num_outputs)
         for embedding in self.embed_categorical:
             nn.init.normal_(embedding.weight, std=0.02)  # pyright: ignore[reportArgumentType]
@@ -66,8 +66,11 @@ class SparseEncoder(nn.Module):
     def spread(self, shards: "Shards | None") -> None:
         """From now on every process of a group gives its own shard of the steps, and gets its outputs.
 
-        For inference with a budget: sequences longer than one device holds. None ends it.
+        For inference with a budget: sequences longer than one device holds. None ends it. Raises ValueError
+        for a causal model, whose shards nobody has needed yet.
         """
+        if shards is not None and self.config.causal:
+            raise ValueError("causal: sequences spread over processes are read both ways only")
         for layer in self.layers:
             layer.attention.shards = shards  # pyright: ignore
 

@@ -1,6 +1,7 @@
 """Forks a `dankai` per line of standard input, everything heavy imported already (tiny_rollout.Preloaded).
 
-Nothing but imports happens before the fork, so a child differs from a fresh process in its start alone.
+Nothing but imports, and the script that every report holds, comes before the fork, so a child differs from a
+fresh process in its start alone.
 """
 
 import atexit
@@ -32,6 +33,8 @@ HEAVY = (
     "mlflow.system_metrics.system_metrics_monitor",
     "onnxruntime",
     "pandas",
+    "pipelines.report.leaving",
+    "prefect.artifacts",
     "rich.table",
     "safetensors.torch",
     "scipy.stats",
@@ -47,8 +50,11 @@ def main() -> None:
     from pipelines.settings import load_settings, quiet_environment
 
     quiet_environment(load_settings())
+    from pipelines.report.html import vega
+
     for module in HEAVY:
         importlib.import_module(module)
+    vega()
     for line in sys.stdin:
         print(json.dumps(answer(json.loads(line))), flush=True)
 

@@ -18,6 +18,7 @@ from validation.statistics import Interval
 Decision = Literal["none", "watch", "retrain"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Subject = tuple[str, str]
+SIGNED: frozenset[Measure] = frozenset({"level", "scatter"})
 FEWEST_CHECKED = 3  # estimates whose outcomes are known by now, before the next one may ask for a training
 
 
@@ -28,6 +29,8 @@ class Floors(Record):
     spread: Positive
     missing: Positive
     shares: Positive
+    level: Positive
+    scatter: Positive
     relation: Positive
     lags: Positive
     entropy: Positive
@@ -40,15 +43,17 @@ class Floors(Record):
 class DriftPolicy(Record):
     """When a difference is worth a look, and when it is worth a training.
 
-    A difference has strength 1 at its floor, or at `usual_multiple` times what batches of the reference
-    usually differ by, where that is more. It is worth a look when it stays so for `debounce` batches in a row
-    or reaches `far` in one; what was said of a column in the last `remember` batches is not said again.
+    A difference has strength 1 at its floor, or at a multiple of what batches of the reference usually differ
+    by, where that is more: `usual_multiple` for distances, which are never 0, `signed_multiple` for what lies
+    on both sides of 0. It is worth a look when the mean of `debounce` batches in a row is that strong, or one
+    batch is `far`; what was said of a column in the last `remember` batches is not said again.
     """
 
     min_rows: Annotated[int, Field(ge=1)]
     reference: Literal["same_weeks", "training"]
     floors: Floors
     usual_multiple: Positive
+    signed_multiple: Positive
     far: Annotated[Positive, Field(ge=1)]
     debounce: Annotated[int, Field(ge=1)]
     remember: Annotated[int, Field(ge=0)]
@@ -121,7 +126,13 @@ def _about(effect: Effect) -> Subject:
 
 def strength(effect: Effect, policy: DriftPolicy) -> float:
     """How many times its limit an effect is."""
-    return effect.value / max(policy.floors.of(effect.measure), policy.usual_multiple * effect.usual)
+    return abs(effect.value) / limit(effect, policy)
+
+
+def limit(effect: Effect, policy: DriftPolicy) -> float:
+    """In the effect's own unit."""
+    multiple = policy.signed_multiple if effect.measure in SIGNED else policy.usual_multiple
+    return max(policy.floors.of(effect.measure), multiple * effect.usual)
 
 
 def noted(history: Sequence[Sequence[Effect]], policy: DriftPolicy) -> tuple[Effect, ...]:
@@ -136,14 +147,17 @@ def _noted(effects: Sequence[Effect], lasting: Collection[Name], policy: DriftPo
 
 
 def _lasting(history: Sequence[Sequence[Effect]], policy: DriftPolicy) -> set[Name]:
-    """Names of effects that were over their limit in the last `debounce` batches."""
-    if len(history) < policy.debounce:
+    """Names of effects whose mean over the last `debounce` batches is at its limit; most of them take part,
+    as one batch counts for no more than half of them."""
+    recent, most = history[-policy.debounce :], max(1.0, policy.debounce / 2)
+    if len(recent) < policy.debounce:
         return set()
-    over = [
-        {effect.name for effect in effects if strength(effect, policy) >= 1}
-        for effects in history[-policy.debounce :]
-    ]
-    return set.intersection(*over)
+    times = [{effect.name: effect.value / limit(effect, policy) for effect in each} for each in recent]
+    return {
+        name
+        for name in set.intersection(*map(set, times))
+        if abs(sum(max(-most, min(most, each[name])) for each in times)) >= len(times)
+    }
 
 
 def _decide(
@@ -236,7 +250,9 @@ _WORDS: dict[Measure, str] = {
     "spread": "spreads differently (log ratio {value:.2g})",
     "missing": "is missing in {value:.1%} more or fewer rows",
     "shares": "has {value:.1%} of its rows in other values",
-    "relation": "relates differently to another column (rank correlation by {value:.2g})",
+    "level": "moved by {value:+.2g} standard deviations more than the other columns say",
+    "scatter": "varies more or less by itself (log ratio {value:+.2g})",
+    "relation": "relates differently to another column (correlation by {value:.2g})",
     "lags": "lie elsewhere ({value:.1%} of the reads)",
     "entropy": "are spread differently (entropy by {value:.2g})",
     "missed": "is missed by {value:.1%} more",

@@ -7,40 +7,45 @@ shift     numeric: Wasserstein distance in standard deviations of the reference 
 spread    numeric: absolute log of the ratio of standard deviations
 missing   difference of the shares of missing values
 shares    categorical: total variation, half the summed difference of the shares
-relation  of a numeric column to the others: the largest change of a rank correlation (Spearman)
+
+and, of a numeric column beside all others, level, scatter and relation (validation.relations).
 """
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from validation.record import Record
+from validation.relations import Relations, Told, evenly
 
 Array = NDArray[Any]
+T = TypeVar("T")
 Columns = Mapping[str, Array]
 Kind = Literal["inputs", "relations", "predictions", "selection"]
 Name = tuple[str, str, str]
-Measure = Literal["shift", "spread", "missing", "shares", "relation", "lags", "entropy", "missed"]
+Measure = Literal[
+    "shift", "spread", "missing", "shares", "level", "scatter", "relation", "lags", "entropy", "missed"
+]
 
 FEWEST_BLOCKS = 4  # of the reference, to say what is usual
 FEWEST_STRETCHES = (
     8  # that a reference is cut into, where a batch is longer than that: shorter ones differ more
 )
-USUAL = 0.9  # quantile over blocks that is called usual: of few blocks the largest is an accident
+LASTING = 3  # consecutive blocks whose mean says what is usual of as many batches
 MOST_ROWS = 10_000  # of a sample that are compared: more change a distance by less than 0.01
-MOST_BLOCKS = 32
-MOST_RELATED = 5000  # rows on which correlations are compared: more change them by less than 0.02
+MOST_RUNS = 32  # of LASTING blocks
 
 
 class Effect(Record):
     """One difference between a batch and its reference.
 
-    `usual` is what batches of the reference differ from it by; `strength` says how many times the limit
-    (the policy's floor, or what is usual where that is more) the difference is.
+    `usual` is what LASTING stretches of the reference in a row differ from it by, on average; `strength` says
+    how many times the limit (the policy's floor, or what is usual where that is more) the difference is.
     """
 
     kind: Kind
@@ -59,29 +64,43 @@ class Effect(Record):
 def measure(
     reference: Columns, batch: Columns, categorical: Collection[str] = (), kind: Kind = "inputs"
 ) -> list[Effect]:
-    """Every column of the batch against the reference's, and the relations between the numeric ones."""
+    """Every column of the batch against the reference's."""
     effects: list[Effect] = []
     for name, old in reference.items():
         found = _of_column(old, batch[name], is_categorical=name in categorical)
         effects += [
             Effect(kind=kind, subject=name, measure=each, value=value) for each, value in found.items()
         ]
-    numeric = [name for name in reference if is_numeric(reference[name]) and name not in categorical]
-    return effects + _relations(reference, batch, numeric)
+    return effects
 
 
 def with_usual(effects: Iterable[Effect], of_blocks: Sequence[Iterable[Effect]]) -> list[Effect]:
-    """The effects, each with what blocks of the reference usually show of the same."""
-    seen: dict[Name, list[float]] = {}
-    for block in of_blocks:
-        for effect in block:
-            seen.setdefault(effect.name, []).append(effect.value)
-    return [effect.model_copy(update={"usual": _usual(seen.get(effect.name, []))}) for effect in effects]
+    """The effects, each with what blocks of the reference, given in order, usually show of the same."""
+    usual = _usual_of(runs([{effect.name: effect.value for effect in block} for block in of_blocks]))
+    return [effect.model_copy(update={"usual": usual.get(effect.name, 0.0)}) for effect in effects]
 
 
-def _usual(values: list[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return float(np.quantile(finite, USUAL)) if len(finite) >= FEWEST_BLOCKS else 0.0
+def runs(blocks: Sequence[T]) -> list[Sequence[T]]:
+    """LASTING blocks in a row, from evenly spread ones on; none where there are too few blocks."""
+    if len(blocks) < FEWEST_BLOCKS:
+        return []
+    starts = evenly(np.arange(len(blocks) - LASTING + 1), MOST_RUNS)
+    return [blocks[start : start + LASTING] for start in starts]
+
+
+def _usual_of(shown: Sequence[Sequence[Mapping[Name, float]]]) -> dict[Name, float]:
+    """Root mean square of the runs' means, more of it where there are few of them."""
+    names = dict.fromkeys(name for run in shown for block in run for name in block)
+    means = {
+        name: np.array([_mean_of(run, name) for run in shown if all(name in block for block in run)])
+        for name in names
+    }
+    rms = {name: float(np.sqrt((each**2).mean())) for name, each in means.items() if len(each)}
+    return {name: each * (1 + 1 / len(means[name])) for name, each in rms.items()}
+
+
+def _mean_of(run: Sequence[Mapping[Name, float]], name: Name) -> float:
+    return sum(block[name] for block in run) / len(run)
 
 
 def is_numeric(values: Array) -> bool:
@@ -137,61 +156,52 @@ def _total_variation(old: Array, new: Array) -> float:
     return float(np.abs(after / after.sum() - before / before.sum()).sum() / 2)
 
 
-def _relations(reference: Columns, batch: Columns, names: Sequence[str]) -> list[Effect]:
-    if len(names) < 2:
-        return []
-    change = np.abs(rank_correlations(batch, names) - rank_correlations(reference, names))
-    np.fill_diagonal(change, 0.0)
-    return [
-        Effect(kind="relations", subject=name, measure="relation", value=float(value))
-        for name, value in zip(names, change.max(axis=1), strict=True)
-    ]
-
-
-def rank_correlations(columns: Columns, names: Sequence[str]) -> NDArray[np.float64]:
-    """Spearman's, [F, F], on evenly spread rows.
-
-    Missing values take the middle rank; constants relate to nothing.
-    """
-    from scipy.stats import rankdata
-
-    num_rows = len(columns[names[0]])
-    rows = np.linspace(0, num_rows - 1, min(num_rows, MOST_RELATED)).astype(int)
-    values = np.stack([columns[name].astype(np.float64)[rows] for name in names])
-    medians = np.array([np.median(finite(row)) if len(finite(row)) else 0.0 for row in values])
-    ranks = rankdata(np.where(np.isfinite(values), values, medians[:, None]), axis=1)
-    ranks -= ranks.mean(axis=1, keepdims=True)
-    lengths = np.linalg.norm(ranks, axis=1)
-    unit = np.divide(ranks, lengths[:, None], out=np.zeros_like(ranks), where=lengths[:, None] > 0)
-    return unit @ unit.T
-
-
 @dataclass(frozen=True)
 class Baseline:
     """Reference columns, and what stretches of them as long as a batch differ from the whole by."""
 
     columns: Columns
     categorical: tuple[str, ...]
-    of_blocks: tuple[list[Effect], ...]
+    relations: Relations | None
+    """None with fewer than two numeric columns."""
+    usual: Mapping[Name, float]
 
     @classmethod
-    def of(cls, columns: Columns, blocks: Array, categorical: Collection[str]) -> "Baseline":
-        """`blocks` [N] numbers the stretch of every row; -1 belongs to none."""
+    def of(
+        cls, columns: Columns, blocks: Array, categorical: Collection[str], outcomes: Collection[str] = ()
+    ) -> "Baseline":
+        """`blocks` [N] numbers the stretch of every row; -1 belongs to none. `outcomes` may come late."""
         whole, names = _thinned(columns), tuple(categorical)
-        numbers = np.unique(blocks[blocks >= 0])
-        picked = numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), MOST_BLOCKS)).astype(int)]
-        stretches = ({name: values[blocks == each] for name, values in columns.items()} for each in picked)
-        return cls(whole, names, tuple(measure(whole, _thinned(each), names) for each in stretches))
+        stretches = [np.nonzero(blocks == each)[0] for each in np.unique(blocks[blocks >= 0])]
+        numeric = {name: each for name, each in columns.items() if name not in names and is_numeric(each)}
+        relations, told = None, [{}] * len(stretches)
+        if len(numeric) > 1 and len(stretches) >= FEWEST_BLOCKS:
+            relations, told = Relations.of(numeric, stretches, outcomes)
+
+        @cache
+        def shown(number: int) -> dict[Name, float]:
+            rows = stretches[number]
+            own = measure(whole, _thinned({name: each[rows] for name, each in columns.items()}), names)
+            every = own + _of_relations(told[number])
+            return {effect.name: effect.value for effect in every if math.isfinite(effect.value)}
+
+        usual = _usual_of([[shown(number) for number in run] for run in runs(range(len(stretches)))])
+        return cls(whole, names, relations, usual)
 
     def compare(self, batch: Columns) -> list[Effect]:
         """Every column of the batch and its relations, beside what is usual."""
-        return with_usual(measure(self.columns, _thinned(batch), self.categorical), self.of_blocks)
+        effects = measure(self.columns, _thinned(batch), self.categorical)
+        if self.relations is not None:
+            effects += _of_relations(self.relations.compare(batch))
+        return [effect.model_copy(update={"usual": self.usual.get(effect.name, 0.0)}) for effect in effects]
+
+
+def _of_relations(told: Told) -> list[Effect]:
+    return [
+        Effect(kind="relations", subject=subject, measure=measure, value=value)
+        for (subject, measure), value in told.items()
+    ]
 
 
 def _thinned(columns: Columns) -> dict[str, Array]:
     return {name: evenly(values, MOST_ROWS) for name, values in columns.items()}
-
-
-def evenly(values: Array, most: int) -> Array:
-    """At most so many of them, evenly spread."""
-    return values[np.linspace(0, len(values) - 1, min(len(values), most)).astype(int)]

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from validation.effects import MOST_ROWS, evenly, finite, is_numeric, wasserstein
+from validation.effects import MOST_ROWS, finite, is_numeric, wasserstein
 from validation.record import Record
+from validation.relations import evenly
 
 Array = NDArray[Any]
 Columns = Mapping[str, Array]

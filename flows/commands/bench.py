@@ -6,14 +6,15 @@ import click
 
 from flows.commands.bench_adaptation import adaptation
 from flows.commands.bench_drift import drift
+from flows.commands.bench_edge import edge
 from flows.commands.bench_quality import quality
 from flows.commands.bench_real_data import real_data
-from flows.commands.options import out_option, writable_folder
+from flows.commands.options import json_option, out_option, results_at, writable_folder
 
 _out = out_option("Folder for the results file; one that is there is replaced.")
 
 
-@click.group()
+@click.group(short_help="Measure speed, memory and accuracy on this machine.")
 def bench() -> None:
     """Measure speed, memory and accuracy on this machine; print a table and write it as JSON.
 
@@ -27,37 +28,51 @@ def bench() -> None:
       dankai bench data                   a hundred million rows in bounded memory
       dankai bench parallel               training and inference on several GPUs
       dankai bench drift                  the drift detector as a smoke alarm
+      dankai bench edge                   the edge runtime against dense on this CPU
     """
 
 
 bench.add_command(adaptation)
 bench.add_command(quality)
 bench.add_command(drift)
+bench.add_command(edge)
 bench.add_command(real_data)
 
 
 @bench.command()
 @_out
-def attention(out: Path) -> None:
-    """Attention against dense and FlexAttention; one CUDA GPU, minutes."""
+@json_option
+def attention(out: Path, as_json: bool) -> None:
+    """Attention against dense and FlexAttention; one CUDA GPU, minutes.
+
+    \b
+    Example:
+      dankai bench attention --out results
+    """
     _require_gpu("attention")
     folder = writable_folder(out)
     from pipelines.benchmarks.attention import main
 
-    main(folder)
-    click.echo(f"wrote {folder / 'attention.json'}", err=True)
+    with results_at(folder / "attention.json", as_json):
+        main(folder)
 
 
 @bench.command()
 @_out
-def model(out: Path) -> None:
-    """The encoder's speed and peak memory; one CUDA GPU, minutes."""
+@json_option
+def model(out: Path, as_json: bool) -> None:
+    """The encoder's speed and peak memory; one CUDA GPU, minutes.
+
+    \b
+    Example:
+      dankai bench model --out results
+    """
     _require_gpu("model")
     folder = writable_folder(out)
     from pipelines.benchmarks.model import main
 
-    main(folder)
-    click.echo(f"wrote {folder / 'model.json'}", err=True)
+    with results_at(folder / "model.json", as_json):
+        main(folder)
 
 
 @bench.command()
@@ -68,25 +83,37 @@ def model(out: Path) -> None:
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Folder with room for the generated files, 150 bytes a row.  [default: the system's temporary one]",
 )
-def data(out: Path, rows: int, place: Path | None) -> None:
-    """Snapshot, validation and windows of a generated table: peak memory, and rows a second; minutes."""
+@json_option
+def data(out: Path, rows: int, place: Path | None, as_json: bool) -> None:
+    """Snapshot, validation and windows of a generated table: peak memory, and rows a second; minutes.
+
+    \b
+    Example:
+      dankai bench data --rows 10000000 --place /var/tmp
+    """
     folder = writable_folder(out)
     from pipelines.benchmarks.data import main
 
-    main(folder, rows, place)
-    click.echo(f"wrote {folder / 'data.json'}", err=True)
+    with results_at(folder / "data.json", as_json):
+        main(folder, rows, place)
 
 
 @bench.command()
 @_out
-def parallel(out: Path) -> None:
-    """Training (DDP, FSDP) and inference over shards of a sequence; two CUDA GPUs or more, minutes."""
+@json_option
+def parallel(out: Path, as_json: bool) -> None:
+    """Training (DDP, FSDP) and inference over shards of a sequence; two CUDA GPUs or more, minutes.
+
+    \b
+    Example:
+      dankai bench parallel --out results
+    """
     _require_gpu("parallel")
     folder = writable_folder(out)
     from pipelines.benchmarks.parallel import main
 
-    main(folder)
-    click.echo(f"wrote {folder / 'parallel.json'}", err=True)
+    with results_at(folder / "parallel.json", as_json):
+        main(folder)
 
 
 def _require_gpu(command: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from flows.commands.options import out_option, writable_folder
+from flows.commands.options import json_option, out_option, results_at, writable_folder
 
 
 @click.command()
@@ -16,7 +16,8 @@ from flows.commands.options import out_option, writable_folder
     multiple=True,
     help="Windows that the new site has; may be repeated. [default: 50, 100, 200, 400]",
 )
-def adaptation(out: Path, num_windows: tuple[int, ...]) -> None:
+@json_option
+def adaptation(out: Path, num_windows: tuple[int, ...], as_json: bool) -> None:
     """Few-shot adaptation to a held-out airport of the flights, against training from scratch.
 
     Selector and head of a model of the other airports are trained on 50, 100, 200, 400 windows of the new
@@ -30,5 +31,5 @@ def adaptation(out: Path, num_windows: tuple[int, ...]) -> None:
     folder = writable_folder(out)
     from pipelines.benchmarks.adaptation import NUM_WINDOWS, main
 
-    main(folder, num_windows or NUM_WINDOWS)
-    click.echo(f"wrote {folder / 'adaptation.json'}", err=True)
+    with results_at(folder / "adaptation.json", as_json):
+        main(folder, num_windows or NUM_WINDOWS)

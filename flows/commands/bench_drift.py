@@ -4,13 +4,14 @@ from pathlib import Path
 
 import click
 
-from flows.commands.options import out_option, policy_option, writable_folder
+from flows.commands.options import json_option, out_option, policy_option, results_at, writable_folder
 
 
 @click.command()
 @out_option("Folder for drift.json; one that is there is replaced.")
 @policy_option("Its `drift:` section is what is reported.")
-def drift(out: Path, policy: Path) -> None:
+@json_option
+def drift(out: Path, policy: Path, as_json: bool) -> None:
     """False alarms a month and delay to detection, over real months and planted shifts. A CPU does; minutes.
 
     Needs the server machines and the transformer's series below DANKAI_DATA; the flights come along.
@@ -25,5 +26,5 @@ def drift(out: Path, policy: Path) -> None:
     folder = writable_folder(out)
     from pipelines.benchmarks.drift.bench import main
 
-    main(folder, loaded.drift)
-    click.echo(f"wrote {folder / 'drift.json'}", err=True)
+    with results_at(folder / "drift.json", as_json):
+        main(folder, loaded.drift)

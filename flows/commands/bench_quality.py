@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from flows.commands.options import out_option, writable_folder
+from flows.commands.options import json_option, out_option, results_at, writable_folder
 
 TASKS = ("planted", "pilot", "mqar", "listops")
 
@@ -16,7 +16,8 @@ TASKS = ("planted", "pilot", "mqar", "listops")
 )
 @click.option("--workers", default=1, show_default=True, help="Models trained side by side on the device.")
 @click.option("--quick", is_flag=True, help="Tiny sizes that show that it runs, in seconds on a CPU.")
-def quality(out: Path, tasks: tuple[str, ...], workers: int, quick: bool) -> None:
+@json_option
+def quality(out: Path, tasks: tuple[str, ...], workers: int, quick: bool, as_json: bool) -> None:
     """Accuracy of sparse reading against dense, controls and an oracle; three seeds a cell.
 
     Planted recall up to 65,536 steps, the pilot on a frozen model, MQAR and ListOps. One GPU, about a
@@ -32,6 +33,6 @@ def quality(out: Path, tasks: tuple[str, ...], workers: int, quick: bool) -> Non
 
     results = Results(writable_folder(out) / ("quality-quick.json" if quick else "quality.json"))
     work = out / "quality-work"
-    table = run(results, work, tasks or TASKS, quick, workers, lambda line: click.echo(line, err=True))
-    click.echo(table)
-    click.echo(f"wrote {results.path}", err=True)
+    with results_at(results.path, as_json):
+        table = run(results, work, tasks or TASKS, quick, workers, lambda line: click.echo(line, err=True))
+        click.echo(table)

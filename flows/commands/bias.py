@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from validation.kpis import Kpi
 
 
-@click.command()
+@click.command(short_help="How good the live model was for every group.")
 @click.argument("dataset", type=click.Path(path_type=Path))
 @json_option
 def bias(dataset: Path, as_json: bool) -> None:

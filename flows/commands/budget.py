@@ -6,18 +6,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flows.commands.options import json_option
+
 if TYPE_CHECKING:
     from pipelines.budgets import Calibration, Cost
     from sparse_model.config import Budget
     from validation.statistics import Interval
 
 
-@click.command()
+@click.command(short_help="What each budget of the live model costs and is worth.")
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("--latency-ms", type=float, help="90th percentile of one inference, at most.")
 @click.option("--memory-mib", type=float, help="Peak memory of its process, at most.")
 @click.option("--max-loss", type=float, help="Loss against dense as a share of dense's metric, at most.")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole table as JSON.")
+@json_option
 def budget(
     dataset: Path,
     latency_ms: float | None,

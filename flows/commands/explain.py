@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.commands.options import json_option
+from flows.commands.options import json_option, quiet_option
 
 if TYPE_CHECKING:
     from pipelines.checkpoint import Checkpoint
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from validation.kpis import Kpi
 
 
-@click.command()
+@click.command(short_help="What the live model looked at in one window.")
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("--window", "when", metavar="TIME", help="Last instant that the window has seen.")
 @click.option("--entity", help="Whose window, where the table holds several series.")
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--steps", "num_steps", default=5, show_default=True, help="Steps shown per block of questions."
 )
+@quiet_option
 @json_option
 def explain(
     dataset: Path,
@@ -39,6 +40,7 @@ def explain(
     part: str,
     density: float | None,
     num_steps: int,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Show which past rows DATASET's live model read in the window at TIME, and with what attention.
@@ -60,7 +62,7 @@ def explain(
     share = _share(density, 1.0 if checkpoint.mode == "dense" else spec.training.target_density)
     windows = windows_of(checkpoint, spec, settings)
     window = _explained(checkpoint, windows, when, entity, share, num_steps) if when else None
-    missed = _audited(checkpoint, windows, part, share) if audit else None
+    missed = _audited(checkpoint, windows, part, share, quiet) if audit else None
     if as_json:
         click.echo(_as_json(window, missed))
         return
@@ -93,7 +95,9 @@ def _explained(
     return explain_window(checkpoint, windows, cutoff_at(windows, instant, entity), share, num_steps)
 
 
-def _audited(checkpoint: "Checkpoint", windows: "Windows", part: str, share: float) -> "list[Kpi]":
+def _audited(
+    checkpoint: "Checkpoint", windows: "Windows", part: str, share: float, quiet: bool
+) -> "list[Kpi]":
     from flows.commands.options import POLICY
     from flows.progress import progress
     from pipelines.explaining import missed_mass_kpis
@@ -103,7 +107,7 @@ def _audited(checkpoint: "Checkpoint", windows: "Windows", part: str, share: flo
     if part not in windows.part_names:
         raise InputError(unknown_name("part", part, windows.part_names))
     policy = load_policy(POLICY)
-    with progress() as report:
+    with progress(quiet) as report:
         return missed_mass_kpis(checkpoint, windows, part, share, policy, report)
 
 

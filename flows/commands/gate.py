@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.commands.options import json_option, policy_option
+from flows.commands.options import json_option, policy_option, quiet_option
 
 if TYPE_CHECKING:
     from pipelines.backtest import Replay
@@ -21,9 +21,16 @@ if TYPE_CHECKING:
     from validation.policy import Policy
 
 
-@click.group()
+@click.group(short_help="Why a gate decided so, and what another policy would do.")
 def gate() -> None:
-    """Why a gate decided as it did, and what it would take to decide otherwise."""
+    """Why a gate decided as it did, and what it would take to decide otherwise.
+
+    \b
+    Examples:
+      dankai gate explain 4f1c9a03d2
+      dankai gate backtest --policy new.yaml
+      dankai gate simulate --deviation 0.05 --margin 0.01
+    """
 
 
 @gate.command()
@@ -111,6 +118,7 @@ def backtest(policy: Path, dataset: str | None, as_json: bool) -> None:
 )
 @click.option("--output", type=click.Path(path_type=Path), help="Where calibration results are written.")
 @json_option
+@quiet_option
 def simulate(
     run: str | None,
     deviation: float | None,
@@ -124,6 +132,7 @@ def simulate(
     draws: int,
     output: Path | None,
     as_json: bool,
+    quiet: bool,
 ) -> None:
     """Say how many windows a margin needs, or measure how often the gate errs.
 
@@ -135,7 +144,7 @@ def simulate(
     """
     rules = _policy(policy)
     if calibration:
-        _calibrate(rules, draws, output, as_json)
+        _calibrate(rules, draws, output, as_json, quiet)
         return
     _refuse_numbers(rules, wanted, margins, overlap, look)
     how: dict[str, Any] = {"margins": margins, "wanted": wanted, "difference": difference, "look": look}
@@ -186,7 +195,7 @@ def _refuse_numbers(
         )
 
 
-def _calibrate(rules: "Policy", draws: int, output: Path | None, as_json: bool) -> None:
+def _calibrate(rules: "Policy", draws: int, output: Path | None, as_json: bool, quiet: bool) -> None:
     from flows.progress import progress
     from pipelines.benchmarks.gates import calibrate, write
     from validation.errors import InputError
@@ -195,7 +204,7 @@ def _calibrate(rules: "Policy", draws: int, output: Path | None, as_json: bool) 
         raise InputError("--draws: at least 1 simulation is needed")
     if output and not os.access(output.absolute().parent, os.W_OK):
         raise InputError(f"--output: folder {output.absolute().parent} cannot be written to; name another")
-    with progress(as_json) as report:
+    with progress(quiet) as report:
         measured = calibrate(rules, draws, 400, report)
     if output:
         write(measured, output)

@@ -4,15 +4,16 @@ from pathlib import Path
 
 import click
 
-from flows.commands.options import json_option, policy_option
+from flows.commands.options import json_option, policy_option, quiet_option
 
 
-@click.command()
+@click.command(short_help="Outcomes that came later; judges earlier batches by them.")
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.argument("labels", type=click.Path(path_type=Path))
 @policy_option("What counts as a loss.")
+@quiet_option
 @json_option
-def labels(dataset: Path, labels: Path, policy: Path, as_json: bool) -> None:
+def labels(dataset: Path, labels: Path, policy: Path, quiet: bool, as_json: bool) -> None:
     """Match the outcomes in LABELS with rows of earlier batches of DATASET, and judge those batches by them.
 
     A row is known by entity, time and the columns known in advance. What matches no row, or says something
@@ -24,8 +25,12 @@ def labels(dataset: Path, labels: Path, policy: Path, as_json: bool) -> None:
     """
     from flows.commands.monitor import job_of, print_monitored
     from pipelines.labels import attach_labels
+    from pipelines.report.leaving import leave_batch
 
-    report = attach_labels(job_of(dataset, policy), labels)
+    with job_of(dataset, policy, quiet) as job:
+        report = attach_labels(job, labels)
+        for each in report.monitored:
+            leave_batch(job, each)
     if as_json:
         click.echo(report.model_dump_json(indent=1))
         return

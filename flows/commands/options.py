@@ -1,7 +1,10 @@
 """Options that several commands share."""
 
+import glob
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ def policy_option(meaning: str | None = None) -> Callable[..., Any]:
     )
 
 
+quiet_option = click.option("--quiet", is_flag=True, help="No progress display.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
 
 
@@ -34,6 +38,22 @@ def out_option(meaning: str) -> Callable[..., Any]:
         show_default=True,
         help=meaning,
     )
+
+
+@contextmanager
+def results_at(path: Path, as_json: bool) -> Iterator[None]:
+    """A benchmark's tables on standard output; with --json its results there, and the tables on the other."""
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        yield
+    if as_json:
+        click.echo(path.read_text(), nl=False)
+    click.echo(f"wrote {path}", err=True)
+
+
+def datasets(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """For completion: the datasets that something was done with here."""
+    folder = Path(os.environ.get("DANKAI_HOME") or ".dankai") / "datasets"
+    return sorted(path.name for path in folder.glob(f"{glob.escape(incomplete)}*"))
 
 
 def writable_folder(out: Path) -> Path:

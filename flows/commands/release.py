@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.commands.options import json_option
+from flows.commands.options import datasets, json_option, quiet_option
 
 if TYPE_CHECKING:
     from pipelines.release_log import ReleaseEntry, ReleaseLog
@@ -19,8 +19,8 @@ name_option = click.option(
 )
 
 
-@click.command()
-@click.argument("dataset", required=False)
+@click.command(short_help="What is live, what was live at a date, and every decision.")
+@click.argument("dataset", required=False, shell_complete=datasets)
 @click.option("--at", metavar="DATE", help="As of this date's end or this time, UTC: 2026-03-01T14:30.")
 @json_option
 def history(dataset: str | None, at: str | None, as_json: bool) -> None:
@@ -46,15 +46,21 @@ def history(dataset: str | None, at: str | None, as_json: bool) -> None:
     show(then, names, instant, {name: alert for name, alert in alerts.items() if alert is not None})
 
 
-@click.group()
+@click.group(short_help="Check that the release log can be believed.")
 def audit() -> None:
-    """Check that the release log can be believed."""
+    """Check that the release log can be believed.
+
+    \b
+    Example:
+      dankai audit verify
+    """
 
 
 @audit.command("verify")
 @click.option("--head", metavar="HASH", help="An entry noted down elsewhere, which the log must still hold.")
 @click.option("--log-only", is_flag=True, help="Do not compare with what MLflow has seen.")
-def verify(head: str | None, log_only: bool) -> None:
+@json_option
+def verify(head: str | None, log_only: bool, as_json: bool) -> None:
     """Find any edit, gap, reordering or cut tail; exit status 2 names the line where the log stops holding.
 
     \b
@@ -71,7 +77,11 @@ def verify(head: str | None, log_only: bool) -> None:
 
     settings, log = _settings(), _log()
     log.entries()  # what is wrong with the log itself is said before MLflow is waited for
-    print_audit(audit_log(log, None if log_only else Tracker.open(settings), head))
+    found = audit_log(log, None if log_only else Tracker.open(settings), head)
+    if as_json:
+        click.echo(found.model_dump_json(indent=1))
+    else:
+        print_audit(found)
 
 
 @audit.command("import")
@@ -92,12 +102,12 @@ def import_(file: Path) -> None:
     click.echo(f"{log.store.place}: {num_lines} entries taken over from {file}")
 
 
-@click.command()
+@click.command(short_help="Answer a promotion that waits; it is judged once more.")
 @click.argument("request_id", metavar="ID")
 @click.option("--as", "name", metavar="NAME", required=True, help="Who you are; kept in the log.")
 @reason_option
 @click.option("--decline", is_flag=True, help="Say no: the request is over.")
-@click.option("--quiet", is_flag=True, help="No progress display.")
+@quiet_option
 def approve(request_id: str, name: str, reason: str, decline: bool, quiet: bool) -> None:
     """Approve the promotion that waits under ID; it is judged once more on the data as it is now.
 
@@ -122,12 +132,16 @@ def approve(request_id: str, name: str, reason: str, decline: bool, quiet: bool)
     _say_last_decision(_log(), state)
 
 
-@click.command()
+@click.command(short_help="Ask for approvals in Prefect's UI, until Ctrl-C.")
 def approvals() -> None:
     """Ask for approvals in Prefect's UI: a suspended run for each request, until Ctrl-C.
 
     \b
     Needs PREFECT_API_URL. Names given there are not proven: Prefect's open-source server knows no accounts.
+
+    \b
+    Example:
+      PREFECT_API_URL=http://127.0.0.1:4200/api dankai approvals
     """
     settings = _settings()
     from validation.errors import InputError
@@ -142,8 +156,8 @@ def approvals() -> None:
     serve()
 
 
-@click.command()
-@click.argument("dataset", required=False)
+@click.command(short_help="Put the last green release back live, at once.")
+@click.argument("dataset", required=False, shell_complete=datasets)
 @reason_option
 @name_option
 def rollback(dataset: str | None, reason: str, name: str | None) -> None:
@@ -167,8 +181,8 @@ def rollback(dataset: str | None, reason: str, name: str | None) -> None:
     _reconcile_in_background(settings)
 
 
-@click.command()
-@click.argument("dataset")
+@click.command(short_help="Back to a lower stage; what is live stays live.")
+@click.argument("dataset", shell_complete=datasets)
 @click.option("--to", "stage", required=True, type=click.Choice(["pilot", "training", "edge"]))
 @reason_option
 @name_option
@@ -192,9 +206,14 @@ def demote(dataset: str, stage: str, reason: str, name: str | None) -> None:
     _reconcile_in_background(settings)
 
 
-@click.command()
+@click.command(short_help="Make MLflow's aliases say what the release log says.")
 def reconcile() -> None:
-    """Make MLflow's aliases say what the release log says, and report what had been moved by hand."""
+    """Make MLflow's aliases say what the release log says, and report what had been moved by hand.
+
+    \b
+    Example:
+      dankai reconcile
+    """
     from pipelines.escaping import printable
     from pipelines.reconciliation import reconcile as put_right
     from pipelines.registry import Tracker
@@ -207,9 +226,6 @@ def reconcile() -> None:
         click.echo(printable(change.sentence()))
     if not changes:
         click.echo("MLflow's aliases agree with the release log")
-
-
-COMMANDS = (history, audit, approve, approvals, rollback, demote, reconcile)
 
 
 def _settings() -> "Settings":

@@ -1,4 +1,4 @@
-"""`dankai replay`: months of operation in minutes, with three ways of deciding when to train again."""
+"""`dankai replay`: months of operation in minutes, with four ways of deciding when to train again."""
 
 from datetime import datetime
 from pathlib import Path
@@ -6,20 +6,31 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.commands.options import out_option, policy_option, writable_folder
+from flows.commands.options import (
+    json_option,
+    out_option,
+    policy_option,
+    quiet_option,
+    results_at,
+    writable_folder,
+)
 
 if TYPE_CHECKING:
     from pipelines.strategies import Comparison
 
 
-@click.command()
+@click.command(short_help="Months of operation in minutes: never, monthly, upon drift.")
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("--from", "start", required=True, metavar="MONTH", help="The first month, such as 2013-05.")
 @click.option("--step", type=click.Choice(["month"]), default="month", show_default=True)
 @policy_option("What counts as drift, and how to train again.")
 @out_option("Folder for replay.json; one that is there is replaced.")
-def replay(dataset: Path, start: str, step: str, policy: Path, out: Path) -> None:
-    """Run DATASET's months as they would have come, training again never, monthly, or upon drift.
+@quiet_option
+@json_option
+def replay(dataset: Path, start: str, step: str, policy: Path, out: Path, quiet: bool, as_json: bool) -> None:
+    """Run DATASET's months as they would have come, training again never, monthly, upon drift or growth.
+
+    Growth: half as many rows again are known as the model was trained on.
 
     Nothing that is live is touched.
 
@@ -40,11 +51,11 @@ def replay(dataset: Path, start: str, step: str, policy: Path, out: Path) -> Non
     settings = load_settings()
     refuse_unusable(months_from(load_spec(dataset), first), settings)
     quiet_environment(settings)
-    with progress() as report:
+    with progress(quiet) as report:
         compared = compare(open_job(dataset, policy, settings, report), first)
     replace_file(folder / "replay.json", compared.model_dump_json(indent=1).encode() + b"\n")
-    _print(compared)
-    click.echo(f"wrote {folder / 'replay.json'}", err=True)
+    with results_at(folder / "replay.json", as_json):
+        _print(compared)
 
 
 def _month(text: str) -> datetime:
@@ -71,10 +82,11 @@ def _print(compared: "Comparison") -> None:
         table.add_row(name, *map(escape, cells))
     console().print(table)
     click.echo("* trained again at its end")
-    met = "" if compared.is_within(0.01) else " not"
-    click.echo(
-        f"training upon drift is{met} within 1% of training monthly with at most half of its trainings"
-    )
+    for name, words in (("drift", "upon drift"), ("growth", "with half as many rows again")):
+        met = "" if compared.is_within(0.01, name) else " not"
+        click.echo(
+            f"training {words} is{met} within 1% of training monthly with at most half of its trainings"
+        )
 
 
 def _totals(compared: "Comparison") -> list[tuple[str, list[str]]]:
@@ -87,6 +99,7 @@ def _totals(compared: "Comparison") -> list[tuple[str, list[str]]]:
         for each in courses
     ]
     return [
+        ("mean of the months", [f"{each.mean:.4f}" for each in courses]),
         ("all months", values),
         ("against monthly", beside),
         ("trainings", [str(each.num_trainings) for each in courses]),

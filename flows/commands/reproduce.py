@@ -8,8 +8,10 @@ from pathlib import Path
 
 import click
 
+from flows.commands.options import json_option, quiet_option
 
-@click.command()
+
+@click.command(short_help="Train a stored run again and judge the difference.")
 @click.argument("run")
 @click.option(
     "--tolerance",
@@ -18,8 +20,9 @@ import click
     show_default=True,
     help="Relative difference of the best validation loss that still counts as the same.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def reproduce(run: str, tolerance: float, as_json: bool) -> None:
+@quiet_option
+@json_option
+def reproduce(run: str, tolerance: float, quiet: bool, as_json: bool) -> None:
     """Train RUN again from its snapshot, lock and seed, and judge the difference.
 
     RUN is the id of a training's MLflow run or its weights' SHA-256, at least six letters of it. Nothing of
@@ -35,7 +38,7 @@ def reproduce(run: str, tolerance: float, as_json: bool) -> None:
 
     settings = load_settings()
     quiet_environment(settings)
-    with progress(quiet=as_json) as report:
+    with progress(quiet) as report:
         found = again(settings, run, tolerance, report)
     if as_json:
         click.echo(found.model_dump_json(indent=1))
@@ -46,7 +49,7 @@ def reproduce(run: str, tolerance: float, as_json: bool) -> None:
     click.echo(f"validation loss  {found.loss:.6g} then, {found.loss_again:.6g} now")
 
 
-@click.command()
+@click.command(short_help="Lend this machine to another one's trainings.")
 @click.option("--once", is_flag=True, help="End after one training.")
 def join(once: bool) -> None:
     """Lend this machine's devices to trainings that another machine starts (training.nodes in a dataset

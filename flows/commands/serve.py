@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flows.commands.options import json_option, policy_option
+from flows.commands.options import json_option, policy_option, quiet_option
 
 if TYPE_CHECKING:
     from pipelines.job import Job
@@ -34,7 +34,7 @@ _deadline = click.option(
 _again = click.option("--again", metavar="REASON", help="Start the ladder anew after a breach.")
 
 
-@click.command()
+@click.command(short_help="Answer by HTTP, the candidate in shadow, then for a share.")
 @_dataset
 @_policy
 @click.option("--host", default="127.0.0.1", show_default=True)
@@ -80,7 +80,7 @@ def serve(
         serve(lambda: follower.service, listener)
 
 
-@click.command()
+@click.command(short_help="The same on stored requests, without HTTP.")
 @_dataset
 @_policy
 @click.option(
@@ -92,7 +92,7 @@ def serve(
 @_deadline
 @_again
 @json_option
-@click.option("--quiet", is_flag=True, help="No progress display.")
+@quiet_option
 def shadow(
     dataset: Path,
     policy: Path,
@@ -189,10 +189,10 @@ def _say(text: str) -> None:
 
 
 def _print(reports: "list[StepReport]") -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from flows.tables import console
     from pipelines.escaping import printable
 
     table = Table(title="Candidate against incumbent, step by step", title_justify="left")
@@ -215,4 +215,4 @@ def _print(reports: "list[StepReport]") -> None:
         open_ = next((reason for reason in verdict.reasons if not reason.startswith("PASS")), "")
         cells += [str(verdict.outcome), f"{report.ended}: {report.reason}" if report.ended else open_]
         table.add_row(*(escape(printable(cell)) for cell in cells))
-    Console(soft_wrap=True, width=None if sys.stdout.isatty() else 132).print(table)
+    console().print(table)

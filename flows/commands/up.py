@@ -17,7 +17,7 @@ _PARTS = ("prefect", "mlflow", "worker")
 _port = click.IntRange(1, 65535)
 
 
-@click.command()
+@click.command(short_help="Servers, worker and schedules, kept running until Ctrl-C.")
 @click.argument("parts", nargs=-1, type=click.Choice(_PARTS))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where both servers listen.")
 @click.option("--prefect-port", type=_port, default=4200, show_default=True)

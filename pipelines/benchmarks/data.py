@@ -109,6 +109,7 @@ def through_the_pipeline(source: Path, work: Path) -> list[Row]:
     from pipelines.data.stream import chunks
     from pipelines.data.windows import Windows, refuse_unusable_split, training_chunks
     from validation.data import validate_parts
+    from validation.gates import Outcome
 
     spec, made = spec_of(source), Measured()
     snapshot = made.phase("snapshot", lambda: take_snapshot(spec, work))
@@ -122,7 +123,7 @@ def through_the_pipeline(source: Path, work: Path) -> list[Row]:
             max_quarantined_share=0.01,
         ),
     )
-    if (report.num_rows, report.outcome) != (snapshot.num_rows, "pass"):
+    if (report.num_rows, report.outcome) != (snapshot.num_rows, Outcome.PASS):
         raise RuntimeError(f"the generated table did not pass: {report.outcome}, {report.reason}")
     preprocessing = made.phase(
         "preprocessing", lambda: fit_preprocessing(training_chunks(snapshot, spec), spec)

@@ -1,10 +1,10 @@
 """Several GPUs of one host: training by DDP and FSDP, attention and inference over shards of a sequence.
 
-`python -m pipelines.benchmarks.parallel [folder]` prints tables and writes parallel.json into `folder`, anew
-after each part; a part that fails or takes too long is noted and the others go on. One GPU does too: it is
-then compared with itself. Trainings go through `pipelines.training.train`, by their plans alone: the encoder
-of 8 layers and width 512, bf16, windows of 16,384 steps of a generated series. A step of a training is timed
-from report to report.
+`python -m pipelines.benchmarks.parallel [folder [part ...]]` prints rows and writes parallel.json into
+`folder`, anew after each part; a part that fails or takes too long is noted and the others go on. Trainings
+go through `pipelines.training.train`, by their plans alone: the encoder of 8 layers and width 512, bf16,
+windows of 16,384 steps of a generated series, two a GPU and step; on 2, 4, ... of the GPUs here. They are
+timed in two rounds, one after the other, from report to report of a step.
 """
 
 import json
@@ -21,32 +21,39 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-SECONDS = {
-    "traffic": 60,
-    "shards": 110,
-    "inference": 130,
-    "1 gpu, accumulated": 90,
-    "ddp": 60,
-    "fsdp": 60,
-    "1 gpu": 60,
-    "lost rank": 90,
-}
+SEQUENCES = {"traffic": 60, "shards": 160, "inference": 170}
+TRAINING_SECONDS = 100
 """Longest that each part may take."""
-NUM_STEPS, WARM_UP = 30, 10
+NUM_STEPS, WARM_UP = 60, 20
 WINDOW, LOOKBACK, HORIZON = 16_384, 16_320, 64
 WINDOWS_PER_GPU = 2
+_LONG = ("train_loss", "step_ms")
 Row = dict[str, Any]
 
 
 def plans(num_gpus: int) -> dict[str, Row]:
-    """What each training's plan says beside what all share: equal batches, but in "1 gpu", an equal part."""
-    whole, part = WINDOW * WINDOWS_PER_GPU * num_gpus, WINDOW * WINDOWS_PER_GPU
-    return {
-        "1 gpu, accumulated": {"tokens_per_step": whole, "accumulate": num_gpus},
-        "ddp": {"tokens_per_step": whole, "devices": num_gpus},
-        "fsdp": {"tokens_per_step": whole, "devices": num_gpus, "strategy": "fsdp"},
-        "1 gpu": {"tokens_per_step": part},
-    }
+    """What each training's plan says beside what all share: a batch that grows with the GPUs, and the same
+    batch on one, in as many parts."""
+    part = WINDOW * WINDOWS_PER_GPU
+    found: dict[str, Row] = {"1 gpu": {"tokens_per_step": part}}
+    for count in counts(num_gpus):
+        shared = {"tokens_per_step": part * count}
+        found[f"ddp on {count}"] = shared | {"devices": count}
+        found[f"fsdp on {count}"] = shared | {"devices": count, "strategy": "fsdp"}
+        found[f"1 gpu for {count}"] = shared | {"accumulate": count}
+    return found
+
+
+def counts(num_gpus: int) -> list[int]:
+    """2, 4, 8, ... of the GPUs here."""
+    return [2**power for power in range(1, num_gpus.bit_length()) if 2**power <= num_gpus]
+
+
+def parts_of(num_gpus: int) -> list[str]:
+    """Every part in its order; those that are timed against each other come twice."""
+    timed = [name for name in plans(num_gpus) if " for " not in name]
+    lost = ["lost rank"] if num_gpus > 1 else []
+    return [*SEQUENCES, *timed, *(name for name in plans(num_gpus) if " for " in name), *timed, *lost]
 
 
 def plan_of(name: str) -> Any:
@@ -79,12 +86,11 @@ def training(name: str) -> Row:
             windows, config, plan, "sparse", 0, Path(folder) / "model",
             lambda _, step, __: ends.__setitem__(step, time.perf_counter()),
         )  # fmt: skip
-    seconds = [ends[step + 1] - ends[step] for step in range(WARM_UP, NUM_STEPS - 1)]
     return {
         "training": name,
         "devices": plan.devices,
         "windows_per_step": plan.tokens_per_step // WINDOW,
-        "steps_per_s": 1.0 / statistics.median(seconds),
+        "step_ms": [1e3 * (ends[step + 1] - ends[step]) for step in range(WARM_UP, NUM_STEPS - 1)],
         "peak_gib": checkpoint.peak_memory_bytes / 2**30,
         "validation_loss": checkpoint.validation_loss,
         "train_loss": [loss for _, loss in curve["train_loss"]],
@@ -93,11 +99,11 @@ def training(name: str) -> Row:
 
 
 def lost_rank() -> Row:
-    """The training of "ddp", whose last rank is killed with kill -9 halfway, and the same call once more."""
+    """The training of "ddp on 2", whose last rank is killed with kill -9 halfway, and the same call again."""
     from pipelines.training import train
     from validation.errors import InputError
 
-    plan, resumed, killed = plan_of("ddp").model_copy(update={"steps_per_epoch": 10}), [], []
+    plan, resumed, killed = plan_of("ddp on 2").model_copy(update={"steps_per_epoch": 10}), [], []
 
     def kill(_label: str, step: int, _total: int) -> None:
         if step == NUM_STEPS // 2:
@@ -115,7 +121,7 @@ def lost_rank() -> Row:
         seconds = time.perf_counter() - killed[0]
         _, curve = train(windows, config, plan, "sparse", 0, place, lambda _, step, __: resumed.append(step))
     return {
-        "training": "ddp, a rank lost",
+        "training": "ddp on 2, a rank lost",
         "devices": plan.devices,
         "said": said,
         "seconds_until_said": seconds,
@@ -163,30 +169,36 @@ def _spec(folder: Path, plan: Any) -> Any:
     )  # fmt: skip
 
 
-def compared(rows: list[Row]) -> list[Row]:
-    """Each training against one GPU: losses at equal batches, steps a second at equal work a GPU."""
+def compared(rows: list[Row]) -> None:
+    """Each training against one GPU: losses at equal batches, windows a second at equal work a GPU."""
     of = {row["training"]: row for row in rows}
-    alone, same_batch = of.get("1 gpu"), of.get("1 gpu, accumulated")
     for row in rows:
-        if row["devices"] > 1 and alone and "steps_per_s" in row:
-            row["speed_of_1_gpu"] = row["steps_per_s"] / alone["steps_per_s"]
-        if row["devices"] > 1 and same_batch:
+        if "step_ms" in row:
+            row["steps_per_s"] = 1e3 / statistics.median(row["step_ms"])
+            row["steps_per_s_by_mean"] = 1e3 / statistics.mean(row["step_ms"])
+    for row in rows:
+        count, alone = row["devices"], of.get("1 gpu")
+        same_batch = of.get(f"1 gpu for {count}")
+        if count > 1 and alone and "steps_per_s" in row:
+            row["scaling"] = count * row["steps_per_s"] / alone["steps_per_s"]
+            row["scaling_by_mean"] = count * row["steps_per_s_by_mean"] / alone["steps_per_s_by_mean"]
+        if count > 1 and same_batch:
             pairs = zip(row["train_loss"], same_batch["train_loss"], strict=True)
             row["largest_relative_loss_difference"] = max(abs(a - b) / abs(b) for a, b in pairs)
-    return rows
 
 
 def _in_time(part: str, result: Path) -> Row:
     """Run a part in a process of its own; what it wrote, or why it wrote nothing."""
     command = [sys.executable, "-m", "pipelines.benchmarks.parallel", "--part", part, str(result)]
-    print(f"{part}: at most {SECONDS[part]} s", file=sys.stderr, flush=True)
+    limit = SEQUENCES.get(part, TRAINING_SECONDS)
+    print(f"{part}: at most {limit} s", file=sys.stderr, flush=True)
     started = time.monotonic()
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     try:
-        said = process.communicate(timeout=SECONDS[part])[1]
+        said = process.communicate(timeout=limit)[1]
         failed = f"exit status {process.returncode}: {said.strip()[-1500:]}" if process.returncode else ""
     except subprocess.TimeoutExpired:
-        failed = f"took longer than {SECONDS[part]} s"
+        failed = f"took longer than {limit} s"
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     found = json.loads(result.read_text()) if result.exists() else {}
@@ -195,7 +207,7 @@ def _in_time(part: str, result: Path) -> Row:
 
 
 def _run_part(part: str, result: Path) -> None:
-    if part in ("traffic", "shards", "inference"):
+    if part in SEQUENCES:
         from pipelines.benchmarks import sequence_shards
 
         sequence_shards.main(part, result)
@@ -203,15 +215,20 @@ def _run_part(part: str, result: Path) -> None:
         result.write_text(json.dumps(lost_rank() if part == "lost rank" else training(part)))
 
 
-def main(folder: Path | None = None, parts: Sequence[str] = tuple(SECONDS)) -> dict[str, Any]:
-    """Measure part by part, print, and write parallel.json into `folder`, anew after each."""
+def main(folder: Path | None = None, parts: Sequence[str] = ()) -> dict[str, Any]:
+    """Measure part by part (all that there are), print, and write parallel.json into `folder`, anew after
+    each."""
+    import torch
+
     found: dict[str, Any] = {}
     with TemporaryDirectory() as scratch:
-        for part in parts:
-            found[part] = _in_time(part, Path(scratch) / f"{part}.json")
-            trainings = [row for row in found.values() if "train_loss" in row]
-            compared(trainings)
-            print(json.dumps({k: v for k, v in found[part].items() if k != "train_loss"}), flush=True)
+        for number, part in enumerate(parts or parts_of(torch.cuda.device_count())):
+            row = _in_time(part, Path(scratch) / f"{number}.json")
+            if "step_ms" in found.get(part, {}):  # a second round
+                row["step_ms"] = found[part]["step_ms"] + row.get("step_ms", [])
+            found[part] = found.get(part, {}) | row
+            compared([row for row in found.values() if "train_loss" in row])
+            print(json.dumps({k: v for k, v in found[part].items() if k not in _LONG}), flush=True)
             if folder is not None:
                 (folder / "parallel.json").write_text(json.dumps(found, indent=1) + "\n")
     return found
@@ -221,4 +238,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--part"]:
         _run_part(sys.argv[2], Path(sys.argv[3]))
     else:
-        main(Path(sys.argv[1]) if len(sys.argv) > 1 else None, sys.argv[2:] or tuple(SECONDS))
+        main(Path(sys.argv[1]) if len(sys.argv) > 1 else None, sys.argv[2:])

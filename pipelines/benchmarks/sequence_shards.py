@@ -25,9 +25,10 @@ from sparse_model.config import Budget, ModelConfig
 from sparse_model.model import SparseEncoder
 
 HEADS, CHANNELS, RANKINGS, SELECTOR_DIM, BLOCK = 8, 64, 2, 16, 128
-DENSITY, LONGEST_DENSITY = 1 / 8, 1 / 32
+DENSITY = 1 / 8
 LENGTHS = (65_536, 262_144, 1_048_576)
-INFERENCE = ((65_536, DENSITY), (1_048_576, DENSITY), (4_194_304, LONGEST_DENSITY))
+MOST_TRAINED = 262_144  # steps of which gradients are compared
+INFERENCE = ((65_536, DENSITY), (1_048_576, DENSITY), (4_194_304, 1 / 32), (8_388_608, 1 / 64))
 Row = dict[str, Any]
 
 
@@ -134,6 +135,8 @@ def operation(num_steps: int, kind: str) -> Row:
             row[f"{name}_mib"] = shards.received_bytes / 2**20
             row[f"{name}_ms"] = _median_ms(work)
         row["one_gpu_ms"] = _median_ms(alone)
+    if num_steps <= MOST_TRAINED:
+        row |= _gradients(shards, whole, budget)
     row["bytes_of_gathered"] = row["ours_mib"] / row["gathered_mib"] if row["gathered_mib"] else None
     row["speed_of_one_gpu"] = row["one_gpu_ms"] / row["ours_ms"]
     row["speed_of_gathered"] = row["gathered_ms"] / row["ours_ms"]
@@ -143,15 +146,10 @@ def operation(num_steps: int, kind: str) -> Row:
 def _compared(shards: Shards, whole: list[Tensor], budget: Budget) -> Row:
     """Lists and, for equal lists, outputs against one GPU's."""
     num_blocks = whole[0].shape[2] // BLOCK
-    num_own = num_blocks // shards.count
-    own = slice(shards.rank * num_own, (shards.rank + 1) * num_own)
-    all_q, all_k, all_v, all_sq, all_sk = whole
-    theirs = select(all_sq, all_sk, budget.num_selected(num_blocks), BLOCK)
-    rolled = (theirs.indices_BSQK[:, :, own] - own.start) % num_blocks
-    same = BlockSelection(rolled, theirs.counts_BSQ[:, :, own], BLOCK)
+    theirs, same = _one_gpus_lists(shards, whole, budget)
     q, k, v, sq, sk = (t.chunk(shards.count, dim=2)[shards.rank] for t in whole)
     found = shards.attend(q, k, v, same).float()
-    expected = attend(all_q, all_k, all_v, theirs).chunk(shards.count, dim=2)[shards.rank].float()
+    expected = attend(whole[0], whole[1], whole[2], theirs).chunk(shards.count, dim=2)[shards.rank].float()
     ours = shards.select(sq, sk, budget, BLOCK)
     alike = (ours.read_mask(num_blocks) & same.read_mask(num_blocks)).sum() / same.counts_BSQ.sum()
     return {
@@ -159,6 +157,49 @@ def _compared(shards: Shards, whole: list[Tensor], budget: Budget) -> Row:
         "largest_difference": float((found - expected).abs().max()),
         "largest_value": float(expected.abs().max()),
     }
+
+
+def _one_gpus_lists(
+    shards: Shards, whole: list[Tensor], budget: Budget
+) -> tuple[BlockSelection, BlockSelection]:
+    """The lists that one GPU makes, and those of this shard among them, in its own numbers."""
+    num_blocks = whole[0].shape[2] // BLOCK
+    theirs = select(whole[3], whole[4], budget.num_selected(num_blocks), BLOCK)
+    num_own = num_blocks // shards.count
+    own = slice(shards.rank * num_own, (shards.rank + 1) * num_own)
+    rolled = (theirs.indices_BSQK[:, :, own] - own.start) % num_blocks
+    return theirs, BlockSelection(rolled, theirs.counts_BSQ[:, :, own], BLOCK)
+
+
+def _gradients(shards: Shards, whole: list[Tensor], budget: Budget) -> Row:
+    """Gradients of queries, keys and values against one GPU's, for its lists: norm of the difference as a
+    share, the largest of all GPUs; and milliseconds of both, forward and backward."""
+    theirs, same = _one_gpus_lists(shards, whole, budget)
+    q, k, v = (t.detach().requires_grad_() for t in whole[:3])
+    my_q, my_k, my_v = (t.chunk(shards.count, dim=2)[shards.rank].clone().requires_grad_() for t in whole[:3])
+    grad = torch.randn_like(whole[0], dtype=torch.float32).to(whole[0].dtype)
+    distributed.broadcast(grad, 0)
+    part = grad.chunk(shards.count, dim=2)[shards.rank].contiguous()
+
+    def ours() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(shards.attend(my_q, my_k, my_v, same), (my_q, my_k, my_v), part)
+
+    def alone() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(attend(q, k, v, theirs), (q, k, v), grad)
+
+    with torch.enable_grad():
+        again, found = ours(), ours()
+        expected = [t.chunk(shards.count, dim=2)[shards.rank].float() for t in alone()]
+        differences = torch.stack(
+            [(f.float() - e).norm() / e.norm() for f, e in zip(found, expected, strict=True)]
+        )
+        distributed.all_reduce(differences, distributed.ReduceOp.MAX)
+        return {
+            "gradient_difference_q_k_v": differences.tolist(),
+            "gradients_repeat": all(torch.equal(a, f) for a, f in zip(again, found, strict=True)),
+            "both_ways_ms": _median_ms(ours),
+            "one_gpu_both_ways_ms": _median_ms(alone),
+        }
 
 
 def _inputs(num_steps: int, kind: str) -> list[Tensor]:

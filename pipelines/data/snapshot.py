@@ -184,5 +184,8 @@ def _facts(spec: DatasetSpec, path: Path) -> dict[str, Any]:
     if found["num_rows"] == 0:
         raise spec.refuse("source", "the table has no rows: check the path")
     if found.pop("no_time"):
-        raise spec.refuse("time", f"column {spec.time!r} is empty in some rows: every row needs its instant")
+        other = ", or written in none of source.time_formats," if spec.source.time_formats else ""
+        raise spec.refuse(
+            "time", f"column {spec.time!r} is empty{other} in some rows: every row needs its instant"
+        )
     return found

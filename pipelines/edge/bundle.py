@@ -20,8 +20,10 @@ from pipelines.budgets import Calibration
 from pipelines.checkpoint import Checkpoint, load_model
 from pipelines.data.preprocessing import Preprocessing
 from pipelines.data.spec import DatasetSpec
+from pipelines.edge.compiled import CompiledEncoder, NotCompiled
 from pipelines.edge.parity import ParityReport, parity
 from pipelines.edge.rows import Inputs
+from pipelines.edge.runtime import Engine, OnnxEncoder
 from pipelines.edge.verification import FORMAT, MANIFEST, PURPOSE, SIGNATURE, BundleError, read_bundle
 from pipelines.files import exclusive_lock, replace_file, sync_folder
 from pipelines.signing import key_id, sign
@@ -29,9 +31,12 @@ from validation.errors import InputError
 from validation.record import Record
 
 if TYPE_CHECKING:
+    from pipelines.edge.precision import Precision
     from sparse_model.model import SparseEncoder
 
 _DRAFT = ".building-"
+MACHINES = ("aarch64", "x86_64")
+"""Processors that onnxruntime is there for; a device of another kind refuses the bundle."""
 
 
 class Bundle(Record):
@@ -59,12 +64,16 @@ def build_bundle(
     key: Ed25519PrivateKey,
     parent: Path,
     calibration: Calibration | None = None,
+    precision: "Precision" = "fp32",
+    releases: Path | None = None,
 ) -> Bundle:
     """Export, compare with the checkpoint on `windows`, sign, and put the bundle at parent/HASH.
 
     The golden input is the window on which graph and checkpoint agree best; its answer is the checkpoint's.
     `verdict` is the digest of the verdict that let the checkpoint come this far. A parity that does not
-    hold is recorded, not raised: the gate judges it.
+    hold is recorded, not raised: the gate judges it. `releases` is the book of release numbers, one for all
+    folders that bundles of a dataset are put in; by default it lies beside the bundles. Raises InputError for
+    a reduced `precision` where the compiled encoder, which alone has it, does not run.
     """
     model = load_model(checkpoint)
     made_from = {
@@ -79,8 +88,11 @@ def build_bundle(
         try:
             draft = parent / f"{_DRAFT}{os.getpid()}"
             draft.mkdir()
-            report = _write_files(draft, checkpoint, model, preprocessing, windows, density)
-            content = _manifest(draft, _contract(spec, preprocessing, model), report, calibration, made_from)
+            report = _write_files(draft, checkpoint, model, preprocessing, windows, density, precision)
+            contract = _contract(spec, preprocessing, model)
+            unnumbered = _manifest(draft, checkpoint, contract, report, calibration, made_from)
+            release = release_number(releases or parent / ".releases.json", _bytes(unnumbered))
+            content = _bytes({**unnumbered, "release": release})
             replace_file(draft / MANIFEST, content)
             replace_file(draft / SIGNATURE, sign(key, PURPOSE, content).encode())
             folder = _publish(draft, parent, content, key.public_key())
@@ -112,17 +124,36 @@ def _write_files(
     preprocessing: Preprocessing,
     windows: Sequence[Inputs],
     density: float,
+    precision: "Precision",
 ) -> ParityReport:
     from pipelines.edge.export import export_onnx
 
     export_onnx(model, draft / "model.onnx")
-    report = parity(draft / "model.onnx", model, windows, density)
+    report = _worst_parity((draft / "model.onnx").read_bytes(), model, windows, density, precision)
     if not np.isfinite(report.max_abs_error):
         raise InputError(f"{checkpoint.weights}: answers with NaN or infinity; train again")
     golden = windows[int(np.argmin(report.window_errors))]
     replace_file(draft / "preprocessing.json", preprocessing.model_dump_json(indent=1).encode())
     replace_file(draft / "golden.npz", _arrays(golden, _checkpoint_outputs(model, golden, density)))
     return report
+
+
+def _worst_parity(
+    graph: bytes,
+    model: "SparseEncoder",
+    windows: Sequence[Inputs],
+    density: float,
+    precision: "Precision",
+) -> ParityReport:
+    """Of every engine that runs here: a device takes whichever it has."""
+    engines: list[Engine] = [OnnxEncoder(graph, os.cpu_count() or 1)] if precision == "fp32" else []
+    try:
+        engines.append(CompiledEncoder(graph, model.config.to_dict(), os.cpu_count() or 1, precision))
+    except NotCompiled as why:
+        if not engines:
+            raise InputError(f"--precision {precision}: {why}") from None
+    reports = [parity(engine, model, windows, density, precision) for engine in engines]
+    return max(reports, key=lambda report: (not report.passed, report.max_abs_error))
 
 
 def _checkpoint_outputs(model: "SparseEncoder", window: Inputs, density: float) -> np.ndarray:
@@ -144,17 +175,22 @@ def _arrays(golden: Inputs, outputs: np.ndarray) -> bytes:
 
 def _manifest(
     draft: Path,
+    checkpoint: Checkpoint,
     contract: dict[str, Any],
     report: ParityReport,
     calibration: Calibration | None,
     made_from: Mapping[str, str],
-) -> bytes:
+) -> dict[str, Any]:
     # Where parity holds, what is left of the error are ties; the device's own rounding may break them too.
     tolerance = max(report.tolerance, report.max_abs_error) if report.passed else report.tolerance
-    manifest = {
+    return {
         "format": FORMAT,
+        "machines": list(MACHINES),
         "files": _listing(draft),
         "contract": contract,
+        "model": checkpoint.config,
+        "precision": report.precision,
+        "extras": [] if report.precision == "fp32" else ["compiled"],
         "density": report.density,
         "budgets": [point.model_dump(mode="json") for point in calibration.points] if calibration else [],
         "budgets_measured": calibration.conditions.model_dump(mode="json") if calibration else {},
@@ -162,7 +198,21 @@ def _manifest(
         "made_from": dict(made_from),
         "versions": {name: version(name) for name in ("dankai", "numpy", "onnxruntime", "torch")},
     }
+
+
+def _bytes(manifest: Mapping[str, Any]) -> bytes:
     return json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+
+
+def release_number(book: Path, content: bytes) -> int:
+    """The number of this content, the next one where it is new: devices go to higher numbers only."""
+    digest = hashlib.sha256(content).hexdigest()
+    with exclusive_lock(book.with_name(f"{book.name}.lock")):
+        numbers: dict[str, int] = json.loads(book.read_bytes()) if book.exists() else {}
+        if digest not in numbers:
+            numbers[digest] = max(numbers.values(), default=0) + 1
+            replace_file(book, json.dumps(numbers, indent=1).encode())
+    return numbers[digest]
 
 
 def _contract(spec: DatasetSpec, preprocessing: Preprocessing, model: "SparseEncoder") -> dict[str, Any]:

@@ -19,6 +19,8 @@ from validation.record import Record
 class EdgeTimings(Record):
     """Golden input scored again and again, batch size 1."""
 
+    engine: str
+    """What answered (pipelines.edge.runtime)."""
     num_steps: int
     threads: int
     load_ms: float
@@ -37,6 +39,7 @@ class EdgeTimings(Record):
         """A process of which nothing could be measured."""
         nothing = {"load_ms": math.nan, "latency_p50_ms": math.nan, "latency_p99_ms": math.nan}
         return cls(
+            engine="",
             num_steps=0,
             threads=threads,
             latency_ms=(),

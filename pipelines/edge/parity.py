@@ -5,26 +5,28 @@ ones, and then differ visibly. So arithmetic and selection are judged apart. The
 very blocks that the graph read, and blocks that it would not have read itself have to be such ties.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.edge.rows import Inputs
-from pipelines.edge.runtime import num_selected, open_session, run_graph
+from pipelines.edge.runtime import Engine, num_selected
 from validation.record import Record
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from pipelines.data.windows import WindowBatch, Windows
+    from pipelines.edge.precision import Precision
     from sparse_model.attention import BlockSelection
     from sparse_model.layers import Attention
     from sparse_model.model import SparseEncoder
 
+_WINDOWS = 30
 FACTOR = 8.0
 """Allowed error, in units of the checkpoint's own: eager float32 against float64 on the same blocks. Both
 round about as often, but in other orders; the largest of many differences varies by a small factor."""
@@ -33,6 +35,9 @@ round about as often, but in other orders; the largest of many differences varie
 class ParityReport(Record):
     """Graph against checkpoint, over windows; outputs before any sigmoid."""
 
+    engine: str
+    """What ran the graph (pipelines.edge.runtime)."""
+    precision: str
     num_windows: int
     density: float
     max_abs_error: float
@@ -54,23 +59,33 @@ class ParityReport(Record):
         return self.same_blocks_error <= self.tolerance and self.tie_gap <= self.tie_tolerance
 
 
-def parity(graph: Path, model: "SparseEncoder", windows: Sequence[Inputs], density: float) -> ParityReport:
-    """Compare the ONNX file with the checkpoint it was made from. Raises ValueError without windows."""
+def parity(
+    engine: Engine,
+    model: "SparseEncoder",
+    windows: Sequence[Inputs],
+    density: float,
+    precision: "Precision" = "fp32",
+) -> ParityReport:
+    """Compare an engine's answers with the checkpoint it was made from. Raises ValueError without windows.
+
+    At a reduced `precision` the checkpoint's own error, which is the yardstick, is that of its rounded copy.
+    """
     import torch
 
     from sparse_model.config import Budget
 
     if not windows:
         raise ValueError("parity: needs at least one window")
-    session = open_session(graph.read_bytes(), threads=torch.get_num_threads())
     free, results = [], []
     for window in windows:
         blocks = num_selected(density, window.num_steps, model.config.block_size)
-        outputs, selected = run_graph(session, window, blocks)
+        outputs, selected = engine.outputs_and_selected(window, blocks)
         with torch.inference_mode():
             free.append(_error(outputs, model(*_tensors(window, torch.float32), Budget(density))))
-        results.append(_on_same_blocks(model, window, outputs, torch.from_numpy(selected)))
+        results.append(_on_same_blocks(model, window, outputs, torch.from_numpy(selected), precision))
     return ParityReport(
+        engine=engine.name,
+        precision=precision,
         num_windows=len(windows),
         density=density,
         max_abs_error=_worst(free),
@@ -83,6 +98,18 @@ def parity(graph: Path, model: "SparseEncoder", windows: Sequence[Inputs], densi
     )
 
 
+def parity_inputs(windows: "Windows") -> list[Inputs]:
+    """Evenly spread windows of the test part, as the runtime reads them."""
+    cutoffs = windows.some_cutoffs("test", _WINDOWS)
+    return [next(inputs_of(windows.batch(np.array([cutoff])))) for cutoff in cutoffs]
+
+
+def inputs_of(batch: "WindowBatch") -> Iterator[Inputs]:
+    """What the edge runtime reads, window by window."""
+    for arrays in zip(batch.numeric, batch.known, batch.categorical, strict=True):
+        yield Inputs(*(np.ascontiguousarray(array) for array in arrays))
+
+
 class _SameBlocks(NamedTuple):
     error: float
     eager_error: float
@@ -92,22 +119,33 @@ class _SameBlocks(NamedTuple):
 
 
 def _on_same_blocks(
-    model: "SparseEncoder", window: Inputs, outputs: NDArray, selected_LSJK: "Tensor"
+    model: "SparseEncoder",
+    window: Inputs,
+    outputs: NDArray,
+    selected_LSJK: "Tensor",
+    precision: "Precision",
 ) -> _SameBlocks:
     import torch
 
-    eager, scores = _follow(model, window, selected_LSJK, torch.float32)
-    exact, exact_scores = _follow(model, window, selected_LSJK, torch.float64)
+    with torch.no_grad():
+        eager, scores = _follow(model, window, selected_LSJK, torch.float32)
+        exact, exact_scores = _follow(model, window, selected_LSJK, torch.float64)
+    rough, rough_scores = eager, scores
+    if precision != "fp32":
+        from pipelines.edge.precision import rounded_model
+
+        with torch.enable_grad():  # the plain form of the layers
+            rough, rough_scores = _follow(rounded_model(model), window, selected_LSJK, torch.float64)
     choices = [
-        _compare_choice(layer_scores, indices, model.config.block_size)
+        _compare_choice(layer_scores, indices, model.config.block_size, model.config.causal)
         for layer_scores, indices in zip(scores, selected_LSJK, strict=True)
     ]
     return _SameBlocks(
         error=_error(outputs, eager),
-        eager_error=_error(eager.numpy(), exact),
+        eager_error=_error(rough.numpy(), exact),
         equal=float(np.mean([equal for equal, _ in choices])),
         tie_gap=_worst([gap for _, gap in choices]),
-        score_error=_worst([_error(a.numpy(), b) for a, b in zip(scores, exact_scores, strict=True)]),
+        score_error=_worst([_score_error(*pair) for pair in zip(rough_scores, exact_scores, strict=True)]),
     )
 
 
@@ -115,7 +153,6 @@ def _follow(
     model: "SparseEncoder", window: Inputs, selected_LSJK: "Tensor", dtype: "torch.dtype"
 ) -> tuple["Tensor", list["Tensor"]]:
     """The checkpoint's outputs on the given blocks, and its own block scores [1, S, J, J] of every layer."""
-    import torch
 
     from sparse_model.config import Budget
     from sparse_model.layers import Layer
@@ -127,34 +164,46 @@ def _follow(
     ]
     for layer, indices_SJK in zip(layers, selected_LSJK, strict=True):
         setattr(layer.attention, "select", _reading(layer.attention, indices_SJK, scores))  # noqa: B010
-    with torch.inference_mode():
-        return follower(*_tensors(window, dtype), Budget()), scores
+    return follower(*_tensors(window, dtype), Budget()), scores
 
 
 def _reading(
     attention: "Attention", indices_SJK: "Tensor", scores: list["Tensor"]
 ) -> Callable[..., "BlockSelection"]:
-    from sparse_model.attention import BlockSelection, block_scores
+    from sparse_model.attention import block_scores
 
     def select(x_BNW: "Tensor", *_: object) -> "BlockSelection":
         size = attention.config.block_size
         queries, keys = attention.selector(x_BNW)
-        scores.append(block_scores(queries, keys, size))
-        counts_SJ = indices_SJK.new_full(indices_SJK.shape[:2], indices_SJK.shape[2])
-        return BlockSelection(indices_SJK.sort(-1).values[None], counts_SJ[None], size)
+        causal = attention.config.causal
+        scores.append(block_scores(queries, keys, size, causal))
+        return _selection(indices_SJK, size, causal)
 
     return select
 
 
-def _compare_choice(scores_BSJJ: "Tensor", indices_SJK: "Tensor", block_size: int) -> tuple[float, float]:
+def _selection(indices_SJK: "Tensor", block_size: int, causal: bool) -> "BlockSelection":
+    """As the model knows it: ascending, and of a causal model only what does not lie ahead."""
+    import torch
+
+    from sparse_model.attention import BlockSelection
+
+    num_blocks, most = indices_SJK.shape[1:]
+    visible_J = torch.arange(1, num_blocks + 1) if causal else torch.full((num_blocks,), num_blocks)
+    counts_SJ = visible_J.clamp_max(most).expand(indices_SJK.shape[:2])
+    return BlockSelection(indices_SJK.sort(-1).values[None], counts_SJ[None], block_size)
+
+
+def _compare_choice(
+    scores_BSJJ: "Tensor", indices_SJK: "Tensor", block_size: int, causal: bool
+) -> tuple[float, float]:
     """Share of equal choices, and the largest score by which a passed-over block leads one that was read."""
     import torch
 
-    from sparse_model.attention import BlockSelection, select_blocks
+    from sparse_model.attention import select_blocks
 
-    choice = select_blocks(scores_BSJJ, indices_SJK.shape[2], block_size)
-    own = choice.read_mask()
-    read = BlockSelection(indices_SJK[None], choice.counts_BSQ, block_size).read_mask()
+    own = select_blocks(scores_BSJJ, indices_SJK.shape[2], block_size, causal).read_mask()
+    read = _selection(indices_SJK, block_size, causal).read_mask()
     passed_over = scores_BSJJ.masked_fill(~(own & ~read), -torch.inf).amax(-1)
     taken = scores_BSJJ.masked_fill(~(read & ~own), torch.inf).amin(-1)
     gap = float((passed_over - taken).clamp_min(0.0).max())
@@ -170,6 +219,11 @@ def _tensors(window: Inputs, dtype: "torch.dtype") -> tuple["Tensor", "Tensor", 
 
 def _error(ours: NDArray, theirs: "Tensor") -> float:
     return float(np.abs(ours - theirs.numpy()).max())
+
+
+def _score_error(ours: "Tensor", theirs: "Tensor") -> float:
+    """Blocks that lie ahead have no score, here and there."""
+    return _error(ours.nan_to_num(neginf=0.0).numpy(), theirs.nan_to_num(neginf=0.0))
 
 
 def _worst(values: Sequence[float]) -> float:

@@ -1,18 +1,21 @@
 """What runs on a device: verify a bundle, load it, answer. Needs numpy, onnxruntime and cryptography alone.
 
-`python -m pipelines.edge.runtime FOLDER KEY.pem REPEATS THREADS` times the golden input and prints JSON.
+Two engines answer from the same file: "onnxruntime" runs its graph, "compiled" takes its weights
+(pipelines.edge.compiled). `python -m pipelines.edge.runtime FOLDER KEY.pem REPEATS THREADS` times the golden
+input and prints JSON.
 """
 
 import io
 import json
+import logging
 import math
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
@@ -20,8 +23,71 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from numpy.typing import NDArray
 
+from pipelines.edge.compiled import CompiledEncoder, NotCompiled
 from pipelines.edge.rows import Inputs, Row, encode_rows
-from pipelines.edge.verification import BundleError, read_bundle
+from pipelines.edge.stream import Stream
+from pipelines.edge.verification import BundleError, read_bundle, refuse_other_machines
+from pipelines.edge.weights import read_weights
+
+ENGINES = ("auto", "compiled", "onnxruntime")
+_LOG = logging.getLogger(__name__)
+
+
+class Engine(Protocol):
+    """What answers: outputs [N, O] of one window, reading `blocks` key blocks per query block."""
+
+    @property
+    def name(self) -> str: ...
+
+    def outputs(self, inputs: Inputs, blocks: int) -> NDArray[np.float32]: ...
+
+    def outputs_and_selected(
+        self, inputs: Inputs, blocks: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The same, and the key blocks read [layers that choose, S, J, K]."""
+        ...
+
+
+class OnnxEncoder:
+    """The bundle's graph in ONNX Runtime."""
+
+    name = "onnxruntime"
+
+    def __init__(self, graph: bytes, threads: int) -> None:
+        self._session = open_session(graph, threads)
+
+    def outputs(self, inputs: Inputs, blocks: int) -> NDArray[np.float32]:
+        return _array(self._session.run(["outputs"], inputs.feed(blocks))[0])[0]
+
+    def outputs_and_selected(
+        self, inputs: Inputs, blocks: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        outputs, selected = self._session.run(["outputs", "selected"], inputs.feed(blocks))
+        return _array(outputs)[0], _array(selected)
+
+
+def open_engine(
+    name: str, graph: bytes, model: Mapping[str, Any], threads: int, precision: str = "fp32"
+) -> Engine:
+    """The named engine for a graph of a `model` (ModelConfig as a dictionary).
+
+    "auto" is the compiled one where it runs, and the log says which it is. ONNX Runtime computes in float32
+    whatever the precision, which is slower and errs less. Raises NotCompiled where a named one does not run
+    here, ValueError for a name that is none.
+    """
+    if name not in ENGINES:
+        raise ValueError(f"engine: {name!r} is not one of {', '.join(ENGINES)}")
+    if name == "onnxruntime":
+        return OnnxEncoder(graph, threads)
+    try:
+        engine = CompiledEncoder(graph, model, threads, precision)
+    except NotCompiled as why:
+        if name == "compiled":
+            raise
+        _LOG.warning("engine: onnxruntime, in float32 (%s)", why)
+        return OnnxEncoder(graph, threads)
+    _LOG.info("engine: %s, %s", engine.name, precision)
+    return engine
 
 
 @dataclass(frozen=True)
@@ -31,22 +97,31 @@ class EdgeModel:
     manifest: dict[str, Any]
     preprocessing: dict[str, Any]
     golden: Inputs
-    session: onnxruntime.InferenceSession
+    engine: Engine
+    graph: bytes
+    """The verified model.onnx."""
 
     @classmethod
-    def load(cls, folder: Path, key: Ed25519PublicKey, threads: int = 1) -> "EdgeModel":
-        """Verify the bundle, load it and run its golden input. Raises BundleError where any of it fails."""
+    def load(cls, folder: Path, key: Ed25519PublicKey, threads: int = 1, engine: str = "auto") -> "EdgeModel":
+        """Verify the bundle, load it and run its golden input. Raises BundleError where any of it fails.
+
+        `engine`: as in `open_engine`.
+        """
         manifest, files = read_bundle(folder, key)
+        refuse_other_machines(folder.name, manifest)
         with np.load(io.BytesIO(files["golden.npz"]), allow_pickle=False) as arrays:
             golden = Inputs(arrays["numeric"], arrays["known"], arrays["categorical"])
             expected = arrays["outputs"]
         try:
-            session = open_session(files["model.onnx"], threads)
+            shape, precision = manifest["model"], manifest["precision"]
+            opened = open_engine(engine, files["model.onnx"], shape, threads, precision)
+        except NotCompiled:
+            raise
         except Exception as error:  # onnxruntime raises its own, undocumented kinds
             raise BundleError(
-                f"{folder / 'model.onnx'}: onnxruntime cannot load it ({type(error).__name__})"
+                f"{folder / 'model.onnx'}: {engine} cannot load it ({type(error).__name__})"
             ) from error
-        model = cls(manifest, json.loads(files["preprocessing.json"]), golden, session)
+        model = cls(manifest, json.loads(files["preprocessing.json"]), golden, opened, files["model.onnx"])
         model._self_test(folder, expected)
         return model
 
@@ -59,7 +134,13 @@ class EdgeModel:
         self._check(inputs)
         share = self.manifest["density"] if density is None else density
         blocks = num_selected(share, inputs.num_steps, self.manifest["contract"]["block_size"])
-        return _array(self.session.run(["outputs"], inputs.feed(blocks))[0])[0]
+        return self.engine.outputs(inputs, blocks)
+
+    def stream(self, blocks: int, exact_blocks: int = 256, num_summaries: int = 256) -> Stream:
+        """A new series that is answered as it comes (pipelines.edge.stream). Raises ValueError for a model
+        that is not causal.
+        """
+        return Stream(read_weights(self.graph), self.manifest["model"], blocks, exact_blocks, num_summaries)
 
     def score(self, window: Inputs | Sequence[Row], density: float | None = None) -> NDArray[np.float32]:
         """One score per step asked: probabilities [horizon, O] for events, z-scored values [horizon, O] for
@@ -119,14 +200,6 @@ def open_session(graph: bytes, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def run_graph(
-    session: onnxruntime.InferenceSession, inputs: Inputs, blocks: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Outputs [1, N, O] and the key blocks read [layers, S, J, K]."""
-    outputs, selected = session.run(["outputs", "selected"], inputs.feed(blocks))
-    return _array(outputs), _array(selected)
-
-
 def num_selected(density: float, num_steps: int, block_size: int) -> int:
     """Key blocks read by each query block (sparse_model.config.Budget.num_selected)."""
     if not 0.0 < density <= 1.0:
@@ -147,17 +220,18 @@ def measure_here(folder: Path, key: Ed25519PublicKey, repeats: int, threads: int
         model.score(model.golden)
         latency_ms.append((time.perf_counter() - started) * 1e3)
     return {
+        "engine": model.engine.name,
         "num_steps": model.golden.num_steps,
         "threads": threads,
         "load_ms": load_ms,
         "latency_ms": latency_ms,
         "latency_p50_ms": float(np.quantile(latency_ms, 0.5)),
         "latency_p99_ms": float(np.quantile(latency_ms, 0.99)),
-        "peak_memory_bytes": _peak_memory_bytes(),
+        "peak_memory_bytes": peak_memory_bytes(),
     }
 
 
-def _peak_memory_bytes() -> int:
+def peak_memory_bytes() -> int:
     if sys.platform == "linux":  # ru_maxrss would count the parent's memory before exec
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

@@ -7,7 +7,9 @@ import base64
 import hashlib
 import json
 import os
+import platform
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.sig"
 PURPOSE = "edge bundle"
-FORMAT = 1
+FORMAT = 2
+"""2 added the shape of the model, its precision, and what a device has to be for it."""
 FILES = frozenset({"model.onnx", "preprocessing.json", "golden.npz"})
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_BUNDLE_BYTES = 1 << 30
 """Refused before reading more: a device must not be filled by what it has not yet verified."""
+_MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}  # Windows' and macOS's names for the same
 
 Bundle = dict[str, bytes]
 
@@ -87,3 +91,12 @@ def _read(path: Path, most_bytes: int) -> bytes:
             return file.read(most_bytes + 1)
     finally:
         os.close(descriptor)
+
+
+def refuse_other_machines(name: str, manifest: Mapping[str, Any]) -> None:
+    """Raise BundleError where the bundle was not made for this machine's architecture."""
+    machine = _MACHINES.get(platform.machine().lower(), platform.machine().lower())
+    made_for = manifest.get("machines", [])
+    if machine not in made_for:
+        known = ", ".join(made_for)
+        raise BundleError(f"{name}: made for {known}, this device is {machine}; fetch the one for it")

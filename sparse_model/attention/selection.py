@@ -45,15 +45,16 @@ def num_blocks_of(num_steps: int, block_size: int) -> int:
     return -(-num_steps // block_size)
 
 
-def permitted_blocks(num_blocks: int, block_size: int, causal: bool, lengths_B: Tensor | None) -> Tensor:
-    """bool [B or 1, 1, Q, J]: key blocks that hold a step the query block may see."""
-    device = lengths_B.device if lengths_B is not None else None
-    block = torch.arange(num_blocks, device=device)
-    permitted = torch.ones(1, 1, num_blocks, num_blocks, dtype=torch.bool, device=device)
+def _permitted_blocks(scores_BSQJ: Tensor, block_size: int, causal: bool, lengths_B: Tensor | None) -> Tensor:
+    """bool [B or 1, 1, Q or 1, J]: key blocks that hold a step the query block may see."""
+    num_rows, num_blocks = scores_BSQJ.shape[-2:]
+    block = torch.arange(num_blocks, device=scores_BSQJ.device)
+    permitted = torch.ones(1, 1, 1, num_blocks, dtype=torch.bool, device=block.device)
     if causal:
-        permitted = permitted & (block[None, :] <= block[:, None])
+        permitted = permitted & (block[None, :] <= block[:num_rows, None])
     if lengths_B is not None:
-        permitted = permitted & (block * block_size < lengths_B[:, None]).view(-1, 1, 1, num_blocks)
+        length = lengths_B.to(block.device)[:, None]
+        permitted = permitted & (block * block_size < length).view(-1, 1, 1, num_blocks)
     return permitted
 
 
@@ -129,8 +130,7 @@ def select_blocks(
     check_budget(num_selected, num_blocks, top_p)
     if not torch.compiler.is_compiling() and bool(scores_BSQJ.isnan().any()):
         raise ValueError("scores: hold NaN, so no block can be ranked")
-    permitted = permitted_blocks(num_blocks, block_size, causal, lengths_B)[:, :, :num_rows]
-    permitted = permitted.to(scores_BSQJ.device)
+    permitted = _permitted_blocks(scores_BSQJ, block_size, causal, lengths_B)
     own = torch.eye(num_rows, num_blocks, dtype=torch.bool, device=scores_BSQJ.device)
     ranked = scores_BSQJ.detach().masked_fill(own & permitted, torch.inf).masked_fill(~permitted, -torch.inf)
     counts_BSQ = permitted.sum(-1).clamp_max(num_selected).expand(ranked.shape[:3])

@@ -34,7 +34,7 @@ class Fetched(NamedTuple):
     k_TX: Tensor
     v_TX: Tensor
     place_BGJ: Tensor
-    """int64; meaningless for a block that is not read."""
+    """int64; 0 for a block that is not read."""
 
 
 class Shards:
@@ -93,8 +93,9 @@ class Shards:
     ) -> Tensor:
         """The shard's rows of what `attention.attend` gives for the whole sequence, [B, H, N, D].
 
-        Gradients of "cpu" flow back to the blocks' owners; "triton" has none and says so. Raises ValueError
-        for what does not fit, and without a selection: dense attention needs the sequence in one place.
+        Gradients flow back to the blocks' owners, who add them up in the order of the processes. Raises
+        ValueError for what does not fit, and without a selection: dense attention needs the sequence in one
+        place.
         """
         if chosen is None:
             raise ValueError("budget: a sequence in shards is read with a budget, by layers that keep to it")
@@ -153,10 +154,9 @@ class Shards:
 
     def _exchange(self, blocks_TX: Tensor, sent: list[Tensor], received: list[int]) -> Tensor:
         """Blocks from all owners, one under the other."""
-        outgoing = blocks_TX.index_select(0, torch.cat(sent))
         foreign = sum(received) - received[self.rank]
-        self.received_bytes += foreign * outgoing.shape[1] * outgoing.element_size()
-        return _Exchange.apply(outgoing, received, [len(part) for part in sent], self.group)
+        self.received_bytes += foreign * blocks_TX.shape[1] * blocks_TX.element_size()
+        return _Exchange.apply(blocks_TX, sent, received, self.group)
 
 
 class _Gather(torch.autograd.Function):
@@ -178,21 +178,26 @@ class _Gather(torch.autograd.Function):
 
 
 class _Exchange(torch.autograd.Function):
-    """Rows for every process, one under the other, against those that they have for this one."""
+    """Rows of a table for every process against those that they have for this one, one under the other."""
 
     @staticmethod
-    def forward(ctx: Any, rows_TX: Tensor, received: list[int], sent: list[int], group: Any) -> Tensor:
-        ctx.sizes, ctx.group = (sent, received), group
-        incoming = rows_TX.new_empty(sum(received), rows_TX.shape[1])
-        distributed.all_to_all_single(incoming, rows_TX, received, sent, group)
+    def forward(ctx: Any, table_TX: Tensor, sent: list[Tensor], received: list[int], group: Any) -> Tensor:
+        ctx.rows, ctx.received, ctx.sent, ctx.group = len(table_TX), received, sent, group
+        incoming = table_TX.new_empty(sum(received), table_TX.shape[1])
+        outgoing, sizes = table_TX.index_select(0, torch.cat(sent)), [len(part) for part in sent]
+        distributed.all_to_all_single(incoming, outgoing, received, sizes, group)
         return incoming
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        outgoing, (received, sent) = grads[0].contiguous(), ctx.sizes
-        incoming = outgoing.new_empty(sum(received), outgoing.shape[1])
-        distributed.all_to_all_single(incoming, outgoing, received, sent, ctx.group)
-        return incoming, None, None, None
+        outgoing, sizes = grads[0].contiguous(), [len(part) for part in ctx.sent]
+        incoming = outgoing.new_empty(sum(sizes), outgoing.shape[1])
+        distributed.all_to_all_single(incoming, outgoing, sizes, ctx.received, ctx.group)
+        # one process after the other: a row occurs once in each, so that no order is left to chance
+        total = outgoing.new_zeros(ctx.rows, outgoing.shape[1])
+        for rows, part in zip(ctx.sent, incoming.split(sizes), strict=True):
+            total.index_add_(0, rows, part)
+        return total, None, None, None
 
 
 def attend_fetched(

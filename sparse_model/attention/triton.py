@@ -103,7 +103,7 @@ def _backward(
     p = p._replace(key=key_of(p.key, grad, out))
     product = triton_launch.row_products(p, out, grad)
     lists = Lists(indices.contiguous(), counts.contiguous(), full, bits)
-    return triton_launch.launch_backward(p, grad, q, k, v, lse, product, lists, (mean_k, mean_v))
+    return triton_launch.launch_backward(p, grad, q, k, v, lse, product, lists, (mean_k, mean_v))[:3]
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

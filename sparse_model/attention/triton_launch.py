@@ -7,7 +7,7 @@ blocks, J key blocks, K list slots, W words of 32 bits.
 # Triton compiles the kernels and knows their types; it is not installed everywhere.
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false, reportIndexIssue=false
 # pyright: reportCallIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -167,62 +167,87 @@ def launch_backward(
     lists: Lists,
     means: tuple[Tensor, Tensor],
     tile: Tile | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv, by the kernels that suit the GPU and the sizes; always summed in the same order."""
+    of_keys: Problem | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dq, dk, dv, by the kernels that suit the GPU and the sizes; always summed in the same order. Last, the
+    gradients of means in parts to be added up [2, parts, B, G, J, D], that of keys without the scale.
+
+    `of_keys` is the problem of the pass over the keys where it is another one: of more steps than there are
+    queries (the bits then have a row for each of its blocks), or without summaries, whose gradients are then
+    not spread over the steps they average.
+    """
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    transposed = transposed_lists(p, lists.bits_BSQW)
+    of_keys = of_keys or p
+    transposed = transposed_lists(of_keys, lists.bits_BSQW)
     mean_tiles = p.batch * p.groups * triton.cdiv(p.num_blocks, 128)
-    chunks = min(p.num_blocks, triton.cdiv(512, mean_tiles)) if p.summaries else 0
+    chunks = min(p.query_blocks, triton.cdiv(512, mean_tiles)) if p.summaries else 0
     mean_grads = q.new_empty(2, max(chunks, 1), *means[0].shape, dtype=torch.float32)
     terms = lse, product
     operands = rows_of(q), rows_of(grad), rows_of(k), rows_of(v)
     if tile is None and fits_hopper(p, q):
-        launch_hopper_backward(p, operands, terms, lists, transposed, means, mean_grads, chunks, (dq, dk, dv))
+        launch_hopper_backward(
+            p, of_keys, operands, terms, lists, transposed, means, mean_grads, chunks, (dq, dk, dv)
+        )
     else:
         tile = tile or backward_tile(p.block_size, p.channels, p.float32)
-        _launch_keys(p, operands, terms, lists, transposed, means, mean_grads, chunks, (dk, dv), tile)
+        if p.summaries:
+            _launch_summary_keys(p, operands, terms, lists, means, mean_grads, chunks, tile)
+        _launch_keys(of_keys, operands, terms, transposed, mean_grads, chunks, (dk, dv), tile)
         _launch_queries(p, operands, terms, lists, means, dq)
-    return dq, dk, dv
+    return dq, dk, dv, mean_grads
+
+
+def _launch_summary_keys(
+    p: Problem,
+    operands: tuple[Rows, Rows, Rows, Rows],
+    terms: tuple[Tensor, Tensor],
+    lists: Lists,
+    means: tuple[Tensor, Tensor],
+    mean_grads: Tensor,
+    chunks: int,
+    tile: Tile,
+) -> None:
+    q, grad = operands[:2]
+    mean_k, mean_v = rows_of(means[0]), rows_of(means[1])
+    launch(
+        triton_backward.summary_keys,
+        (triton.cdiv(p.num_blocks, tile.keys), chunks, p.batch * p.groups), p.key,
+        q.tile(tile.rows), grad.tile(tile.rows), mean_k.tile(tile.keys), mean_v.tile(tile.keys),
+        mean_grads[0], mean_grads[1], *terms, lists.bits_BSQW, p.lengths_B, p.scale * _LOG2_E,
+        *q.steps_apart, *grad.steps_apart, *p.sizes, p.words, triton.cdiv(p.query_blocks, chunks),
+        means[0].numel(), **_key_options(p, tile),
+    )  # fmt: skip
 
 
 def _launch_keys(
     p: Problem,
     operands: tuple[Rows, Rows, Rows, Rows],
     terms: tuple[Tensor, Tensor],
-    lists: Lists,
     transposed: Transposed,
-    means: tuple[Tensor, Tensor],
     mean_grads: Tensor,
     chunks: int,
     outputs: tuple[Tensor, Tensor],
     tile: Tile,
 ) -> None:
-    q, grad, k, v = operands
-    (lse, product), (dk, dv) = terms, outputs
-    options = p.flags("BLOCK", "D", "D_POW2", "CAUSAL", "HAS_LIMIT", "PRECISION")
-    options |= {"M": tile.rows, "N": tile.keys, "num_warps": tile.warps, "num_stages": tile.stages}
-    if p.summaries:
-        mean_k, mean_v = rows_of(means[0]), rows_of(means[1])
-        launch(
-            triton_backward.summary_keys,
-            (triton.cdiv(p.num_blocks, tile.keys), chunks, p.batch * p.groups), p.key,
-            q.tile(tile.rows), grad.tile(tile.rows), mean_k.tile(tile.keys), mean_v.tile(tile.keys),
-            mean_grads[0], mean_grads[1], lse, product, lists.bits_BSQW, p.lengths_B, p.scale * _LOG2_E,
-            *q.steps_apart, *grad.steps_apart, *p.sizes, p.words, triton.cdiv(p.num_blocks, chunks),
-            means[0].numel(), **options,
-        )  # fmt: skip
+    (q, grad, k, v), (dk, dv) = operands, outputs
     launch(
         triton_backward.keys, (triton.cdiv(p.num_steps, tile.keys), p.batch * p.groups), p.key,
         q.tile(tile.rows), grad.tile(tile.rows), k.tile(tile.keys), v.tile(tile.keys), dk, dv,
-        mean_grads[0], mean_grads[1], lse, product, transposed.readers, transposed.offsets, p.lengths_B,
+        mean_grads[0], mean_grads[1], *terms, transposed.readers, transposed.offsets, p.lengths_B,
         p.scale * _LOG2_E, p.scale,
         *q.steps_apart, *grad.steps_apart, *k.steps_apart, *v.steps_apart, *dk.stride()[:3], *dv.stride()[:3],
-        *p.sizes, chunks, means[0].numel(), SUMMARIES=p.summaries, **options,
+        *p.sizes, chunks, mean_grads[0, 0].numel(), SUMMARIES=p.summaries, **_key_options(p, tile),
     )  # fmt: skip
+
+
+def _key_options(p: Problem, tile: Tile) -> dict[str, Any]:
+    options = p.flags("BLOCK", "D", "D_POW2", "CAUSAL", "HAS_LIMIT", "PRECISION")
+    return options | {"M": tile.rows, "N": tile.keys, "num_warps": tile.warps, "num_stages": tile.stages}
 
 
 def launch_hopper_backward(
     p: Problem,
+    of_keys: Problem,
     operands: tuple[Rows, Rows, Rows, Rows],
     terms: tuple[Tensor, Tensor],
     lists: Lists,
@@ -239,10 +264,11 @@ def launch_hopper_backward(
     mean_rows = tuple(rows_of(m) if p.summaries else t for m, t in zip(means, operands[2:], strict=True))
     tiles = [rows.tile(64) for rows in (*operands, *mean_rows)]
     processors = torch.cuda.get_device_properties(dq.device).multi_processor_count
-    flags = p.flags("D", "CAUSAL", "SUMMARIES", "HAS_LIMIT")
 
-    def run(which: int, near: int, far: int, out0: Tensor, out1: Tensor, items: int, programs: int) -> None:
-        rows = (*operands, *mean_rows)
+    def run(
+        p: Problem, which: int, near: int, far: int, outs: tuple[Tensor, Tensor], items: int, programs: int
+    ) -> None:
+        rows, (out0, out1) = (*operands, *mean_rows), outs
         launch(
             triton_hopper_backward.backward, (min(items, programs),), p.key,
             *tiles[near : near + 2], *tiles[far : far + 2], *tiles[4:], out0, out1, mean_grads[0],
@@ -250,18 +276,18 @@ def launch_hopper_backward(
             *terms, lists.indices_BSQK, lists.counts_BSQ, lists.full_BSQ, lists.bits_BSQW, *transposed,
             p.lengths_B, p.scale * _LOG2_E, p.scale, *rows[near].steps_apart, *rows[near + 1].steps_apart,
             *rows[far].steps_apart, *rows[far + 1].steps_apart, *out0.stride()[:3], *out1.stride()[:3],
-            *p.sizes, p.slots, p.words, items, chunks, triton.cdiv(p.num_blocks, max(chunks, 1)),
+            *p.sizes, p.slots, p.words, items, chunks, triton.cdiv(p.query_blocks, max(chunks, 1)),
             means[0].numel(),
             STAGES=4 if p.channels == 64 else 3, ROOM=which == 0 or p.channels == 64, PASS=which,
-            **flags, num_warps=4,
+            **p.flags("D", "CAUSAL", "SUMMARIES", "HAS_LIMIT"), num_warps=4,
         )  # fmt: skip
 
     groups = p.batch * p.groups
-    run(0, 0, 2, dq, dq, p.batch * p.heads * p.num_blocks, processors)
+    run(p, 0, 0, 2, (dq, dq), p.batch * p.heads * p.query_blocks, processors)
     if p.summaries:
-        run(2, 4, 0, dk, dv, groups * triton.cdiv(p.num_blocks, 128) * chunks, processors)
+        run(p, 2, 4, 0, (dk, dv), groups * triton.cdiv(p.num_blocks, 128) * chunks, processors)
     # a program per block, the most read blocks first: lists differ in length, and the hardware balances them
-    run(1, 2, 0, dk, dv, groups * p.num_blocks, groups * p.num_blocks)
+    run(of_keys, 1, 2, 0, (dk, dv), groups * p.num_blocks, groups * p.num_blocks)
 
 
 def _launch_queries(

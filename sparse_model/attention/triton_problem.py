@@ -116,6 +116,11 @@ class Problem(NamedTuple):
         return self.channels**-0.5
 
     @property
+    def query_blocks(self) -> int:
+        """Blocks of queries, of whose keys there may be more (`num_blocks`)."""
+        return -(-self.num_steps // self.block_size)
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         return self.heads, self.groups, self.rankings, self.num_steps, self.num_blocks
 
@@ -144,8 +149,11 @@ def problem_of(
     causal: bool,
     lengths: Tensor | None,
     summaries: bool,
+    num_blocks: int | None = None,
 ) -> Problem:
-    num_blocks = indices.shape[2]
+    """`num_blocks` is that of the keys where they are of a longer sequence than the queries, which one head
+    at a time may be: the kernels take it for the distance between two heads' lists too."""
+    num_blocks = num_blocks or indices.shape[2]
     return Problem(
         heads=q.shape[1],
         groups=k.shape[1],
@@ -161,7 +169,7 @@ def problem_of(
         lengths_B=lengths,
         batch=q.shape[0],
         float32=q.dtype == torch.float32,
-        key=key_of(size, causal, summaries, q, k, v, indices, counts, lengths),
+        key=key_of(size, causal, summaries, num_blocks, q, k, v, indices, counts, lengths),
     )
 
 

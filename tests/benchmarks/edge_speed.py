@@ -17,7 +17,7 @@ import torch
 
 from pipelines.edge.export import export_onnx
 from pipelines.edge.rows import Inputs
-from pipelines.edge.runtime import num_selected, open_session
+from pipelines.edge.runtime import OnnxEncoder, num_selected
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.model import SparseEncoder
 
@@ -69,10 +69,10 @@ def _sides(asked: argparse.Namespace) -> dict:
     tensors = [torch.from_numpy(array)[None] for array in window]
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(model, Path(folder) / "model.onnx")
-        session = open_session((Path(folder) / "model.onnx").read_bytes(), asked.threads)
-    feed = window.feed(num_selected(asked.density, asked.steps, asked.block))
+        engine = OnnxEncoder((Path(folder) / "model.onnx").read_bytes(), asked.threads)
+    blocks = num_selected(asked.density, asked.steps, asked.block)
     return {
-        "onnx_sparse": lambda: session.run(["outputs"], feed),
+        "onnx_sparse": lambda: engine.outputs(window, blocks),
         "torch_sparse": lambda: model(*tensors, Budget(asked.density)),
         "torch_dense": lambda: model(*tensors),
     }

@@ -96,6 +96,10 @@ def test_both_apis_show_what_happened(operated: Operation, chain: dict[str, dict
     history = operated.dankai("history", "pump", "--json")
     assert history.code == 0, history.err
     assert chain["retrain"]["parameters"]["reason"] in json.dumps(json.loads(history.out))
+    pages = operated.ask("/artifacts/filter", {"artifacts": {"type": {"any_": ["markdown"]}}})
+    assert {"pump-monitor-report", "pump-retraining-report"} <= {page["key"] for page in pages}
+    kept = ask(f"{operated.mlflow}/artifacts/list?run_id={run['info']['run_id']}", method="GET")
+    assert "report.html" in {file["path"] for file in kept["files"]}
 
 
 def test_what_passed_waits_for_a_person_whose_answer_in_prefect_lets_it_in(

@@ -7,11 +7,16 @@ from typing import Any
 
 import pytest
 
+from pipelines.data.spec import load_spec
+from pipelines.edge.building import build_edge_bundle, find_checkpoint
+from pipelines.edge.bundle import verify_bundle
 from pipelines.release_log import ReleaseLog
 from pipelines.settings import load_settings
 from pipelines.signing import load_key
 from tests.key_traces import traces_of
+from tests.operated import ask
 from tests.tiny_rollout import Ended, Preloaded, write_dataset, write_policy
+from validation.errors import InputError
 
 STAGES = ("pilot", "training", "edge", "steady")
 
@@ -179,6 +184,58 @@ def test_mlflow_has_the_data_docs_the_baseline_and_every_month_under_the_rollout
     assert parents == {rollout.info.run_id}
 
 
+def test_its_report_tells_the_whole_climb_and_lies_in_mlflow_too(
+    ended: Ended, summary: dict[str, Any], folder: Path
+) -> None:
+    from pipelines.registry import Tracker
+    from pipelines.report.story import read_story
+
+    home = folder / "home"
+    assert f"Report: {home}/report.html" in ended.out
+    story = read_story(home)
+    assert [each.stage for each in story.evaluations] == list(STAGES)
+    assert [each.which for each in story.windows] == ["best", "typical", "worst"]
+    assert story.windows[0].loss < story.windows[1].loss < story.windows[2].loss
+    assert [each.event for each in story.periods] == ["trained", "promoted"]
+    assert story.payback is not None
+    assert story.lineage.bundle == summary["bundle"]["manifest_sha256"]
+    for place in (story.lineage.docs, story.lineage.bundle_place, story.lineage.checkpoint_place):
+        assert (home / place).exists(), place
+    [run] = Tracker.open(load_settings({"DANKAI_HOME": str(home)})).find_runs({"kind": "rollout"})[:1]
+    artifacts = Path(str(run.info.artifact_uri).removeprefix("file://"))
+    assert (artifacts / "report.html").read_bytes() == (home / "report.html").read_bytes()
+
+
+def test_the_report_is_made_again_in_japanese_and_opens_without_a_complaint(
+    ended: Ended, folder: Path, preloaded: Preloaded
+) -> None:
+    from tests.chromium import chromium, lacking, open_page
+
+    out = folder / "report-ja.html"
+    made = preloaded.dankai(
+        "report", folder / "home", "--lang", "ja", "--out", out, home=folder / "home", LC_ALL="C.UTF-8"
+    )
+    assert made.code == 0, made.err
+    assert made.out.strip() == str(out)
+    assert "「定常運用」段階に到達しました。" in out.read_text(encoding="utf-8")
+    if why := lacking():
+        pytest.skip(why)
+    with chromium() as browser:
+        opened = open_page(browser, out, 375)
+        assert (opened.complaints, opened.requests) == ([], [])
+        plots, drawn = opened.ask(
+            "['.plot', '.plot svg'].map(each => document.querySelectorAll(each).length)"
+        )
+        assert drawn == plots >= 12
+        assert opened.ask("document.documentElement.scrollWidth") == 375
+
+
+def test_where_there_is_no_report_that_is_one_line(folder: Path, preloaded: Preloaded) -> None:
+    refused = preloaded.dankai("report", folder, home=folder / "home")
+    assert refused.code == 2
+    assert "report.json: there is no such file; name a folder that holds report.json" in refused.err
+
+
 def test_what_it_leaves_is_there(ended: Ended, summary: dict[str, Any], folder: Path) -> None:
     assert Path(summary["bundle"]["folder"], "manifest.json").is_file()
     assert Path(summary["prepared"]["report"]["docs_uri"]).is_file()
@@ -203,28 +260,48 @@ def test_the_release_log_tells_the_way_and_one_champion_is_live(ended: Ended, fo
     assert aliases["last_green"] == entries[3].decision.version
 
 
+@pytest.fixture(scope="module")
+def first(ended: Ended, folder: Path) -> dict[str, Any]:
+    """What the first run left, before it was run again."""
+    home = folder / "home"
+    return {
+        "log": (home / "release_log.jsonl").read_bytes(),
+        "summary": json.loads((home / "summary.json").read_text()),
+        "steps": sorted((home / "steps").iterdir()),
+    }
+
+
+@pytest.fixture(scope="module")
+def again(first: dict[str, Any], folder: Path, preloaded: Preloaded) -> Ended:
+    command = ("rollout", "run", folder / "pump.yaml", "--policy", folder / "policy-0.yaml")
+    return preloaded.dankai(*command, home=folder / "home", lengths=(1, 4, 16))
+
+
 def test_running_it_again_does_no_work_twice_and_decides_nothing_again(
-    ended: Ended, folder: Path, preloaded: Preloaded
+    ended: Ended, first: dict[str, Any], again: Ended, folder: Path
 ) -> None:
     from pipelines.registry import Tracker
 
     home = folder / "home"
-    log = (home / "release_log.jsonl").read_bytes()
-    first = json.loads((home / "summary.json").read_text())
-    steps = sorted((home / "steps").iterdir())
-    command = ("rollout", "run", folder / "pump.yaml", "--policy", folder / "policy-0.yaml")
-    again = preloaded.dankai(*command, home=home, lengths=(1, 4, 16))
     assert again.code == 0, again.err
     assert again.seconds < ended.seconds / 2
     assert "training" not in again.err
     second = json.loads((home / "summary.json").read_text())
-    assert (home / "release_log.jsonl").read_bytes() == log
-    assert second["state"] == first["state"]
-    assert second["sentence"] == first["sentence"]
-    for before, after in zip(first["evaluations"], second["evaluations"], strict=True):
+    assert (home / "release_log.jsonl").read_bytes() == first["log"]
+    assert second["state"] == first["summary"]["state"]
+    assert second["sentence"] == first["summary"]["sentence"]
+    for before, after in zip(first["summary"]["evaluations"], second["evaluations"], strict=True):
         assert before == after
-    assert set(steps) <= set((home / "steps").iterdir())
+    assert set(first["steps"]) <= set((home / "steps").iterdir())
     assert len(Tracker.open(load_settings({"DANKAI_HOME": str(home)})).find_runs({"kind": "month"})) == 2
+
+
+def test_its_verdict_is_an_artifact_in_prefect(again: Ended, prefect_server: str, folder: Path) -> None:
+    asked = {"artifacts": {"key": {"any_": ["pump-rollout-report"]}}}
+    [*_, artifact] = ask(f"{prefect_server}/artifacts/filter", asked)
+    assert artifact["type"] == "markdown"
+    assert "Every gate that was asked passed" in artifact["data"]
+    assert f"`{folder}/home/report.html`" in artifact["data"]
 
 
 def test_the_signing_key_stays_in_its_file(ended: Ended, folder: Path) -> None:
@@ -296,3 +373,24 @@ def test_where_nothing_is_live_there_is_nothing_to_explain(folder: Path, preload
         assert refused.code == 2
         assert "nothing is live" in refused.err
         assert not (folder / "nowhere").exists()
+
+
+def test_the_live_model_can_be_built_for_devices_again(
+    ended: Ended, summary: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    settings = load_settings({"DANKAI_HOME": str(folder / "home"), "DANKAI_THREADS": "1"})
+    spec, live = load_spec(folder / "pump.yaml"), summary["state"]["releases"][-1]
+    champion = find_checkpoint(settings, spec.name)
+    assert champion.sha256 == live["checkpoint"]
+    assert find_checkpoint(settings, spec.name, folder=Path(champion.folder)) == champion
+    assert find_checkpoint(settings, spec.name, version=live["champion"]) == champion
+    with pytest.raises(InputError, match="holds no model"):
+        find_checkpoint(settings, spec.name, folder=tmp_path)
+    first = find_checkpoint(settings, spec.name, version=1)
+    with pytest.raises(InputError, match="there is no version 99"):
+        find_checkpoint(settings, spec.name, version=99)
+    bundle = build_edge_bundle(settings, spec, first, tmp_path)
+    manifest = verify_bundle(Path(bundle.folder), load_key(settings.keys).public_key())
+    assert Path(bundle.folder).parent == tmp_path
+    assert manifest["made_from"]["checkpoint"] == first.sha256
+    assert bundle.parity.passed

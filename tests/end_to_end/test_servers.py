@@ -100,8 +100,29 @@ def test_prefect_knows_the_flow_and_its_tasks(ended: Ended, prefect_server: str)
     of_run = {"flow_runs": {"id": {"any_": [run["id"]]}}}
     tasks = _until_recorded(lambda: ask(f"{prefect_server}/task_runs/filter", of_run))
     names = {re.sub(r"-\w+$", "", each["name"]) for each in tasks}
-    assert {"snapshot", "validate data", "prepare", "train", "baseline", "score", "gate", "decide"} <= names
+    assert {"snapshot", "validate data", "prepare", "baseline", "decide", "pilot gate"} <= names
+    assert {"train dense, seed 0", "train selector, seed 0", "score dense on test"} <= names
     assert {each["state_type"] for each in tasks} == {"COMPLETED"}
+
+
+def test_prefect_says_in_words_what_came_of_it(ended: Ended, prefect_server: str) -> None:
+    """Names, states and artifacts that a stranger understands without reading a log."""
+    newest = {"sort": "START_TIME_DESC", "limit": 50}
+    runs = ask(f"{prefect_server}/flow_runs/filter", newest)
+    [run] = [run for run in runs if run["parameters"].get("dataset", "").endswith("served.yaml")]
+    assert run["name"] == "served: rollout, the dense model in use"
+    assert run["state"]["name"] == "FAIL at pilot"
+    assert run["state"]["message"].startswith("The climb stopped at the pilot gate with FAIL")
+    of_run = {"flow_runs": {"id": {"any_": [run["id"]]}}}
+    tasks = _until_recorded(lambda: ask(f"{prefect_server}/task_runs/filter", of_run))
+    [gate] = [each for each in tasks if each["name"] == "pilot gate"]
+    assert gate["state_name"] == "FAIL"
+    made = {each["key"]: each for each in ask(f"{prefect_server}/artifacts/filter", of_run)}
+    assert {made[key]["type"] for key in ("served-pilot-gate", "served-data-docs", "served-mlflow")} == {
+        "table",
+        "markdown",
+    }
+    assert "| " not in made["served-pilot-gate"]["description"]
 
 
 def test_mlflow_knows_every_run_with_its_parent_and_evidence(ended: Ended, mlflow_server: str) -> None:
@@ -115,6 +136,7 @@ def test_mlflow_knows_every_run_with_its_parent_and_evidence(ended: Ended, mlflo
         "evaluation",
         "payback",
         "rollout",
+        "stage",
         "training",
         "training",
     ]
@@ -122,11 +144,15 @@ def test_mlflow_knows_every_run_with_its_parent_and_evidence(ended: Ended, mlflo
     [parent] = [
         run["info"]["run_id"] for run, tag in zip(runs, tags, strict=True) if tag["kind"] == "rollout"
     ]
+    [pilot] = [run["info"]["run_id"] for run, tag in zip(runs, tags, strict=True) if tag["kind"] == "stage"]
     for run, tag in zip(runs, tags, strict=True):
         assert tag["env.lock"]
         if tag["kind"] != "rollout":
-            assert tag["mlflow.parentRunId"] == parent
-        if tag["kind"] not in ("rollout", "payback"):  # which rest on no data of their own
+            is_in_stage = tag["kind"] in ("evaluation", "payback") or tag.get("mode") == "selector"
+            assert tag["mlflow.parentRunId"] == (pilot if is_in_stage else parent)
+        if tag["kind"] in ("rollout", "stage"):
+            assert (tag["dataset"], tag["stage"], tag["verdict"]) == ("served", "pilot", "FAIL")
+        if tag["kind"] not in ("rollout", "stage", "payback"):  # which rest on no data of their own
             assert run["inputs"]["dataset_inputs"][0]["dataset"]["name"] == "served"
         if tag["kind"] == "training":
             metrics = {metric["key"] for metric in run["data"]["metrics"]}
@@ -139,6 +165,24 @@ def test_the_registry_of_the_server_holds_the_incumbent_as_champion(ended: Ended
     with urllib.request.urlopen(address, timeout=30) as answer:
         model = json.load(answer)["registered_model"]
     assert {(alias["alias"], str(alias["version"])) for alias in model["aliases"]} == {("champion", "1")}
+    assert "the release log is the truth" in model["description"]
+
+
+def test_every_version_has_its_card(ended: Ended, home: Path, mlflow_server: str) -> None:
+    """What the gate measured and who let it in, on the version's page, in its run and on disk."""
+    address = f"{mlflow_server}/api/2.0/mlflow/model-versions/get?name=dankai-served&version="
+    cards = {}
+    for number in (1, 2):
+        with urllib.request.urlopen(f"{address}{number}", timeout=30) as answer:
+            cards[number] = json.load(answer)["model_version"]["description"]
+        path = home / "datasets" / "served" / "model_cards" / f"version-{number}" / "model_card.md"
+        assert path.read_text() == cards[number]
+    assert "No gate was asked" in cards[1]
+    assert "| bootstrap | none, pilot |" in cards[1]
+    assert "the dense model in use" in cards[1]
+    assert "pilot gate" in cards[2]
+    assert "**FAIL**" in cards[2]
+    assert "| fail | pilot, pilot |" in cards[2]
 
 
 def test_a_training_by_hand_does_not_join_one_that_is_at_work(

@@ -252,3 +252,19 @@ def test_the_monitor_is_shown_as_what_it_is(home: Path, run: Run) -> None:
     log = ReleaseLog.open(load_settings({"DANKAI_HOME": str(home)}))
     rollback(log, climbed(log), MONITOR, "error_rate broke its bound in 3 windows")
     assert "by rollback of monitor (automatic): error_rate broke its bound" in run("history")[1]
+
+
+def test_status_is_one_screen_of_what_is_live_and_why(home: Path, run: Run) -> None:
+    log = ReleaseLog.open(load_settings({"DANKAI_HOME": str(home)}))
+    climbed(log)
+    code, out, _ = run("status")
+    assert code == 0
+    for words in (
+        "version 3 is live at stage steady",
+        "way back",
+        "version 2",
+        "PASS: edge gate on version 3",
+    ):
+        assert words in out
+    standing = json.loads(run("status", "--json")[1])["datasets"][0]
+    assert (standing["dataset"], standing["live"], standing["stage"]) == ("flights", 3, "steady")

@@ -6,8 +6,16 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from sparse_model.attention import BlockSelection, SparseAttention, attend, block_scores, select, selection
+from sparse_model.attention.sharded import attend_fetched
 from sparse_model.config import Budget
-from tests.sparse_model.attention_cases import Shape, lengths_of, selection_of, shard_of, tensors_of
+from tests.sparse_model.attention_cases import (
+    Shape,
+    lengths_of,
+    selection_of,
+    shard_gradients,
+    shard_of,
+    tensors_of,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -208,3 +216,23 @@ def test_a_shard_gives_its_rows_of_the_whole(rank: int, block_size: int) -> None
     got = triton_sharded.attend(q, fetched, means, mine).float()
     whole = attend(*tensors_of(shape, torch.bfloat16, "cuda"), selection_of(shape, "cuda")).float()
     torch.testing.assert_close(got, whole.chunk(3, dim=2)[rank], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("summaries", [True, False])
+@pytest.mark.parametrize("block_size", [64, 128])
+def test_a_shard_gives_gradients_to_queries_blocks_and_means(block_size: int, summaries: bool) -> None:
+    """As the portable path in float32, from the same bf16 inputs; and twice the same."""
+    from sparse_model.attention import triton_sharded
+
+    shape = Shape(2, 4, 2, 2, steps=9 * block_size, channels=64, block_size=block_size, selected=4)
+    ways = [
+        shard_gradients(work, shape, 1, 3, dtype, "cuda", summaries, drawn=torch.bfloat16)
+        for work, dtype in (
+            (triton_sharded.attend, torch.bfloat16),
+            (triton_sharded.attend, torch.bfloat16),
+            (attend_fetched, torch.float32),
+        )
+    ]
+    for ours, again, right in zip(*ways, strict=True):
+        assert torch.equal(ours, again)
+        assert float((ours.float() - right).norm()) < 1e-2 * float(right.norm())

@@ -19,6 +19,7 @@ from pipelines.preparation import source_data
 from pipelines.registry import Tracker
 from pipelines.release import start_pilot
 from pipelines.release_log import ReleaseLog
+from pipelines.report.leaving import leave_batch
 from pipelines.settings import Settings
 from tests.tiny_rollout import pump_table, write_dataset, write_policy
 from validation.errors import InputError
@@ -176,3 +177,56 @@ def test_a_dataset_without_a_live_model_cannot_be_monitored(live: Job, tmp_path:
     rows_from(KNOWN_UNTIL).write_csv(tmp_path / "batch.csv")
     with pytest.raises(InputError, match="nothing is live"):
         monitor_batch(Job(live.settings, other, live.policy, live.tracker, live.log, live.report), tmp_path)
+
+
+def test_every_batch_leaves_a_page_a_sound_one_with_what_was_read_of_it(live: Job, send: Send) -> None:
+    sound = send(KNOWN_UNTIL)
+    left = leave_batch(live, sound)
+    assert (left.story.kind, left.story.outcome) == ("monitor", sound.decision)
+    assert left.story.why == sound.reasons
+    assert left.story.windows
+    assert left.story.windows[0].explanation.snapshot == sound.batch
+    assert [each.is_this for each in left.story.periods].count(True) == 1
+    assert (left.page.parent / left.story.lineage.docs).is_file()
+    broken = leave_batch(live, send(KNOWN_UNTIL + timedelta(days=DAYS), lambda rows: rows.drop("load")))
+    assert broken.story.outcome == "fault"
+    assert broken.story.windows == ()
+    assert "DATA FAULT" in broken.page.read_text(encoding="utf-8")
+
+
+def test_drift_at_the_edge_reaches_the_monitor_when_devices_sync(live: Job, tmp_path: Path) -> None:
+    """A device of the live model scores rows that moved; what it leaves in a store is such a batch."""
+    from pipelines.edge.agent import Agent, Loaded, Options
+    from pipelines.edge.building import build_edge_bundle
+    from pipelines.edge.collecting import collect
+    from pipelines.edge.intake import read_lines
+    from pipelines.edge.runtime import EdgeModel
+    from pipelines.edge.stores import FolderStore
+    from pipelines.edge.sync import sync
+    from pipelines.release import live_checkpoint
+    from pipelines.signing import load_key
+
+    champion = live_checkpoint(live.settings, live.spec.name)
+    bundle = build_edge_bundle(live.settings, live.spec, champion)
+    model = EdgeModel.load(Path(bundle.folder), load_key(live.settings.keys).public_key())
+    first = KNOWN_UNTIL + timedelta(days=4 * DAYS)
+    before, moved = (
+        rows_from(first - timedelta(days=DAYS)),
+        rows_from(first).with_columns(pl.col("load") + 20),
+    )
+    lines = tmp_path / "rows.jsonl"
+    pl.concat([before[-64:], moved]).rename({"at": "time"}).write_ndjson(lines)
+    agent = Agent(tmp_path / "device", Loaded("1-live", model), lines, Options(audit_every=1))
+    scored = [each for some in agent.take(read_lines(str(lines), {}, False)) for each in some]
+    agent.close()
+    assert len(scored) == 16 * (len(moved) // 16)
+    (tmp_path / "store").mkdir()
+    store = FolderStore(tmp_path / "store")
+    sync(tmp_path / "device", "line-3", store)
+    [batch] = collect(store, live.spec, tmp_path / "incoming").batches
+    arrived = pl.read_csv(batch, try_parse_dates=True)
+    arrived[64:].write_csv(tmp_path / "batch.csv")  # the first 64 were context, and known to the server
+    report = monitor_batch(live, tmp_path / "batch.csv")
+    assert report.drift is not None
+    assert report.decision in ("watch", "retrain")
+    assert any("load" in reason for reason in report.reasons)

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.backtest import backtest
 from pipelines.clock import now
 from pipelines.data.spec import DatasetSpec, load_spec
-from pipelines.evaluation import evaluate, groups_of
+from pipelines.evaluation import evaluate, groups_of, task_kpis
+from pipelines.evaluations import Stored
 from pipelines.scoring import Scores
 from tests.tiny_rollout import ROOT, write_dataset
 from validation.gates import Outcome, Verdict
@@ -82,3 +84,20 @@ def test_the_gap_lies_beside_the_groups_with_an_interval(tmp_path: Path, spec: D
 def test_groups_that_are_too_small_make_no_gap(tmp_path: Path, spec: DatasetSpec) -> None:
     found = groups_of(scores(tmp_path, "live", 2.0, 1.0), spec, POLICY, WINDOWS + 1)
     assert {each.name for each in found} == {"auroc"}
+
+
+def test_another_confidence_computes_the_gap_again_too(tmp_path: Path, spec: DatasetSpec) -> None:
+    champion, challenger = scores(tmp_path, "champion", 1.0, 1.0), scores(tmp_path, "fair", 2.0, 1.6)
+    references = {"champion": champion, "baseline": champion}
+    stored = evaluate("steady", spec, POLICY, challenger, references)  # pyright: ignore[reportArgumentType]
+    surer = POLICY.model_copy(update={"confidence": 0.999})
+    [was], [would_be] = (
+        [each for each in kpis if each.name == "largest_gap"]
+        for kpis in (stored.kpis, task_kpis(stored, ["auroc"], surer))
+    )
+    assert would_be.value == was.value
+    assert would_be.low < was.low < was.high < would_be.high
+    told = Stored("run", spec.name, stored)
+    [replayed] = backtest([told], surer)
+    assert replayed.recomputed
+    assert not replayed.problem

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -322,3 +323,13 @@ def test_a_stored_version_holds_no_pickle_and_a_planted_one_is_not_loaded(
     with pytest.raises(mlflow.MlflowException, match="pickle is disallowed"):
         mlflow.pyfunc.load_model(str(folder))
     assert not (tmp_path / "owned").exists()
+
+
+def test_every_search_that_the_operators_page_gives_is_one_that_mlflow_takes(tracker: Tracker) -> None:
+    page = (Path(__file__).parents[2] / "infra" / "operators.md").read_text()
+    searches = re.findall(r"(?m)^((?:tags|attributes)\.\S+ \S+ '.*?')(?: {3,}|$)", page)
+    assert len(searches) >= 8
+    with tracker.run("flights pilot", "stage", {"dataset": "flights", "stage": "pilot", "verdict": "HOLD"}):
+        pass
+    found = {text: len(tracker._client.search_runs([tracker._experiment_id], text)) for text in searches}
+    assert found["tags.kind = 'stage' and tags.verdict = 'HOLD'"] == 1  # and the others were understood

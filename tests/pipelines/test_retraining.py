@@ -18,6 +18,8 @@ from pipelines.preparation import source_data
 from pipelines.registry import Tracker
 from pipelines.release import live_checkpoint, start_pilot
 from pipelines.release_log import Action, ReleaseLog
+from pipelines.report.leaving import leave_retraining
+from pipelines.report.story import read_story
 from pipelines.retraining import RetrainingReport, retrain, retrainings
 from pipelines.rollout import current_state
 from pipelines.settings import Settings
@@ -178,3 +180,20 @@ def test_the_rollout_still_knows_where_it_stands(job: Job, report: RetrainingRep
     state = current_state(job.log, NAME)
     assert state.live is not None
     assert (state.challenger is None) is (report.outcome != "held")
+
+
+def test_it_leaves_a_page_that_tells_it_beside_the_batch_that_asked(
+    job: Job, report: RetrainingReport
+) -> None:
+    left = leave_retraining(job, report)
+    story = left.story
+    assert (story.kind, story.outcome, story.reason) == ("retraining", report.outcome, report.reason)
+    assert [each.which for each in story.windows] == ["best", "typical", "worst"]
+    assert [each.stage for each in story.evaluations] == ["steady"]
+    assert [each.decision for each in story.periods if each.drift][:1] == ["retrain"]
+    assert [each.event for each in story.periods if each.is_this] == [report.outcome]
+    assert read_story(left.page.parent).model_dump_json() == story.model_dump_json()
+    assert report.outcome.upper() in left.page.read_text(encoding="utf-8")
+    run = job.tracker.get_run(report.run_id)
+    kept = Path(str(run.info.artifact_uri).removeprefix("file://")) / "report.html"
+    assert kept.read_bytes() == left.page.read_bytes()

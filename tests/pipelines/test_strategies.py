@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipelines import strategies
 from pipelines.data.spec import load_spec
 from pipelines.job import Job
 from pipelines.registry import Tracker
@@ -29,7 +30,7 @@ def compared(job: Job) -> Comparison:
 
 
 def test_every_strategy_sees_the_same_months(compared: Comparison) -> None:
-    assert [course.strategy for course in compared.courses] == ["never", "monthly", "drift"]
+    assert [course.strategy for course in compared.courses] == ["never", "monthly", "drift", "growth"]
     for course in compared.courses:
         assert [month.month for month in course.months] == ["2024-05", "2024-06"]
     assert len({course.months[0].value.value for course in compared.courses}) == 1
@@ -39,13 +40,21 @@ def test_every_strategy_sees_the_same_months(compared: Comparison) -> None:
 
 
 def test_a_world_that_turned_is_worth_a_training_and_a_last_month_is_not(compared: Comparison) -> None:
-    never, monthly, drift = compared.courses
-    assert (never.num_trainings, monthly.num_trainings, drift.num_trainings) == (0, 1, 1)
+    never, monthly, drift, growth = compared.courses
+    assert [course.num_trainings for course in compared.courses] == [0, 1, 1, 1]
     assert drift.months[0].drift == "retrain"
     assert drift.months[1].champion == monthly.months[1].champion != never.months[1].champion
     assert drift.months[1].value.value > never.months[1].value.value + 0.1
     assert drift.months[1].gate is not None
     assert drift.train_seconds == monthly.train_seconds > 0
+    assert growth.months[1].champion == monthly.months[1].champion  # two months more than ten days
+
+
+def test_data_that_have_hardly_grown_are_no_reason(
+    job: Job, compared: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strategies, "GROWTH", 10.0)
+    assert compare(job, TURNS).course("growth").num_trainings == 0
 
 
 def test_nothing_that_is_live_is_touched(job: Job, compared: Comparison) -> None:

@@ -6,10 +6,11 @@ from functools import partial
 import pytest
 
 import validation.kpis
+from pipelines.check_rows import row_of
 from pipelines.evaluation import Evaluation
 from pipelines.release_log import Stage as RolloutStage
 from pipelines.rollout import Release, RolloutState
-from pipelines.summary import _row, sentence_of
+from pipelines.summary import sentence_of
 from validation.gates import Check, Evidence, Outcome, StagePolicy, Threshold, judge
 from validation.kpis import Kpi
 from validation.statistics import Interval
@@ -35,7 +36,7 @@ def evaluation(*kpis: Kpi, thresholds: list[Threshold], stage: str = "pilot") ->
 def cells(measured: Kpi | None, threshold: Threshold) -> tuple[str, str, str, str]:
     judged = evaluation(*([measured] if measured else []), thresholds=[threshold])
     [check] = judged.verdict.checks
-    row = _row(judged, check)
+    row = row_of(judged.stage, check)
     return row.kpi, row.value, row.threshold, row.verdict
 
 
@@ -112,4 +113,4 @@ def test_a_row_is_made_of_every_kind_of_check() -> None:
     judged = evaluation(nan, thresholds=[Threshold(kpi="peak_memory_ratio", at_most=1.0)])
     [check] = judged.verdict.checks
     assert isinstance(check, Check)
-    assert _row(judged, check).value.startswith("nan [")
+    assert row_of(judged.stage, check).value.startswith("nan [")

@@ -1,5 +1,6 @@
 """Random attention problems, shared by the CPU and GPU tests."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -73,3 +74,24 @@ def shard_of(
         (whole.indices_BSQK[:, :, rows] - first) % num_blocks, whole.counts_BSQ[:, :, rows], shape.block_size
     )
     return q.chunk(count, dim=2)[rank], Fetched(k_TX, v_TX, place), (mean_k, mean_v), mine
+
+
+def shard_gradients(
+    work: Callable[..., Tensor],
+    shape: Shape,
+    rank: int,
+    count: int,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    summaries: bool = True,
+    drawn: torch.dtype | None = None,
+) -> list[Tensor]:
+    """Output of `work` for one shard, and gradients of its queries, of the blocks it reads, of the means; in
+    `dtype`, of numbers that `drawn` holds exactly."""
+    q, fetched, means, mine = shard_of(shape, rank, count, drawn or dtype, device)
+    leaves = [t.to(dtype, copy=True).requires_grad_() for t in (q, fetched.k_TX, fetched.v_TX, *means)]
+    q, k, v, *means = leaves
+    out = work(q, Fetched(k, v, fetched.place_BGJ), tuple(means) if summaries else None, mine)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).to(device, drawn or dtype)
+    asked = leaves if summaries else leaves[:3]
+    return [out.detach(), *torch.autograd.grad(out, asked, grad.to(dtype))]

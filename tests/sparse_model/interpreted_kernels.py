@@ -4,8 +4,9 @@ import torch
 
 from sparse_model.attention import BlockSelection, attend, selection, triton_launch, triton_sharded
 from sparse_model.attention import triton as gpu
+from sparse_model.attention.sharded import attend_fetched
 from sparse_model.attention.triton_problem import problem_of
-from tests.sparse_model.attention_cases import Shape, lengths_of, selection_of, shard_of, tensors_of
+from tests.sparse_model.attention_cases import Shape, lengths_of, selection_of, shard_gradients, tensors_of
 
 SHAPES = [
     Shape(1, 2, 1, 1, steps=50, channels=16, block_size=16, selected=2),
@@ -79,11 +80,15 @@ def check_transposed_lists(shape: Shape) -> None:
 
 def check_shard(shape: Shape, rank: int, summaries: bool) -> None:
     """Rows of one shard of three, whose blocks lie anywhere, are rows of the whole."""
-    q, fetched, means, mine = shard_of(shape, rank, 3, torch.float32)
-    got = triton_sharded.attend(q, fetched, means if summaries else None, mine)
     whole = tensors_of(shape, torch.float64)
     right = attend(*whole, selection_of(shape), summaries=summaries, implementation="reference")
-    torch.testing.assert_close(got.double(), right.chunk(3, dim=2)[rank], rtol=1e-4, atol=1e-5)
+    got, exact = (
+        shard_gradients(work, shape, rank, 3, dtype, summaries=summaries)
+        for work, dtype in ((triton_sharded.attend, torch.float32), (attend_fetched, torch.float64))
+    )
+    torch.testing.assert_close(got[0].double(), right.chunk(3, dim=2)[rank], rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(got, exact, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
     generator = torch.Generator().manual_seed(shape.seed)
     sq, sk = torch.randn(2, shape.batch, shape.rankings, shape.steps, 16, generator=generator).half().float()
     sq = sq.chunk(3, dim=2)[rank]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from validation.effects import Baseline, Effect, measure, rank_correlations, with_usual
+from validation.effects import LASTING, Baseline, Effect, measure, with_usual
 
 
 def found(old: np.ndarray, new: np.ndarray, categorical: tuple[str, ...] = ()) -> dict[str, float]:
@@ -48,26 +48,55 @@ def test_columns_without_a_spread_or_without_a_value_are_no_crash() -> None:
     assert found(nothing, values) == {"missing": 1.0}
 
 
-def test_relations_are_seen_where_no_column_moves_by_itself() -> None:
+def beside(columns: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> dict[tuple[str, str], Effect]:
+    """A batch beside eight stretches."""
+    rows = len(next(iter(columns.values())))
+    compared = Baseline.of(columns, np.arange(rows) * 8 // rows, ()).compare(batch)
+    return {(each.subject, each.measure): each for each in compared}
+
+
+@pytest.fixture(scope="module")
+def together() -> dict[str, np.ndarray]:
+    """Two columns that move together, day by day, and one by itself."""
     generator = np.random.default_rng(0)
-    first, second = generator.normal(size=(2, 4000))
-    old = {"x": first, "y": 0.8 * first + 0.6 * second}
-    effects = measure(old, {"x": first, "y": generator.permutation(old["y"])})
-    by_kind = {
-        kind: max(each.value for each in effects if each.kind == kind) for kind in ("inputs", "relations")
+    season = np.repeat(generator.normal(size=8), 500)
+    own = generator.normal(size=(3, 4000))
+    return {"x": season + own[0], "y": 2 * (season + own[0]) + 0.3 * own[1], "z": own[2]}
+
+
+def test_what_moves_with_others_is_measured_by_what_they_leave_unsaid(
+    together: dict[str, np.ndarray],
+) -> None:
+    last = {name: values[-500:] for name, values in together.items()}
+    shifted = last | {"x": last["x"] + 0.5 * together["x"].std()}
+    quiet, moved = beside(together, last), beside(together, shifted)
+    assert abs(quiet["x", "level"].value) < 0.05
+    assert 0.3 < moved["x", "level"].value < 0.6
+    assert moved["x", "level"].value > 20 * moved["x", "level"].usual
+    assert moved["x", "shift"].value < 3 * moved["x", "shift"].usual  # the season moves as far
+
+
+def test_relations_are_seen_where_no_column_moves_by_itself(together: dict[str, np.ndarray]) -> None:
+    last = {name: values[-500:] for name, values in together.items()}
+    torn = beside(together, last | {"y": np.random.default_rng(1).permutation(last["y"])})
+    assert torn["y", "shift"].value == beside(together, last)["y", "shift"].value
+    assert torn["y", "relation"].value > 0.5
+    assert torn["y", "scatter"].value > 1
+    assert torn["z", "relation"].value < 0.2
+
+
+def test_a_column_that_is_not_known_yet_says_nothing_and_changes_nothing(
+    together: dict[str, np.ndarray],
+) -> None:
+    last = {name: values[-500:] for name, values in together.items()}
+    late = {"outcome": (together["x"] > 1).astype(float)}
+    base = Baseline.of({**together, **late}, np.arange(4000) // 500, (), ["outcome"])
+    found = {
+        (each.subject, each.measure): each.value
+        for each in base.compare({**last, "outcome": np.full(500, math.nan)})
     }
-    assert by_kind["inputs"] < 0.01
-    assert by_kind["relations"] == pytest.approx(0.78, abs=0.05)
-
-
-def test_rank_correlation_is_spearmans() -> None:
-    from scipy.stats import spearmanr
-
-    generator = np.random.default_rng(0)
-    columns = {"x": generator.normal(size=300), "y": generator.gamma(1, size=300), "c": np.ones(300)}
-    matrix = rank_correlations(columns, ["x", "y", "c"])
-    assert matrix[0, 1] == pytest.approx(spearmanr(columns["x"], columns["y"])[0])
-    assert matrix[0, 2] == 0
+    assert ("outcome", "level") not in found
+    assert found["x", "scatter"] == pytest.approx(0, abs=0.1)
 
 
 def test_what_is_usual_is_what_stretches_of_the_reference_differ_by() -> None:
@@ -78,11 +107,12 @@ def test_what_is_usual_is_what_stretches_of_the_reference_differ_by() -> None:
         (each.subject, each.measure): each
         for each in baseline.compare({"season": season[:500], "calm": calm[:500]})
     }
-    assert effects["season", "shift"].usual > 1
+    assert effects["season", "shift"].usual > 0.9
     assert effects["calm", "shift"].usual < 0.1
 
 
-def test_too_few_stretches_say_nothing_of_what_is_usual() -> None:
+def test_usual_is_the_mean_of_stretches_in_a_row() -> None:
     one = Effect(kind="inputs", subject="x", measure="shift", value=1.0)
-    assert with_usual([one], [[one]] * 3)[0].usual == 0
-    assert with_usual([one], [[one]] * 4)[0].usual == 1
+    assert with_usual([one], [[one]] * LASTING)[0].usual == 0  # too few
+    flipping = [[one.model_copy(update={"value": value})] for value in (1.0, -1.0) * 30]
+    assert with_usual([one], flipping)[0].usual == pytest.approx(1 / 3, rel=0.05)

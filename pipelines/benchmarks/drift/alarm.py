@@ -106,8 +106,9 @@ def _moves(values: np.ndarray) -> bool:
 
 
 def alarms(stream: Stream, real: dict[int, Look], policy: DriftPolicy) -> dict[int, str]:
-    """Every batch that is called something but quiet, and what."""
+    """Every batch that is called something but quiet, and what; however few rows it has."""
     called, said = {}, []
+    policy = policy.model_copy(update={"min_rows": 1})
     for number in stream.batches:
         each = real[number]
         said.append(detect_drift(each.effects, each.num_rows, policy, earlier=said))

@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import numpy as np
+
 from pipelines.benchmarks.attention import table
 from pipelines.benchmarks.drift.alarm import WITHIN, Found, Look, Planted, alarms, find, planted, real_looks
 from pipelines.benchmarks.drift.streams import Stream, streams
@@ -22,9 +24,10 @@ from pipelines.fingerprint import environment
 from validation.drift import DriftPolicy
 
 Row = dict[str, Any]
-MULTIPLES = (1.5, 2.0, 2.25, 2.5, 3.0)
-FARS = (2.0, 3.0, 4.0)
-DEBOUNCES = (1, 2, 3)
+MULTIPLES = (2.25, 4.0, 6.0, 8.0)
+SIGNED_MULTIPLES = (4.0, 5.0, 6.0, 8.0)
+FARS = (3.0, 5.0)
+HALF = 0.5  # standard deviations: as far as the smallest planted level
 MOST_FALSE = 1 / 6  # alarms per quiet batch
 
 
@@ -91,10 +94,32 @@ def _of_kind(kind: str, cases: list[Found]) -> Row:
 def grid(measured: Measured, policy: DriftPolicy) -> list[Row]:
     """What other thresholds would do on these streams."""
     rows = []
-    for multiple, far, debounce in product(MULTIPLES, FARS, DEBOUNCES):
-        tried = policy.model_copy(update={"usual_multiple": multiple, "far": far, "debounce": debounce})
-        rows.append({"usual_multiple": multiple, "far": far, "debounce": debounce, **_rates(measured, tried)})
+    for multiple, signed, far in product(MULTIPLES, SIGNED_MULTIPLES, FARS):
+        thresholds = {"usual_multiple": multiple, "signed_multiple": signed, "far": far}
+        rows.append({**thresholds, **_rates(measured, policy.model_copy(update=thresholds))})
     return rows
+
+
+def natural(measured: Measured) -> list[Row]:
+    """Of every stream: how many numeric columns are half a standard deviation away in a tenth of the quiet
+    batches, with nothing planted; by themselves (shift), and in what the others leave unsaid (level)."""
+    return [
+        {"stream": stream.name, **_natural(stream, real)}
+        for stream, real in zip(measured.streams, measured.real, strict=True)
+        if set(stream.batches) - stream.disturbed
+    ]
+
+
+def _natural(stream: Stream, real: dict[int, Look]) -> Row:
+    found: dict[str, dict[str, list[float]]] = {"shift": {}, "level": {}}
+    for number in set(stream.batches) - stream.disturbed:
+        for effect in real[number].effects:
+            if effect.measure in found:
+                found[effect.measure].setdefault(effect.subject, []).append(abs(effect.value))
+    return {"columns": len(found["shift"])} | {
+        f"{name}_moves_by_half": sum(float(np.quantile(each, 0.9)) > HALF for each in columns.values())
+        for name, columns in found.items()
+    }
 
 
 def _rates(measured: Measured, policy: DriftPolicy) -> Row:
@@ -123,6 +148,8 @@ def main(folder: Path, policy: DriftPolicy) -> Row:
         replace_file(folder / "drift.json", json.dumps(result, indent=1).encode() + b"\n")
         print(table(result["false_alarms"][-1:]), flush=True)
     print(table(result["planted"]), flush=True)
+    result["natural"] = natural(reported)
+    print(table(result["natural"]), flush=True)
     for stream in streams("choose"):
         tried.add(stream)
     rows = grid(tried, policy)

@@ -90,7 +90,9 @@ def _stuck(values: NDArray, age: int, random: np.random.Generator) -> NDArray:
 
 def _partner(stream: Stream, column: str) -> str | None:
     """Another column that moves, and has little to do with this one."""
-    from validation.effects import is_numeric, rank_correlations
+    import pandas as pd
+
+    from validation.effects import is_numeric
 
     names = [
         name
@@ -99,8 +101,9 @@ def _partner(stream: Stream, column: str) -> str | None:
     ]
     if not names:
         return None
-    related = np.abs(rank_correlations(stream.reference, [column, *names])[0, 1:])
-    return names[int(related.argmin())]
+    table = pd.DataFrame({name: stream.reference[name].astype(np.float64) for name in (column, *names)})
+    related = table[names].corrwith(table[column], method="spearman").abs().fillna(0.0)
+    return names[int(related.to_numpy().argmin())]
 
 
 def _mixed(column: str, partner: str, mean: float, std: float) -> Change:

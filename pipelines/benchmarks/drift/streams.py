@@ -80,7 +80,9 @@ class Stream:
                 known = np.abs(self.batch - (number - _YEAR)) <= _AROUND
             pieces = max(FEWEST_STRETCHES, len(np.unique(self.batch[known])))
             columns, blocks = self._take(known), np.arange(known.sum()) * pieces // known.sum()
-            self._baselines[key] = Baseline.of(columns, blocks, self.categorical)
+            self._baselines[key] = Baseline.of(
+                columns, blocks, self.categorical, [self.outcome] if self.outcome else []
+            )
         return self._baselines[key]
 
     def _take(self, rows: NDArray[np.bool_]) -> Columns:

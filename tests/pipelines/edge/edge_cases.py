@@ -10,6 +10,7 @@ from pipelines.checkpoint import Checkpoint, save_weights
 from pipelines.data.preprocessing import Preprocessing, Scale, Vocabulary
 from pipelines.data.spec import DatasetSpec
 from pipelines.edge.bundle import Bundle, build_bundle
+from pipelines.edge.precision import Precision
 from pipelines.edge.rows import Inputs
 from sparse_model.config import ModelConfig
 from sparse_model.model import SparseEncoder
@@ -66,7 +67,7 @@ def random_window(config: ModelConfig, num_steps: int, seed: int = 0) -> Inputs:
     )
 
 
-def built_bundle(parent: Path, head_bias: float = 0.0) -> Bundle:
+def built_bundle(parent: Path, head_bias: float = 0.0, precision: Precision = "fp32") -> Bundle:
     """A signed bundle of a small random model."""
     model = random_model()
     torch.nn.init.constant_(model.head.bias, head_bias)
@@ -85,7 +86,8 @@ def built_bundle(parent: Path, head_bias: float = 0.0) -> Bundle:
         peak_memory_bytes=0,
     )
     windows = [random_window(model.config, 48, seed) for seed in range(3)]
-    return build_bundle(checkpoint, SPEC, PREPROCESSING, windows, 0.5, "2" * 64, KEY, parent / "bundles")
+    made_of = (checkpoint, SPEC, PREPROCESSING, windows, 0.5, "2" * 64, KEY, parent / "bundles")
+    return build_bundle(*made_of, precision=precision)
 
 
 if __name__ == "__main__":  # a build to be killed

@@ -15,7 +15,7 @@ from edge_cases import random_model, random_window
 
 from pipelines.edge.export import export_onnx
 from pipelines.edge.parity import parity
-from pipelines.edge.runtime import num_selected, open_session, run_graph
+from pipelines.edge.runtime import OnnxEncoder, num_selected
 from sparse_model.config import Budget
 
 SHAPES = (
@@ -40,7 +40,7 @@ def test_graph_gives_what_the_checkpoint_gives(
     model = random_model(seed, **shape)
     path = tmp_path_factory.mktemp("graph") / "model.onnx"
     export_onnx(model, path)
-    report = parity(path, model, [random_window(model.config, num_steps, seed)], density)
+    report = parity(_engine(path), model, [random_window(model.config, num_steps, seed)], density)
     assert report.passed, report
     assert report.selection_equal > 0.99
 
@@ -48,10 +48,10 @@ def test_graph_gives_what_the_checkpoint_gives(
 def test_graph_runs_the_budget_it_is_given_and_one_file_serves_every_length(tmp_path: Path) -> None:
     model = random_model()
     export_onnx(model, tmp_path / "model.onnx")
-    session = open_session((tmp_path / "model.onnx").read_bytes(), threads=1)
+    engine = _engine(tmp_path / "model.onnx")
     for num_steps, blocks in ((1, 1), (48, 1), (48, 3), (700, 5)):
-        outputs, selected = run_graph(session, random_window(model.config, num_steps), blocks)
-        assert outputs.shape == (1, num_steps, 1)
+        outputs, selected = engine.outputs_and_selected(random_window(model.config, num_steps), blocks)
+        assert outputs.shape == (num_steps, 1)
         num_blocks = -(-num_steps // 8)
         assert selected.shape == (2, model.config.selector_heads, num_blocks, blocks)
         own = np.arange(num_blocks)[:, None]
@@ -63,12 +63,10 @@ def test_graph_runs_the_budget_it_is_given_and_one_file_serves_every_length(tmp_
 def test_budget_out_of_range_is_brought_into_range(tmp_path: Path) -> None:
     model = random_model()
     export_onnx(model, tmp_path / "model.onnx")
-    session = open_session((tmp_path / "model.onnx").read_bytes(), threads=1)
+    engine = _engine(tmp_path / "model.onnx")
     window = random_window(model.config, 48)
     for asked, used in ((-3, 1), (0, 1), (99, 6)):
-        np.testing.assert_array_equal(
-            run_graph(session, window, asked)[0], run_graph(session, window, used)[0]
-        )
+        np.testing.assert_array_equal(engine.outputs(window, asked), engine.outputs(window, used))
 
 
 def test_equal_weights_give_equal_bytes(tmp_path: Path) -> None:
@@ -85,7 +83,7 @@ def test_parity_notices_a_graph_of_slightly_other_weights(tmp_path: Path, part: 
     export_onnx(model, tmp_path / "model.onnx")
     with torch.no_grad():
         model.get_parameter(f"layers.1.attention.{part}.weight").mul_(1.001)
-    assert not parity(tmp_path / "model.onnx", model, [random_window(model.config, 200)], 0.5).passed
+    assert not parity(_engine(tmp_path / "model.onnx"), model, [random_window(model.config, 200)], 0.5).passed
 
 
 def test_parity_notices_a_graph_that_reads_other_blocks(tmp_path: Path) -> None:
@@ -94,7 +92,7 @@ def test_parity_notices_a_graph_that_reads_other_blocks(tmp_path: Path) -> None:
     with torch.no_grad():
         weight = model.get_parameter("layers.1.attention.selector.to_qk.weight")
         weight.copy_(weight.flip(0))
-    report = parity(tmp_path / "model.onnx", model, [random_window(model.config, 200)], 0.25)
+    report = parity(_engine(tmp_path / "model.onnx"), model, [random_window(model.config, 200)], 0.25)
     assert report.same_blocks_error <= report.tolerance
     assert report.tie_gap > report.tie_tolerance
     assert not report.passed
@@ -104,3 +102,7 @@ def test_device_and_checkpoint_count_blocks_alike() -> None:
     for num_steps in (1, 7, 8, 9, 800, 2304):
         for density in (1e-3, 0.1, 0.125, 0.3, 0.7, 1.0):
             assert num_selected(density, num_steps, 8) == Budget(density).num_selected(-(-num_steps // 8))
+
+
+def _engine(path: Path) -> OnnxEncoder:
+    return OnnxEncoder(path.read_bytes(), threads=1)

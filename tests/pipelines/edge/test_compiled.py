@@ -1,0 +1,162 @@
+"""The compiled encoder answers as the checkpoint does, at each of its precisions, or says that it cannot."""
+
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from edge_cases import KEY, built_bundle, random_model, random_window
+
+from pipelines.edge import compiled
+from pipelines.edge.bundle import verify_bundle
+from pipelines.edge.compiled import CompiledEncoder, NotCompiled
+from pipelines.edge.export import export_onnx
+from pipelines.edge.parity import parity
+from pipelines.edge.precision import Precision
+from pipelines.edge.runtime import EdgeModel, OnnxEncoder, open_engine
+from pipelines.edge.weights import read_weights
+from sparse_model.model import SparseEncoder
+from validation.errors import InputError
+
+SHAPES = (
+    {"num_kv_heads": 2, "selector_heads": 2},
+    {"num_kv_heads": 1, "selector_heads": 4, "block_size": 5, "cardinalities": (3, 4)},
+    {"num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "selector_heads": 1, "cardinalities": ()},
+    {"block_size": 300, "num_outputs": 17},
+    {
+        "num_layers": 3,
+        "dense_layers": (1,),
+        "rotary_share": 0.5,
+        "width": 72,
+        "num_heads": 6,
+        "num_kv_heads": 6,
+    },
+)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int16")
+
+
+def _graph(model: SparseEncoder, folder: Path) -> bytes:
+    export_onnx(model, folder / "model.onnx")
+    return (folder / "model.onnx").read_bytes()
+
+
+def _engine(
+    model: SparseEncoder, folder: Path, library: Path, threads: int = 2, precision: str = "fp32"
+) -> CompiledEncoder:
+    return CompiledEncoder(_graph(model, folder), model.config.to_dict(), threads, precision, library)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_it_answers_as_the_checkpoint_does(
+    tmp_path: Path, library: Path, shape: dict, precision: Precision
+) -> None:
+    model = random_model(1, **shape)
+    engine = _engine(model, tmp_path, library, precision=precision)
+    for num_steps, density in ((7, 0.5), (103, 0.3)):
+        # a few steps alone have no spread of errors to take a tolerance from
+        windows = [random_window(model.config, num_steps, seed) for seed in range(4 if num_steps < 9 else 1)]
+        report = parity(engine, model, windows, density, precision)
+        assert report.passed, report
+        assert report.selection_equal > 0.99
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_other_weights_or_other_blocks_are_noticed(
+    tmp_path: Path, library: Path, precision: Precision
+) -> None:
+    model = random_model()
+    engine, window = _engine(model, tmp_path, library, precision=precision), random_window(model.config, 200)
+    selector = model.get_parameter("layers.1.attention.selector.to_qk.weight")
+    kept = selector.detach().clone()
+    with torch.no_grad():
+        selector.copy_(selector.flip(0))
+        assert not parity(engine, model, [window], 0.25, precision).passed
+        selector.copy_(kept)
+        model.get_parameter("layers.1.attention.to_kv.weight").mul_(1.05)
+        assert not parity(engine, model, [window], 0.25, precision).passed
+
+
+def test_threads_change_no_bit_and_budgets_are_brought_into_range(tmp_path: Path, library: Path) -> None:
+    model = random_model()
+    one, three = (_engine(model, tmp_path, library, threads) for threads in (1, 3))
+    window = random_window(model.config, 601)
+    assert one.outputs(random_window(model.config, 1), 1).shape == (1, 1)
+    np.testing.assert_array_equal(one.outputs(window, 9), three.outputs(window, 9))
+    for asked, used in ((-3, 1), (0, 1), (999, 76)):
+        np.testing.assert_array_equal(one.outputs(window, asked), one.outputs(window, used))
+
+
+def test_a_value_that_is_no_number_stays_where_it_can_be_seen(tmp_path: Path, library: Path) -> None:
+    model = random_model()
+    engine, window = _engine(model, tmp_path, library), random_window(model.config, 48)
+    window.numeric[:] = np.nan
+    assert np.isnan(engine.outputs(window, 2)).all()
+
+
+def test_a_named_engine_runs_or_raises_and_a_chosen_one_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = random_model()
+    graph, shape = _graph(model, tmp_path), model.config.to_dict()
+    monkeypatch.setattr(compiled, "library_file", lambda: compiled._FOLDER / "absent.so")
+    with pytest.raises(NotCompiled, match="install dankai"):
+        open_engine("compiled", graph, shape, 1)
+    with pytest.raises(ValueError, match="not one of auto, compiled, onnxruntime"):
+        open_engine("fastest", graph, shape, 1)
+    with caplog.at_level(logging.INFO):
+        assert open_engine("auto", graph, shape, 1, "int16").name == "onnxruntime"
+    assert "onnxruntime, in float32" in caplog.text
+    with pytest.raises(InputError, match="--precision int16"):
+        built_bundle(tmp_path, precision="int16")
+
+
+def test_a_bundle_of_reduced_precision_is_answered_by_either_engine(
+    tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "library_file", lambda: library)
+    bundle = built_bundle(tmp_path, precision="int16")
+    manifest = verify_bundle(Path(bundle.folder), KEY.public_key())
+    assert (manifest["precision"], manifest["extras"]) == ("int16", ["compiled"])
+    assert bundle.parity.passed
+    for name in ("compiled", "onnxruntime"):
+        model = EdgeModel.load(Path(bundle.folder), KEY.public_key(), engine=name)
+        assert model.engine.name == name
+
+
+def test_weights_are_read_from_the_graph_without_its_package(tmp_path: Path) -> None:
+    import onnx
+    from onnx.numpy_helper import to_array
+
+    graph = _graph(random_model(), tmp_path)
+    stored = {tensor.name: to_array(tensor) for tensor in onnx.load_from_string(graph).graph.initializer}
+    read = read_weights(graph)
+    assert {name for name, array in stored.items() if array.dtype == np.float32} == set(read)
+    for name, array in read.items():
+        np.testing.assert_array_equal(array, stored[name])
+    for harmed in (graph[:-1], graph[: len(graph) // 2], b"\xff" * 64):
+        with pytest.raises(ValueError, match="not an ONNX file"):
+            read_weights(harmed)
+
+
+def test_a_graph_of_another_shape_is_refused_before_its_weights_are_read(
+    tmp_path: Path, library: Path
+) -> None:
+    model = random_model()
+    graph, shape = _graph(model, tmp_path), model.config.to_dict()
+    for name, value in (("width", 64), ("num_layers", 3), ("ffn_width", 100), ("cardinalities", (5,))):
+        with pytest.raises(ValueError, match="build the bundle again"):
+            CompiledEncoder(graph, shape | {name: value}, 1, library=library)
+
+
+def test_causal_models_are_left_to_the_graph(tmp_path: Path, library: Path) -> None:
+    model = random_model(causal=True)
+    with pytest.raises(NotCompiled, match="causal"):
+        _engine(model, tmp_path, library)
+    report = parity(OnnxEncoder(_graph(model, tmp_path), 1), model, [random_window(model.config, 201)], 0.3)
+    assert report.passed, report
