@@ -68,9 +68,15 @@ class Machine(NamedTuple):
 def machines(number: int, seed: int = 0) -> list[Machine]:
     """Mostly sound; in fifty, five fail again and again, two hang, three lie. Speeds spread tenfold."""
     chance = random.Random(seed)
-    kinds: list[Kind] = ["failing"] * max(1, number // 10) + ["hanging"] * max(1, number // 25)
-    kinds += ["lying: impossible", "lying: contradicts", "lying: all is well"]
-    kinds += ["sound"] * (number - len(kinds))
+    counts: dict[Kind, int] = {
+        "failing": max(1, number // 10),
+        "hanging": max(1, number // 25),
+        "lying: impossible": 1,
+        "lying: contradicts": 1,
+        "lying: all is well": 1,
+    }
+    counts["sound"] = number - sum(counts.values())
+    kinds: list[Kind] = [kind for kind, count in counts.items() for _ in range(count)]
     chance.shuffle(kinds)
     return [
         Machine(f"device-{place:02d}", kind, 0.05 * 10 ** chance.random()) for place, kind in enumerate(kinds)

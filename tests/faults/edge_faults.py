@@ -10,7 +10,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,10 +20,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines" / "edge"))
-
-from edge_cases import KEY, built_bundle
 
 from pipelines import clock
 from pipelines.edge import agent as agents
@@ -38,6 +33,7 @@ from pipelines.edge.stores import FolderStore
 from pipelines.edge.updates import bundle_folder, install, installed
 from pipelines.edge.verification import read_bundle
 from tests.faults.power import Image, PowerCut
+from tests.pipelines.edge.edge_cases import KEY, built_bundle
 
 PUBLIC = KEY.public_key()
 Answers = list[dict[str, Any]]

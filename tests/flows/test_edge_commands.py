@@ -10,12 +10,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "pipelines" / "edge"))
-
-from edge_cases import KEY, built_bundle
-from test_agent import plant_rows, write
-
 from pipelines.signing import public_pem
+from tests.pipelines.edge.edge_cases import KEY, built_bundle
+from tests.pipelines.edge.test_agent import plant_rows, write
 
 ROOT = Path(__file__).parents[2]
 ON_A_DEVICE = """

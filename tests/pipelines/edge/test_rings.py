@@ -82,7 +82,7 @@ def fine(_: Path, said: Report) -> Report:
 def hung(_: Path, __: Report) -> None: ...
 
 
-def failing(bundle: str) -> Behaviour:
+def failing(bundle: str) -> Callable[[Path, Report], Report]:
     """Of the bundle with that release number no window is answered."""
 
     def behave(device: Path, said: Report) -> Report:
@@ -172,7 +172,8 @@ def test_a_tenth_may_be_silent_or_impossible_and_more_may_not(
     def impossible(device: Path, said: Report) -> Report:
         return fine(device, said) | {"latency_ms": [-1.0] * 400}
 
-    fleet.behaviour = {NAMES[-1]: hung} | dict.fromkeys(NAMES[-number:-1], impossible)
+    fleet.behaviour |= dict.fromkeys(NAMES[-number:-1], impossible)
+    fleet.behaviour[NAMES[-1]] = hung
     said = fleet.roll_out(made[1], seconds=0.2)
     last = said.rings[-1]
     assert (len(last.silent), len(last.set_aside)) == (1, number - 1)

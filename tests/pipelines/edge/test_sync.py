@@ -55,7 +55,7 @@ def web(tmp_path: Path) -> Iterator[str]:
             self.send_response(201)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None: ...
+        def log_message(self, format: str, *_: object) -> None: ...
 
     (tmp_path / "web").mkdir()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:

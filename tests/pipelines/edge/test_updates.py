@@ -319,7 +319,7 @@ def test_a_bundle_that_ends_the_process_three_times_is_taken_back(made: Made, tm
     keeper = kept(tmp_path, made, 1, 2)
 
     class Deadly(EdgeModel):
-        def score(self, *_: Any) -> Any:
+        def score(self, window: Any, density: float | None = None) -> Any:
             os._exit(11)
 
     for _ in range(3):
@@ -336,8 +336,8 @@ def test_starts_that_end_well_or_score_nothing_count_for_nothing(made: Made, tmp
     keeper = kept(tmp_path, made, 1, 2)
     for _ in range(5):
         loaded = keeper.load()
+        assert loaded.name.startswith("2-")
         keeper.score(loaded.model, loaded.model.golden, 0.5)
-    assert loaded.name.startswith("2-")
 
 
 def test_an_installed_bundle_that_was_damaged_on_the_disk_gives_way(made: Made, tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_live_windows_without_answers_take_the_bundle_back_and_the_stream_goes_o
     made: Made, tmp_path: Path
 ) -> None:
     keeper, source = kept(tmp_path / "device", made, 1, 2), tmp_path / "rows.jsonl"
-    write(source, plant_rows(40 + 8 * 330))
+    write(source, plant_rows(40 + 8 * 400))
 
     def score(model: EdgeModel, inputs: Any, density: float) -> Any:
         good = model.score(inputs, density)
@@ -364,5 +364,5 @@ def test_live_windows_without_answers_take_the_bundle_back_and_the_stream_goes_o
     state, found = installed(tmp_path / "device"), list(answers_of(tmp_path / "device"))
     assert state.current.startswith("1-")
     assert "100 of 100 windows without an answer" in next(iter(state.refused.values()))
-    assert len(found) == 8 * 330
-    assert 8 * 300 <= sum("error" in each for each in found) < 8 * 330
+    assert len(found) == 8 * 400
+    assert 8 * 300 <= sum("error" in each for each in found) < 8 * 400
