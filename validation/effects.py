@@ -174,7 +174,8 @@ class Baseline:
         whole, names = _thinned(columns), tuple(categorical)
         stretches = [np.nonzero(blocks == each)[0] for each in np.unique(blocks[blocks >= 0])]
         numeric = {name: each for name, each in columns.items() if name not in names and is_numeric(each)}
-        relations, told = None, [{}] * len(stretches)
+        relations: Relations | None = None
+        told: list[Told] = [{} for _ in stretches]
         if len(numeric) > 1 and len(stretches) >= FEWEST_BLOCKS:
             relations, told = Relations.of(numeric, stretches, outcomes)
 

@@ -56,10 +56,14 @@ class _Moments(NamedTuple):
     count: int
 
     def plus(self, other: "_Moments") -> "_Moments":
-        return _Moments(*(mine + its for mine, its in zip(self, other, strict=True)))
+        return _Moments(
+            self.products_FF + other.products_FF, self.sums_F + other.sums_F, self.count + other.count
+        )
 
     def minus(self, other: "_Moments") -> "_Moments":
-        return _Moments(*(mine - its for mine, its in zip(self, other, strict=True)))
+        return _Moments(
+            self.products_FF - other.products_FF, self.sums_F - other.sums_F, self.count - other.count
+        )
 
 
 class _Model(NamedTuple):
@@ -105,7 +109,11 @@ class Relations:
         left = [
             _left(_fit(whole.minus(own), tells), *each) for own, each in zip(moments, ranked, strict=True)
         ]
-        typical = _Left(*(_mean(np.stack(each)) for each in zip(*left, strict=True)))
+        typical = _Left(
+            _mean([each.level_F for each in left]),
+            _mean([each.scatter_F for each in left]),
+            _mean([each.relations_FF for each in left]),
+        )
         found = cls(ranks, _fit(whole, tells), typical)
         return found, [found._beside(each) for each in left]
 
@@ -131,8 +139,9 @@ def _ranked(values: Array) -> Floats:
     return np.sort(evenly(known[np.isfinite(known)], MOST_RANKED))
 
 
-def _mean(values: Floats) -> Floats:
-    """Along the first axis, of what is known."""
+def _mean(each: Sequence[Floats]) -> Floats:
+    """Of what is known."""
+    values = np.stack(each)
     known = np.isfinite(values)
     return np.where(known.any(axis=0), np.nansum(values, axis=0) / np.maximum(1, known.sum(axis=0)), np.nan)
 
