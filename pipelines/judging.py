@@ -368,6 +368,7 @@ def edge_kpis(
     kpis = [
         measured("error_rate", Interval(value=failed, low=failed, high=failed, n=asked)),
         measured("parity_max_abs_error", worst_case(errors, bundle.parity.max_abs_error)),
+        measured("parity_share", bundle.parity.share),
         measured("bundle_bytes", float(bundle.size_bytes)),
     ]
     if len(latency):

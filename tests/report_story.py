@@ -366,3 +366,24 @@ def bare_story(**changes: object) -> Story:
         state=RolloutState(dataset="pump"),
     )
     return plain.model_copy(update=changes)
+
+
+def story_without_intervals() -> Story:
+    """As `whole_story`, of too few windows for any interval."""
+    story, none = whole_story(), {"low": np.nan, "high": np.nan}
+    judged = story.evaluations[0]
+    table = calibration()
+    points = [each.model_copy(update={"loss": each.loss.model_copy(update=none)}) for each in table.points]
+    values = [
+        each.model_copy(update={"value": each.value and each.value.model_copy(update=none)})
+        for each in periods()
+    ]
+    return story.model_copy(
+        update={
+            "evaluations": (
+                judged.model_copy(update={"kpis": tuple(k.model_copy(update=none) for k in judged.kpis)}),
+            ),
+            "calibration": table.model_copy(update={"points": tuple(points)}),
+            "periods": tuple(values),
+        }
+    )

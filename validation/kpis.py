@@ -86,6 +86,7 @@ KINDS: dict[str, KpiKind] = {
         _cost("error_rate", "requests without a usable answer / requests", "", highest=1.0, is_live=True),
         _cost("peak_memory_bytes", "peak memory of inference", "B", "processes", is_live=True),
         _cost("bundle_bytes", "size of the edge bundle", "B", "once"),
+        _cost("parity_share", "parity error of the edge engine / the tolerance derived for it", "", "once"),
         _cost("parity_max_abs_error", "largest difference of a score from the checkpoint's", "", "windows"),
         _cost("seed_spread", "(largest - smallest) / |mean| of the task metric over seeds", "", "once"),
         _cost("quarantined_share", "rows that failed an expectation / rows", "", "once"),

@@ -16,7 +16,7 @@ class Measured(NamedTuple):
 
 
 _SERVED = frozenset({"error_rate", "parity_max_abs_error", "latency_p90_ms"})
-_ON_DEVICE = frozenset({"latency_p99_ms", "peak_memory_bytes", "bundle_bytes"})
+_ON_DEVICE = frozenset({"latency_p99_ms", "peak_memory_bytes", "bundle_bytes", "parity_share"})
 _COST = frozenset({"latency_p50_ratio", "latency_p99_ratio", "peak_memory_ratio", "payback_days"})
 _CANARY = frozenset({"canary_error_rate", "shadow_disagreement", "canary_latency_ratio"})
 _BETWEEN_GROUPS = frozenset({"largest_gap"})

@@ -54,9 +54,15 @@ class ParityReport(Record):
     tie_tolerance: float
 
     @property
+    def share(self) -> float:
+        """The larger of both errors, each as a share of its tolerance; NaN where one is NaN."""
+        pairs = ((self.same_blocks_error, self.tolerance), (self.tie_gap, self.tie_tolerance))
+        return _worst([0.0 if error == 0 else float(np.divide(error, allowed)) for error, allowed in pairs])
+
+    @property
     def passed(self) -> bool:
         """NaN fails."""
-        return self.same_blocks_error <= self.tolerance and self.tie_gap <= self.tie_tolerance
+        return self.share <= 1.0
 
 
 def parity(

@@ -177,6 +177,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "kpis.group": ("group of {column}", "{column}別"),
     "kpis.at_least": ("at least {bound}", "{bound}以上"),
     "kpis.at_most": ("at most {bound}", "{bound}以下"),
+    "kpis.not_worse": ("not worse", "悪化なし"),
     "kpis.margin": ("worse by at most {bound}", "悪化幅{bound}以内"),
     "kpis.severity.warn": ("for information", "参考"),
     "kpis.severity.dry_run": ("dry run, decides nothing", "試行（判定に含めない）"),
@@ -263,6 +264,10 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "kpi.error_rate": ("Requests without a usable answer", "正しく応答できなかった要求の割合"),
     "kpi.peak_memory_bytes": ("Peak memory", "最大メモリ使用量"),
     "kpi.bundle_bytes": ("Size of the edge bundle", "エッジ配布物の容量"),
+    "kpi.parity_share": (
+        "Parity error, as a share of what is allowed",
+        "許容差に対する数値一致誤差の割合",
+    ),
     "kpi.parity_max_abs_error": (
         "Largest difference from the checkpoint's answers",
         "学習済みモデルとの応答の最大差",

@@ -118,6 +118,8 @@ def allowed(check: Check, words: Words) -> str:
     asked = check.threshold
     if asked.relative_margin is not None:
         return words("kpis.margin", bound=percent(asked.relative_margin, 0))
+    if asked.margin == 0:
+        return words("kpis.not_worse")
     if asked.margin is not None:
         return words("kpis.margin", bound=number(asked.margin))
     bound = asked.at_least if asked.at_least is not None else asked.at_most
@@ -129,6 +131,12 @@ def allowed(check: Check, words: Words) -> str:
 def sample(kpi: Kpi, words: Words) -> str:
     """How many of what stand behind it."""
     return words(f"counted.{KINDS[kpi.name].counted}", n=f"{kpi.n:,}")
+
+
+def span(counts: Sequence[int], words: Words) -> str:
+    """From the least to the most; one number where they are the same."""
+    low, high = f"{min(counts):,}", f"{max(counts):,}"
+    return low if low == high else words("range", low=low, high=high)
 
 
 def listed(names: Sequence[str], words: Words) -> str:

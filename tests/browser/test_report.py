@@ -13,7 +13,7 @@ import pytest
 from pipelines.report.html import html_of
 from pipelines.report.words import LANGUAGES, Words
 from tests.chromium import Opened, chromium, lacking, open_page
-from tests.report_story import whole_story
+from tests.report_story import story_without_intervals, whole_story
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -238,6 +238,14 @@ def test_japanese_is_written_in_a_japanese_typeface(browser: "Browser", files: d
     if not any("CJK" in name or "Noto Sans JP" in name for name in names):
         pytest.skip(f"no Japanese typeface of ours is installed (Debian: fonts-noto-cjk); shown in {names}")
     assert not any("CJK" in name and not name.endswith("JP") for name in names)
+
+
+def test_too_few_windows_for_an_interval_are_drawn_without_one(browser: "Browser", tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(html_of(story_without_intervals(), "en"), encoding="utf-8")
+    opened = open_page(browser, tmp_path / "page.html")
+    assert opened.complaints == []
+    assert opened.ask("document.querySelectorAll('#slices-0 .mark-symbol path').length") == 3
+    opened.page.context.close()
 
 
 def test_without_scripts_every_number_is_still_there(browser: "Browser", files: dict[str, Path]) -> None:

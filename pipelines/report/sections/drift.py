@@ -18,7 +18,7 @@ from pipelines.report.charts import (
     tooltip,
     whisker,
 )
-from pipelines.report.figures import between, listed, number
+from pipelines.report.figures import between, listed, number, span
 from pipelines.report.page import Cell, Chart, Note, Rows, Section, Spec, Table, missing
 from pipelines.report.story import Period, Story
 from pipelines.report.words import Words
@@ -38,9 +38,8 @@ def drift(story: Story, words: Words) -> Section:
     if any(row["value"] is not None for row in periods):
         metric = next(each.metric for each in story.periods if each.value)
         title = words("drift.metric", kpi=words(f"kpi.{metric}"))
-        counts = sorted(row["n"] for row in periods if row["value"] is not None)
-        n = words("range", low=f"{counts[0]:,}", high=f"{counts[-1]:,}")
-        blocks.append(Chart(title, words("drift.metric.text", n=n), _metric_chart(title, words)))
+        n = span([row["n"] for row in periods if row["value"] is not None], words)
+        blocks.append(Chart(title, words("drift.metric.text", n=n), _metric_chart(title, periods, words)))
     if effects:
         text = words("drift.strength.text", n=_rows_of(story, words))
         blocks.append(Chart(words("drift.strength"), text, _strength_chart(words)))
@@ -53,8 +52,7 @@ def drift(story: Story, words: Words) -> Section:
 
 
 def _rows_of(story: Story, words: Words) -> str:
-    counts = sorted(each.drift.num_rows_batch for each in story.periods if each.drift)
-    return words("range", low=f"{counts[0]:,}", high=f"{counts[-1]:,}")
+    return span([each.drift.num_rows_batch for each in story.periods if each.drift], words)
 
 
 def _period_rows(story: Story, words: Words) -> Iterator[dict]:
@@ -98,7 +96,7 @@ def _periods_axis(words: Words) -> Spec:
     )
 
 
-def _metric_chart(title: str, words: Words) -> Spec:
+def _metric_chart(title: str, periods: list[dict], words: Words) -> Spec:
     x, y = _periods_axis(words), quantity("value", title, scale={"zero": False, "padding": 12})
     decisions = [words(f"drift.decision.{each}") for each in _DECISIONS]
     apart = told_apart("decision", decisions)
@@ -128,7 +126,8 @@ def _metric_chart(title: str, words: Words) -> Spec:
         "mark": {"type": "point", "size": 110, "filled": True, "opacity": 1},
         "encoding": {"x": x, "y": y, "tooltip": shown, **apart},
     }
-    return chart("periods", [trained, line, bars, dots], 260)
+    has_ends = any(row["low"] is not None for row in periods)
+    return chart("periods", [trained, line, *([bars] if has_ends else []), dots], 260)
 
 
 def _strength_chart(words: Words) -> Spec:

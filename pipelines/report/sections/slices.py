@@ -127,9 +127,19 @@ def _chart(source: str, rows: list[dict], versus: Reference | None, words: Words
         },
         "encoding": {"x": x, "y": y, "fill": fill, "tooltip": shown},
     }
-    layers = [*([level(0.0, "x", strokeDash=[1, 0], opacity=0.6)] if versus else []), whiskers, bounds, dots]
+    layers = [
+        *([level(0.0, "x", strokeDash=[1, 0], opacity=0.6)] if versus else []),
+        *_known("low", whiskers, rows),
+        *_known("bound", bounds, rows),
+        dots,
+    ]
     window = [{"window": [{"op": "row_number", "as": "place"}]}, {"filter": f"datum.place <= {_MOST}"}]
     return chart(source, layers, _ROW * min(len(rows), _MOST) + 10, transform=window)
+
+
+def _known(field: str, layer: Spec, rows: list[dict]) -> list[Spec]:
+    """A layer over nothing would have no end to its axis."""
+    return [layer] if any(row[field] is not None for row in rows) else []
 
 
 def _table(title: str, kpis: list[Kpi], words: Words) -> Table:

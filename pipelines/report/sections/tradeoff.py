@@ -1,5 +1,6 @@
 """Accuracy, latency and memory over budgets; and how both costs grow with the length of a sequence."""
 
+import math
 from collections.abc import Iterator
 
 from pipelines.budgets import Calibration, Cost
@@ -128,8 +129,9 @@ def _chart(kind: str, words: Words, table: Calibration, baseline: float | None) 
                 },
             }
         )
+    bars = whisker(x, y, "gain_low", "gain_high", color=MUTED, strokeWidth=1.5)
     layers += [
-        whisker(x, y, "gain_low", "gain_high", color=MUTED, strokeWidth=1.5),
+        *([bars] if any(math.isfinite(point.loss.low) for point in table.points) else []),
         {
             "transform": [is_chosen],
             "mark": {"type": "point", "size": 330, "filled": False, "strokeWidth": 2.5, "color": ORANGE},
