@@ -212,7 +212,7 @@ def test_drift_at_the_edge_reaches_the_monitor_when_devices_sync(live: Job, tmp_
     first = KNOWN_UNTIL + timedelta(days=4 * DAYS)
     before, moved = (
         rows_from(first - timedelta(days=DAYS)),
-        rows_from(first).with_columns(pl.col("load") + 20),
+        rows_from(first).with_columns(pl.col("load") + 2),
     )
     lines = tmp_path / "rows.jsonl"
     pl.concat([before[-64:], moved]).rename({"at": "time"}).write_ndjson(lines)

@@ -74,7 +74,10 @@ def test_runtime_needs_nothing_but_its_own_libraries(
     ours = {name for name in answer["modules"] if name.startswith("pipelines")}
     names = (
         "",
-        *(f".edge{name}" for name in ("", ".compiled", ".rows", ".runtime", ".verification", ".weights")),
+        *(
+            f".edge{name}"
+            for name in ("", ".compiled", ".rows", ".runtime", ".stream", ".verification", ".weights")
+        ),
     )
     assert ours == {f"pipelines{name}" for name in names}
 
