@@ -5,6 +5,7 @@ Only where a Prefect server is set: an artifact that nobody can open is not made
 
 import re
 import time
+from inspect import isawaitable
 from typing import TYPE_CHECKING
 
 from pipelines.check_rows import row_of
@@ -61,7 +62,9 @@ class _Shown:
         if what in self._made:
             update_progress_artifact(self._made[what], percent, said)
         else:
-            self._made[what] = create_progress_artifact(percent, key_of(self._job, what), said)
+            made = create_progress_artifact(percent, key_of(self._job, what), said)
+            assert not isawaitable(made)  # it waits for itself where no event loop runs
+            self._made[what] = made
 
 
 def show_rollout(job: Job, summary: "RolloutSummary", run_id: str) -> None:

@@ -56,7 +56,7 @@ class _Unsent(list[Record]):
 
 def _runner(workers: str) -> Any:
     """Of a running scheduler, or of processes of this machine for as long as the flow runs."""
-    from prefect_dask import DaskTaskRunner  # pyright: ignore[reportMissingImports]
+    from prefect_dask.task_runners import DaskTaskRunner
 
     if not workers.isdecimal():
         return DaskTaskRunner(address=workers)

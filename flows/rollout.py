@@ -40,6 +40,7 @@ from pipelines.summary import RolloutSummary, sentence_of, write_summary
 from pipelines.tracking import link_docs
 from pipelines.values import Values
 from validation.gates import Outcome
+from validation.gates import Stage as Gate
 
 T = TypeVar("T")
 
@@ -209,7 +210,7 @@ def operate(climb: Climb, champion: Checkpoint) -> None:
 
 def judge(
     climb: Climb,
-    stage: str,
+    stage: Gate,
     candidate: Checkpoint,
     scores: Scores,
     measured: list,

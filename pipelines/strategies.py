@@ -205,7 +205,9 @@ class _Run:
     def _grown(self, month: str) -> float:
         """How many rows more are known at the month's end than were trained on, as a share of those."""
         windows = self.trained_on.windows(self.prepared)
-        known = windows.time_us < np.datetime64(until_end_of(month).test, "us").astype(np.int64)
+        end = until_end_of(month).test
+        assert isinstance(end, datetime)  # a month's end is no share of the rows
+        known = windows.time_us < np.datetime64(end, "us").astype(np.int64)
         return float(known.sum() / (windows.parts == windows.part_names.index("train")).sum() - 1)
 
     def _retrained(self, seen: MonthOf, month: str) -> MonthOf:

@@ -53,16 +53,16 @@ class _Moments(NamedTuple):
 
     products_FF: Floats
     sums_F: Floats
-    count: int
+    num_rows: int
 
     def plus(self, other: "_Moments") -> "_Moments":
         return _Moments(
-            self.products_FF + other.products_FF, self.sums_F + other.sums_F, self.count + other.count
+            self.products_FF + other.products_FF, self.sums_F + other.sums_F, self.num_rows + other.num_rows
         )
 
     def minus(self, other: "_Moments") -> "_Moments":
         return _Moments(
-            self.products_FF - other.products_FF, self.sums_F - other.sums_F, self.count - other.count
+            self.products_FF - other.products_FF, self.sums_F - other.sums_F, self.num_rows - other.num_rows
         )
 
 
@@ -153,8 +153,8 @@ def evenly(values: Array, most: int) -> Array:
 
 def _fit(moments: _Moments, tells: NDArray[np.bool_]) -> _Model:
     """Ridge regression of every column on those that `tell`, but itself."""
-    mean = moments.sums_F / moments.count
-    covariance = moments.products_FF / moments.count - np.outer(mean, mean)
+    mean = moments.sums_F / moments.num_rows
+    covariance = moments.products_FF / moments.num_rows - np.outer(mean, mean)
     deviation = np.sqrt(np.maximum(np.diag(covariance), 0.0))
     moves = deviation > _SMALLEST
     scale = np.where(moves, deviation, 1.0)

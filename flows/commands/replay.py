@@ -16,7 +16,7 @@ from flows.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from pipelines.strategies import Comparison
+    from pipelines.strategies import Comparison, Strategy
 
 
 @click.command(short_help="Months of operation in minutes: never, monthly, upon drift.")
@@ -82,7 +82,11 @@ def _print(compared: "Comparison") -> None:
         table.add_row(name, *map(escape, cells))
     console().print(table)
     click.echo("* trained again at its end")
-    for name, words in (("drift", "upon drift"), ("growth", "with half as many rows again")):
+    told: tuple[tuple[Strategy, str], ...] = (
+        ("drift", "upon drift"),
+        ("growth", "with half as many rows again"),
+    )
+    for name, words in told:
         met = "" if compared.is_within(0.01, name) else " not"
         click.echo(
             f"training {words} is{met} within 1% of training monthly with at most half of its trainings"

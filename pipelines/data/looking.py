@@ -144,11 +144,13 @@ def _text(place: Path, files: list[Path], answers: Answers) -> Look:
 
 def _decoded(path: Path, answers: Answers) -> tuple[str, list[str]]:
     content = path.open("rb").read(_MOST_BYTES)
-    known = (answers.encoding,) if answers.encoding else encodings_of(content)
+    known = [answers.encoding] if answers.encoding else list(encodings_of(content))
     if not known or path.suffix not in _TEXT_ENDINGS:
         raise InputError(f"{path}: no table in it; name a CSV, TSV or Parquet file, or a folder of them")
     if len(known) > 1:
-        raise Unclear(path, "encoding", "its letters make sense in several encodings: which is it in?", known)
+        raise Unclear(
+            path, "encoding", "its letters make sense in several encodings: which is it in?", tuple(known)
+        )
     try:
         text = content.decode(known[0], errors="strict" if len(content) < _MOST_BYTES else "ignore")
     except UnicodeError as error:
@@ -280,7 +282,7 @@ def _formats(look: Look, name: str, texts: "pl.Series", answers: Answers) -> tup
             "mend or remove those rows, or name another --time"
         )
     if len(found) > 1:
-        ordered = [each for each, formats in found.items() if read(texts, formats).is_sorted()]
+        ordered: list[Order] = [each for each, formats in found.items() if read(texts, formats).is_sorted()]
         if len(ordered) != 1:
             example = str(texts.drop_nulls()[0])
             question = f"in column {name!r}, what does {example!r} begin with?"

@@ -65,13 +65,13 @@ def put_in_order(look: Look, key: str | None, answers: Answers) -> None:
         return
     row = int(back.arg_max() or 0)
     if answers.sort is None:
-        said = f"{_rows(back.sum())} earlier than the row before, the first is row {row:,}"
+        said = f"{_rows(int(back.sum()))} earlier than the row before, the first is row {row:,}"
         raise Unclear(look.place, "sort", f"{said}: sort each series by time as it is read?", ("yes", "no"))
     if not answers.sort:
         raise InputError(f"{look.place}: row {row:,} is earlier than the row before; sort the rows by time")
     look.source["sort"] = True
     look.table = look.table.sort(look.time, maintain_order=True)
-    look.said.append(f"rows are sorted by time as they are read: {_rows(back.sum())} out of order")
+    look.said.append(f"rows are sorted by time as they are read: {_rows(int(back.sum()))} out of order")
 
 
 def moves_of(table: "pl.DataFrame", key: str | None, time: str) -> "pl.Series":
@@ -254,8 +254,8 @@ def described(look: Look, roles: Roles, task: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rows(count: float) -> str:
-    return f"{int(count):,} rows are" if count != 1 else "1 row is"
+def _rows(count: int) -> str:
+    return f"{count:,} rows are" if count != 1 else "1 row is"
 
 
 def few(names: list[str]) -> str:

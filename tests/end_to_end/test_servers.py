@@ -189,13 +189,19 @@ def test_a_training_by_hand_does_not_join_one_that_is_at_work(
     ended: Ended, mlflow_server: str, home: Path, preloaded: Preloaded
 ) -> None:
     """Of whatever dataset: there is one accelerator."""
-    environ = {"MLFLOW_TRACKING_URI": mlflow_server, "DANKAI_SIGNING_KEY": KEY}
     for command in (
         ("retrain", home / "served.yaml", "--reason", "new pump"),
         ("rollout", "run", home / "served.yaml"),
     ):
         with exclusive_lock(home / "training.lock"):
-            refused = preloaded.dankai(*command, "--policy", home / "policy-1.yaml", home=home, **environ)
+            refused = preloaded.dankai(
+                *command,
+                "--policy",
+                home / "policy-1.yaml",
+                home=home,
+                MLFLOW_TRACKING_URI=mlflow_server,
+                DANKAI_SIGNING_KEY=KEY,
+            )
         assert (refused.code, refused.out) == (2, "")
         assert f"{home / 'training.lock'}: another process is at work here" in refused.err
 

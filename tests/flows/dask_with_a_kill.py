@@ -61,7 +61,7 @@ def as_in_a_rollout(*arguments: Any) -> Any:
 
 
 def main(folder: Path) -> dict[str, Any]:
-    from dask.distributed import LocalCluster  # pyright: ignore[reportMissingImports]
+    from dask.distributed import LocalCluster
 
     from flows.dask import on_dask
 
@@ -73,7 +73,8 @@ def main(folder: Path) -> dict[str, Any]:
     contract, found = contract_of(spec), {"windows": alone.num_windows}
     frames = (rows.to_pandas() for rows in chunks(windows.snapshot.uri))
     whole = validate_parts(frames, contract, folder / "a/docs", folder / "a/aside", max_quarantined_share=0.1)
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    workers: Any = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)  # pyright: ignore
+    with workers as cluster:
 
         def spread(function: Any, pieces: Any) -> Any:
             found[f"{function.__name__}s"] = len(pieces)

@@ -1,5 +1,6 @@
 """Progress in Prefect's pages, on a real server."""
 
+from inspect import isawaitable
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,4 +33,5 @@ def test_what_lasts_is_shown_with_its_counts_and_what_is_short_is_not(
         assert Artifact.get("pump-1-scoring") is None
     assert len(told) == 12
     assert shown is not None
+    assert not isawaitable(shown)
     assert (shown.data, shown.description) == (100, "training dense (seed 0): 10 of 10")

@@ -101,10 +101,9 @@ def test_the_shell_is_told_how_to_complete(shell: str) -> None:
 
 def test_bash_completes_commands_and_the_datasets_that_are_known_here(tmp_path: Path) -> None:
     (tmp_path / "datasets" / "pump").mkdir(parents=True)
-    known = {"_DANKAI_COMPLETE": "bash_complete", "COMP_CWORD": "1", "COMP_WORDS": "dankai rollb"}
-    assert dankai(home=tmp_path, **known).out.split() == ["plain,rollback"]
-    known |= {"COMP_CWORD": "2", "COMP_WORDS": "dankai rollback p"}
-    assert dankai(home=tmp_path, **known).out.split() == ["plain,pump"]
+    for at, words, completed in (("1", "dankai rollb", "rollback"), ("2", "dankai rollback p", "pump")):
+        told = dankai(home=tmp_path, _DANKAI_COMPLETE="bash_complete", COMP_CWORD=at, COMP_WORDS=words)
+        assert told.out.split() == [f"plain,{completed}"]
 
 
 def test_who_reads_only_the_first_lines_sees_no_traceback(tmp_path: Path) -> None:
