@@ -6,7 +6,6 @@ changes no answer. Every line of input gets an answer (scores, or an error that 
 context of a window, or waits for its window to be whole; `Counts` says how many did which.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -397,7 +396,3 @@ def answers_of(state: Path) -> Iterator[Record]:
     """Every answer that was ever written, in order, each once."""
     for record in read_journal(state / "answers"):
         yield from record["answers"]
-
-
-def print_line(answer: Record) -> str:
-    return json.dumps(answer, separators=(",", ":"))
