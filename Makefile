@@ -27,7 +27,8 @@ test: $(INSTALLED) system-packages
 end-to-end: $(INSTALLED) system-packages
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m operations
 
-# kill -9 of each part at each step of a retraining; most of an hour.
+# Kills, a full disk, hanging networks, jumping clocks at each step of a retraining, on real servers; hours.
+# `.venv/bin/python -m tests.faults.retraining_faults --only WORDS` runs some of the rows.
 faults: $(INSTALLED) system-packages
 	OMP_NUM_THREADS=1 .venv/bin/python -m tests.faults.retraining_faults
 

@@ -23,7 +23,7 @@ def publish(bundle: Path, store: str) -> None:
 
     \b
     Example:
-      dankai edge publish bundles/1f2e… /mnt/share/edge
+      dankai edge publish bundles/1f2e… shared/edge
     """
     from flows.commands.options import POLICY
     from pipelines.edge.offers import Offer, make_offer, publish, read_offer

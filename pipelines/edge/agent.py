@@ -16,9 +16,9 @@ from pipelines.edge.governor import Governor, Target, resident_bytes, table_of
 from pipelines.edge.intake import STDIN, Line, Position, Row, file_lines, parse
 from pipelines.edge.journal import PERIOD, SEGMENT_BYTES, Journal, make_folder, read_journal, seal, unseal
 from pipelines.edge.metrics import Limits, Record, Scored, Watch
-from pipelines.edge.rows import Fields, encode_readings
+from pipelines.edge.rows import encode_readings
 from pipelines.edge.runtime import EdgeModel
-from pipelines.edge.series import Shape, Windows
+from pipelines.edge.series import Shape, Windows, read_as, reads_of
 from pipelines.edge.spool import Spool, audited_row
 from pipelines.files import remove_drafts, replace_file
 from validation.errors import InputError
@@ -251,7 +251,7 @@ class Agent:
 
     def _append_note(self, note: str) -> None:
         """A record of something that happened beside the rows."""
-        reads = _reads(self._windows.shape, self._ignored)
+        reads = reads_of(self._windows.shape, self._ignored)
         record = {"note": note, "bundle": self._loaded.name, "reads": reads}
         record |= {"answers": self._answers, "lines": 0, "blank": 0}
         self.journal.append(record)
@@ -311,7 +311,7 @@ class Agent:
         """Write down what windows still need, so that the next start reads little again."""
         content = {
             "through": self.journal.last,
-            "reads": _reads(self._windows.shape, self._ignored),
+            "reads": reads_of(self._windows.shape, self._ignored),
             "bundle": self._loaded.name,
             "positions": {file: list(position) for file, position in self.positions.items()},
             "counts": list(self._counts),
@@ -349,13 +349,13 @@ class Agent:
     def _resume(self, snapshot: Record) -> None:
         self.positions = {file: Position(*place) for file, place in snapshot["positions"].items()}
         self._counts, self._audited = Counts(*snapshot["counts"]), snapshot["audited"]
-        shape, self._ignored = _read_as(snapshot["reads"])
+        shape, self._ignored = read_as(snapshot["reads"])
         self._windows = Windows.restored(shape, snapshot["series"])
 
     def _read_again(self, record: Record) -> None:
         """Rows that a record's answers were made of, so that later windows have their past."""
         if reads := record.get("reads"):
-            shape, self._ignored = _read_as(reads)
+            shape, self._ignored = read_as(reads)
             if shape != self._windows.shape:
                 self._windows = Windows(shape)
         if record["lines"]:
@@ -380,16 +380,6 @@ class Agent:
             if line.end > record["end"]:
                 return
             yield line
-
-
-def _reads(shape: Shape, ignored: tuple[str, ...]) -> Record:
-    return {"lookback": shape.lookback, "horizon": shape.horizon, "fields": shape.fields, "ignored": ignored}
-
-
-def _read_as(reads: Record) -> tuple[Shape, tuple[str, ...]]:
-    numbers, texts, outcome = reads["fields"]
-    fields = Fields(tuple(numbers), tuple(texts), outcome)
-    return Shape(reads["lookback"], reads["horizon"], fields), tuple(reads["ignored"])
 
 
 def answers_of(state: Path) -> Iterator[Record]:

@@ -42,6 +42,18 @@ class Shape(NamedTuple):
         return self.lookback if self.horizon else 0
 
 
+def reads_of(shape: Shape, ignored: tuple[str, ...]) -> dict[str, Any]:
+    """How rows are read, for the journal; `read_as` is its inverse."""
+    return {"lookback": shape.lookback, "horizon": shape.horizon, "fields": shape.fields, "ignored": ignored}
+
+
+def read_as(reads: Mapping[str, Any]) -> tuple[Shape, tuple[str, ...]]:
+    """The shape and the ignored fields that `reads_of` wrote down."""
+    numbers, texts, outcome = reads["fields"]
+    fields = Fields(tuple(numbers), tuple(texts), outcome)
+    return Shape(reads["lookback"], reads["horizon"], fields), tuple(reads["ignored"])
+
+
 class Series:
     """The rows of one entity that a window still needs."""
 

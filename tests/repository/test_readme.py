@@ -15,6 +15,7 @@ PAGES = (
     "CONTRIBUTING.md",
     "infra/operators.md",
     "infra/approvers.md",
+    "infra/edge.md",
     "sparse_model/EXTENDING.md",
 )
 README = (ROOT / "README.md").read_text()
