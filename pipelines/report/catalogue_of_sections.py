@@ -207,6 +207,11 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "drift.measure.spread": ("spread, log ratio", "ばらつき（対数比）"),
     "drift.measure.missing": ("missing, share of rows", "欠損（行の割合）"),
     "drift.measure.shares": ("categories, share of rows", "構成比（行の割合）"),
+    "drift.measure.level": (
+        "level beside the other columns, standard deviations",
+        "他の列から見た水準のずれ（標準偏差）",
+    ),
+    "drift.measure.scatter": ("own variation, log ratio", "固有の変動（対数比）"),
     "drift.measure.relation": ("rank correlation", "順位相関"),
     "drift.measure.lags": ("lags, share of reads", "参照距離（割合）"),
     "drift.measure.entropy": ("evenness of reads", "参照の偏り"),

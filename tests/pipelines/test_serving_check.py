@@ -26,6 +26,7 @@ from validation.policy import load_policy
 
 PREPARED: Any = SimpleNamespace(snapshot=SimpleNamespace(content_hash="s"))
 FINE = EdgeTimings(
+    engine="compiled",
     num_steps=80,
     threads=1,
     load_ms=5,
@@ -145,6 +146,8 @@ def test_a_process_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def bundle() -> Bundle:
     parity = ParityReport(
+        engine="compiled",
+        precision="fp32",
         num_windows=30,
         density=0.25,
         max_abs_error=1e-6,

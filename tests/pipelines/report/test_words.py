@@ -7,6 +7,8 @@ import pytest
 
 from pipelines.report import catalogue, catalogue_of_sections
 from pipelines.report.words import LANGUAGES, MESSAGES, Words, language_of
+from validation.drift import Decision
+from validation.effects import Kind, Measure
 from validation.kpis import KINDS, Reference
 
 
@@ -37,6 +39,14 @@ def test_every_kpi_unit_and_reference_has_a_name(language: str) -> None:
             assert words(f"unit.{kind.unit}")
     for reference in get_args(Reference):
         assert words(f"reference.{reference}")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_everything_that_can_drift_has_a_name(language: str) -> None:
+    words = Words(language)  # type: ignore[arg-type]
+    said = {"kind": Kind, "measure": Measure, "decision": Decision}
+    for about, values in said.items():
+        assert all(words(f"drift.{about}.{value}") for value in get_args(values))
 
 
 def test_a_word_that_is_not_there_is_an_error_and_not_a_blank() -> None:
