@@ -9,7 +9,7 @@ CUDA_ONLY := cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cud
 	nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 \
 	nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx triton
 
-.PHONY: demo install test readme end-to-end faults up check system-packages lock clean
+.PHONY: demo install test coverage readme end-to-end faults up check system-packages lock clean
 
 demo: $(INSTALLED)
 	.venv/bin/dankai demo
@@ -22,6 +22,9 @@ readme: $(INSTALLED)
 
 test: $(INSTALLED) system-packages
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
+
+coverage: $(INSTALLED) system-packages
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 # Real servers, a drifted batch and what follows from it; minutes, so not a part of `make test`.
 end-to-end: $(INSTALLED) system-packages
