@@ -23,21 +23,18 @@ from pipelines.edge.intake import read_lines
 from pipelines.edge.metrics import Limits
 from pipelines.edge.offers import Offer, follow, make_offer, publish, read_offer
 from pipelines.edge.running import Keeper, Source
-from pipelines.edge.runtime import EdgeModel, measure_here
+from pipelines.edge.runtime import EdgeModel
 from pipelines.edge.stores import FolderStore, StoreError
 from pipelines.edge.updates import bundle_folder, go_back, install, installed, self_test
 from pipelines.edge.verification import MANIFEST, SIGNATURE, BundleError
 from pipelines.signing import sign
 from tests.faults import edge_faults as faults
+from tests.faults.edge_faults import quick
 from tests.faults.power import PowerCut
 from validation.errors import InputError
 
 PUBLIC = KEY.public_key()
 Made = dict[int, Path]
-
-
-def quick(folder: Path, key: Any) -> list[dict[str, Any]]:
-    return [measure_here(folder, key, repeats=2, threads=1)]
 
 
 @pytest.fixture(scope="module")
