@@ -5,6 +5,7 @@ One client, explicit run ids and no active run, so threads and processes never w
 
 import json
 import logging
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -164,11 +165,11 @@ class Tracker:
         """MLflow's own record of a run: status, tags, params, last metrics, inputs."""
         return self._client.get_run(run_id)
 
-    def page(self, run_id: str) -> str | None:
-        """Address of the run's page, where a server shows it."""
-        if not self.uri.startswith("http"):
-            return None
-        return f"{self.uri.rstrip('/')}/#/experiments/{self._experiment_id}/runs/{run_id}"
+    def page(self, run_id: str, otherwise: str | None = None) -> str | None:
+        """Address of the run's page, on the server that shows it or `otherwise`; never with a password."""
+        at_server = self.uri.startswith("http")
+        base = re.sub(r"://[^/@]*@", "://", self.uri) if at_server else otherwise
+        return base and f"{base.rstrip('/')}/#/experiments/{self._experiment_id}/runs/{run_id}"
 
     def find_runs(self, tags: Mapping[str, str]) -> "list[Run]":
         """Finished runs that carry all of these tags, oldest first."""

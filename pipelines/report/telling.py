@@ -1,7 +1,6 @@
 """From the records of a rollout, a retraining or a batch to the story of its page."""
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -269,12 +268,8 @@ def _lineage(
 
 
 def _page_of(job: Job, run_id: str) -> str:
-    """Address of a run in MLflow's pages: the server's, or `dankai ui`'s; never with a password."""
-    if not run_id:
-        return ""
-    uri = job.tracker.uri
-    base = re.sub(r"://[^/@]*@", "://", uri).rstrip("/") if uri.startswith("http") else _LOCAL
-    return f"{base}/#/experiments/{job.tracker.get_run(run_id).info.experiment_id}/runs/{run_id}"
+    """Address of a run in MLflow's pages: the server's, or `dankai ui`'s."""
+    return job.tracker.page(run_id, _LOCAL) or "" if run_id else ""
 
 
 def _relative(path: str, folder: Path) -> str:

@@ -333,3 +333,12 @@ def test_every_search_that_the_operators_page_gives_is_one_that_mlflow_takes(tra
         pass
     found = {text: len(tracker._client.search_runs([tracker._experiment_id], text)) for text in searches}
     assert found["tags.kind = 'stage' and tags.verdict = 'HOLD'"] == 1  # and the others were understood
+
+
+def test_the_address_of_a_runs_page_shows_no_password(tmp_path: Path) -> None:
+    client: Any = None
+    tracker = Tracker(client, "7", "https://ada:secret@runs.example/", tmp_path)
+    assert tracker.page("r") == "https://runs.example/#/experiments/7/runs/r"
+    local = Tracker(client, "7", "sqlite:///mlflow.db", tmp_path)
+    assert local.page("r") is None
+    assert local.page("r", "http://127.0.0.1:5000") == "http://127.0.0.1:5000/#/experiments/7/runs/r"
