@@ -32,7 +32,9 @@ def show_gate(job: Job, evaluation: "Evaluation") -> None:
     rows = [row_of(evaluation.stage, check).model_dump() for check in verdict.checks]
     reasons = "; ".join(verdict.reasons) or "every required check passed"
     description = f"{evaluation.stage} gate: {verdict.outcome}. {markdown(reasons)}"
-    create_table_artifact(rows, key=key_of(job, f"{evaluation.stage}-gate"), description=description)
+    create_table_artifact(
+        rows, key=key_of(job.spec.name, f"{evaluation.stage}-gate"), description=description
+    )
 
 
 def with_progress(job: Job) -> Report:
@@ -62,7 +64,7 @@ class _Shown:
         if what in self._made:
             update_progress_artifact(self._made[what], percent, said)
         else:
-            made = create_progress_artifact(percent, key_of(self._job, what), said)
+            made = create_progress_artifact(percent, key_of(self._job.spec.name, what), said)
             assert not isawaitable(made)  # it waits for itself where no event loop runs
             self._made[what] = made
 
@@ -73,12 +75,14 @@ def show_rollout(job: Job, summary: "RolloutSummary", run_id: str) -> None:
         return
     from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
-    create_markdown_artifact(in_words(summary), key_of(job, "rollout"), markdown(summary.sentence))
+    create_markdown_artifact(in_words(summary), key_of(job.spec.name, "rollout"), markdown(summary.sentence))
     link = job.tracker.page(run_id)
     if link:
-        create_link_artifact(link, "the rollout in MLflow", key_of(job, "mlflow"), "Its runs and models")
+        create_link_artifact(
+            link, "the rollout in MLflow", key_of(job.spec.name, "mlflow"), "Its runs and models"
+        )
         docs, said = f"{link}/artifacts/{DOCS}", "What Great Expectations found in the data"
-        create_link_artifact(docs, "its Data Docs", key_of(job, "data-docs"), said)
+        create_link_artifact(docs, "its Data Docs", key_of(job.spec.name, "data-docs"), said)
 
 
 def in_words(summary: "RolloutSummary") -> str:
@@ -90,6 +94,6 @@ def in_words(summary: "RolloutSummary") -> str:
     return f"{heading}\n\n{markdown(summary.sentence)}\n\n{live}\n\n{gates}\n\n{docs}\n"
 
 
-def key_of(job: Job, what: str) -> str:
+def key_of(dataset: str, what: str) -> str:
     """Prefect's keys have lower-case letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{job.spec.name}-{what}".lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", f"{dataset}-{what}".lower()).strip("-")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from flows.artifacts import key_of
 from pipelines.report.brief import brief
 from pipelines.report.compose import compose
 from pipelines.report.leaving import Left
@@ -19,7 +20,7 @@ def show_report(left: Left) -> None:
     if FlowRunContext.get() is None:
         return
     page = compose(left.story, Words(language_of()))
-    key = f"{left.story.dataset}-{left.story.kind}-report".replace("_", "-")
+    key = key_of(left.story.dataset, f"{left.story.kind}-report")
     create_markdown_artifact(brief(page, _place(left)), key=key, description=page.title)
 
 

@@ -7,13 +7,13 @@ whole process, interpreter, libraries and model included.
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 
 import torch
 
+from pipelines.process_memory import peak_bytes
 from sparse_model.config import Budget, ModelConfig
 from sparse_model.memory import keep_freed_memory
 from sparse_model.model import SparseEncoder
@@ -72,11 +72,7 @@ def _peak_bytes(device: torch.device) -> int:
     """Largest memory so far: of the whole process on a CPU, allocated on the device on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
-    if sys.platform == "linux":
-        # Not ru_maxrss: a child's starts at what its parent held when it was forked.
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_bytes()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 
 from pipelines.clock import now
 from pipelines.fingerprint import process_is_alive, process_tags
+from pipelines.process_memory import resident_bytes
 
 Report = Callable[[str, int, int], None]
 FOLDER = "journals"
@@ -78,7 +79,7 @@ def is_running(begin: Mapping[str, Any]) -> bool:
 
 def _resident() -> int | None:
     with suppress(OSError, ValueError, IndexError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return resident_bytes()
     return None
 
 

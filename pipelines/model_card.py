@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipelines.check_rows import row_of
 from pipelines.checkpoint import Checkpoint
-from pipelines.clock import now
+from pipelines.clock import now, to_the_minute
 from pipelines.data.spec import DatasetSpec
 from pipelines.escaping import markdown
 from pipelines.files import replace_file
@@ -48,7 +48,7 @@ def card(
     parts = (
         [
             f"# {registered_name(spec.name)}, version {version}",
-            f"Written {now()[:16].replace('T', ' ')} UTC.",
+            f"Written {to_the_minute(now())} UTC.",
         ],
         _what(spec, checkpoint),
         _data(spec, checkpoint),
@@ -100,7 +100,7 @@ def _how_good(verdict: Verdict | None) -> Iterator[str]:
     if verdict is None:
         yield "No gate was asked: it is live, or on trial, by a person's word or a retraining alone."
         return
-    judged = (verdict.evidence.judged_at or "")[:16].replace("T", " ")
+    judged = to_the_minute(verdict.evidence.judged_at or "")
     yield f"{verdict.stage} gate, {judged} UTC: **{verdict.outcome}** (verdict `{verdict.digest()[:12]}`)"
     yield ""
     yield "| KPI | value [interval] | asked | verdict |"
@@ -137,7 +137,7 @@ def _who(entries: Iterable[ReleaseEntry]) -> Iterator[str]:
         who = f"{decision.actor} ({decision.account})" if decision.account else decision.actor
         automatic = ", automatic" if decision.automatic else ""
         yield (
-            f"| {entry.time[:16].replace('T', ' ')} | {decision.action} | {decision.from_stage}, "
+            f"| {to_the_minute(entry.time)} | {decision.action} | {decision.from_stage}, "
             f"{decision.to_stage} | {markdown(who)}{automatic} | {markdown(decision.reason)} |"
         )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.approvals import waiting_sentence
+from pipelines.clock import to_the_minute
 from pipelines.history import datasets_of, let_in
 from pipelines.job import dataset_folder
 from pipelines.monitoring import live_since, open_alert
@@ -64,7 +65,7 @@ def _last_verdict(entries: list[ReleaseEntry], name: str) -> str:
         return ""
     decision = judged[-1].decision
     gate = decision.looked.gate if decision.looked else decision.from_stage
-    about = f"{gate} gate on version {decision.version}, {_minute(judged[-1].time)}"
+    about = f"{gate} gate on version {decision.version}, {to_the_minute(judged[-1].time)}"
     return f"{decision.outcome}: {about}: {decision.reason}"
 
 
@@ -74,14 +75,10 @@ def _newest_batch(settings: Settings, name: str) -> str:
     if not found:
         return ""
     newest = max(found, key=lambda report: report["arrival"]["received_at"])
-    when = _minute(newest["arrival"]["received_at"])
+    when = to_the_minute(newest["arrival"]["received_at"])
     reasons = "; ".join(newest["reasons"]) or "nothing moved"
     return f"{newest['decision']}: {Path(newest['arrival']['source']).name}, {when}: {reasons}"
 
 
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_bytes())
-
-
-def _minute(time: str) -> str:
-    return time[:16].replace("T", " ")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flows.commands.options import json_option
+from pipelines.clock import to_the_minute
 
 if TYPE_CHECKING:
     from pipelines.settings import Settings
@@ -62,7 +63,7 @@ def _due(settings: "Settings") -> str:
     except (OSError, ValueError, KeyError) as error:
         address = without_password(settings.prefect_api_url)
         return f"unknown: {address} does not answer ({error}); see: dankai doctor"
-    return f"{found[0]} at {found[1][:16].replace('T', ' ')} UTC" if found else "nothing is scheduled there"
+    return f"{found[0]} at {to_the_minute(found[1])} UTC" if found else "nothing is scheduled there"
 
 
 def _print(found: "list[Standing]", settings: "Settings") -> None:
@@ -95,7 +96,7 @@ def _lines(each: "Standing") -> dict[str, str]:
     back = f"version {each.last_green}" if each.last_green else ""
     trial = f"version {each.challenger}" if each.challenger else ""
     return {
-        "since": each.since[:16].replace("T", " ") + " UTC" if each.since else "",
+        "since": f"{to_the_minute(each.since)} UTC" if each.since else "",
         "why": each.why,
         "way back": back or "none: there is no earlier release",
         "on trial": trial,

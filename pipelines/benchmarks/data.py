@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipelines.data.spec import DatasetSpec, Source, Split
+from pipelines.process_memory import peak_bytes
 
 MACHINES, STEP_SECONDS, ROW_GROUP = 50, 10, 1 << 17
 READINGS = ("load", "heat", "flow", "vibration")
@@ -172,11 +173,6 @@ class Measured:
 
     def rows(self, num_rows: int) -> list[Row]:
         return [{**row, "rows_per_s": num_rows / row["seconds"]} for row in self.found]
-
-
-def peak_bytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 SCANS: dict[str, Callable[[Path], int]] = {"polars": scan_with_polars, "pyarrow": scan_with_pyarrow}

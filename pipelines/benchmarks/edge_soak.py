@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.edge.agent import Agent, Loaded, Options
-from pipelines.edge.governor import resident_bytes
 from pipelines.edge.intake import read_lines
 from pipelines.edge.runtime import EdgeModel
+from pipelines.process_memory import resident_bytes
 
 ENTITIES = 4
 _SAMPLES = 100

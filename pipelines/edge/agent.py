@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.edge.governor import Governor, Target, resident_bytes, table_of
+from pipelines.edge.governor import Governor, Target, table_of
 from pipelines.edge.intake import STDIN, Line, Position, Row, file_lines, parse
 from pipelines.edge.journal import PERIOD, SEGMENT_BYTES, Journal, make_folder, read_journal, seal, unseal
 from pipelines.edge.metrics import Limits, Record, Scored, Watch
@@ -21,6 +21,7 @@ from pipelines.edge.runtime import EdgeModel
 from pipelines.edge.series import Shape, Windows, read_as, reads_of
 from pipelines.edge.spool import Spool, audited_row
 from pipelines.files import remove_drafts, replace_file
+from pipelines.process_memory import resident_bytes
 from validation.errors import InputError
 
 COMMIT_LINES = 512
@@ -88,6 +89,8 @@ class Agent:
         self._spool = Spool(state / "spool", options.spool_bytes, options.audit_every)
         self.positions: dict[str, Position] = {}
         self._counts = Counts()
+        self._audited: dict[str, int] = {}
+        """The newest audited period of every entity."""
         self._use(loaded, options.target)
         self._windows, self._ignored = Windows(self._shape), options.ignored
         self._clear()
@@ -278,7 +281,6 @@ class Agent:
         self._scored: list[Scored] = []
         self._rows: list[Record] = []
         self._raw: list[str | None] = []
-        self._audited: dict[str, int] = getattr(self, "_audited", {})
 
     def _after_commit(self, is_changed: bool = False) -> None:
         is_new_segment = self.journal.is_segment_full()

@@ -23,9 +23,10 @@ from onnx_ir import DataType, Value
 from pipelines.edge.graph import (
     Op,
     Rotation,
-    constant,
+    answer,
     embed,
     feed_forward,
+    inputs,
     linear,
     norm,
     output,
@@ -124,9 +125,7 @@ def _encoder(model: SparseEncoder) -> ir.Graph:
     graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET}, name="sparse_encoder")
     builder = onnxscript.GraphBuilder(graph)
     op = builder.op
-    numeric = builder.input("numeric", DataType.FLOAT, (1, "steps", config.num_numeric))
-    known = builder.input("known", DataType.FLOAT, (1, "steps", config.num_numeric))
-    categorical = builder.input("categorical", DataType.INT64, (1, "steps", len(config.cardinalities)))
+    numeric, known, categorical = inputs(builder, config)
     budget = builder.input("num_selected", DataType.INT64, ())
     num_steps = op.Shape(numeric, start=1, end=2)
     num_blocks = op.Div(op.Add(num_steps, config.block_size - 1), config.block_size)
@@ -142,13 +141,7 @@ def _encoder(model: SparseEncoder) -> ir.Graph:
         builder.pop_module()
         if not reads_all:
             selected.append(op.Unsqueeze(op.Transpose(selected_JSK, perm=[1, 0, 2]), [0]))
-    x_NW = norm(op, "norm", model.norm, op.Slice(x_MW, [0], num_steps, [0]))
-    outputs_NO = op.Add(
-        linear(op, "head", model.head.weight, x_NW), constant(op, "head_bias", model.head.bias)
-    )
-    output(
-        builder, op.Unsqueeze(outputs_NO, [0]), "outputs", DataType.FLOAT, (1, "steps", config.num_outputs)
-    )
+    answer(builder, model, op.Slice(x_MW, [0], num_steps, [0]))
     read = op.Slice(op.Concat(*selected, axis=0), [0], num_blocks, [2])
     output(builder, read, "selected", DataType.INT64, (len(selected), config.selector_heads, "J", "K"))
     return graph

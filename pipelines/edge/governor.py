@@ -4,11 +4,8 @@ The bundle's calibration table says what each budget cost where it was measured.
 then what is measured here corrects it: if windows take twice what the table says, every budget is taken to.
 """
 
-import os
-import sys
 from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -126,12 +123,3 @@ def _pessimistic(interval: Mapping[str, Any]) -> float:
         if np.isfinite(number):
             return number
     return float("inf")
-
-
-def resident_bytes() -> int:
-    """Memory that this process holds now; where the system does not say, its peak."""
-    if sys.platform == "linux":
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

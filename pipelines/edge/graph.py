@@ -12,6 +12,7 @@ import torch
 from onnx_ir import DataType, Value
 from torch import Tensor, nn
 
+from sparse_model.config import ModelConfig
 from sparse_model.layers import FeedForward, rotary_frequencies
 from sparse_model.model import SparseEncoder
 
@@ -23,6 +24,23 @@ class Rotation(NamedTuple):
 
     cos: Value
     sin: Value
+
+
+def inputs(builder: onnxscript.GraphBuilder, config: ModelConfig) -> tuple[Value, Value, Value]:
+    """The graph's numeric and known float32 [1, N, F], categorical int64 [1, N, C]."""
+    numeric = builder.input("numeric", DataType.FLOAT, (1, "steps", config.num_numeric))
+    known = builder.input("known", DataType.FLOAT, (1, "steps", config.num_numeric))
+    categorical = builder.input("categorical", DataType.INT64, (1, "steps", len(config.cardinalities)))
+    return numeric, known, categorical
+
+
+def answer(builder: onnxscript.GraphBuilder, model: SparseEncoder, x_NW: Value) -> None:
+    """The graph's outputs float32 [1, N, O], of what the last layer gave."""
+    op = builder.op
+    outputs_NO = linear(op, "head", model.head.weight, norm(op, "norm", model.norm, x_NW))
+    outputs_NO = op.Add(outputs_NO, constant(op, "head_bias", model.head.bias))
+    shape = (1, "steps", model.config.num_outputs)
+    output(builder, op.Unsqueeze(outputs_NO, [0]), "outputs", DataType.FLOAT, shape)
 
 
 def embed(op: Op, model: SparseEncoder, numeric: Value, known: Value, categorical: Value) -> Value:

@@ -6,11 +6,12 @@ Sums are made of records alone, so that they count every answer once, whatever w
 import math
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-Record = dict[str, Any]
+from pipelines.edge.journal import Record
+
 MAX_LATENCIES = 500
 """Of the newest windows; the 99th percentile's interval takes 368."""
 DECILES = tuple(np.arange(0.1, 1.0, 0.1).round(1).tolist())

@@ -10,15 +10,14 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pipelines.edge.intake import Row
-from pipelines.edge.journal import PERIOD, make_folder, read_journal, seal, unseal
+from pipelines.edge.journal import PERIOD, Record, make_folder, read_journal, seal, unseal
 from pipelines.edge.metrics import deciles, merged, summed
 from pipelines.edge.series import Shape
 from pipelines.files import remove_drafts, replace_file, sync_folder
 
-Record = dict[str, Any]
 MAX_SUMS = 200
 MIN_REFERENCE = 500
 """Scores that a reference distribution takes at least."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from pipelines.report.figures import when
+from pipelines.clock import to_the_minute
 from pipelines.report.page import Page, Section
 from pipelines.report.sections.drift import drift
 from pipelines.report.sections.kpis import kpis
@@ -37,7 +37,7 @@ def compose(story: Story, words: Words) -> Page:
         title=f"{story.dataset} \N{MIDDLE DOT} {title}",
         heading=title,
         description=story.description,
-        finished=words("finished", time=when(story.finished_at)),
+        finished=words("finished", time=to_the_minute(story.finished_at)),
         verdict=verdict(story, words),
         ladder=ladder(story, words),
         sections=tuple(section(story, words) for section in sections),

@@ -141,8 +141,3 @@ def span(counts: Sequence[int], words: Words) -> str:
 
 def listed(names: Sequence[str], words: Words) -> str:
     return words("list").join(names)
-
-
-def when(text: str) -> str:
-    """An ISO time to the minute, as it stands in the table."""
-    return text.replace("T", " ")[:16]

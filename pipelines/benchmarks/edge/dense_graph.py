@@ -10,18 +10,18 @@ from pathlib import Path
 
 import onnx_ir as ir
 import onnxscript
-from onnx_ir import DataType, Value
+from onnx_ir import Value
 
 from pipelines.edge.export import OPSET
 from pipelines.edge.graph import (
     Op,
     Rotation,
-    constant,
+    answer,
     embed,
     feed_forward,
+    inputs,
     linear,
     norm,
-    output,
     rotate,
     rotation,
 )
@@ -37,9 +37,7 @@ def export_dense(model: SparseEncoder, path: Path) -> None:
     graph = ir.Graph([], [], nodes=[], opset_imports=opsets, name="dense_encoder")
     builder = onnxscript.GraphBuilder(graph)
     op = builder.op
-    numeric = builder.input("numeric", DataType.FLOAT, (1, "steps", config.num_numeric))
-    known = builder.input("known", DataType.FLOAT, (1, "steps", config.num_numeric))
-    categorical = builder.input("categorical", DataType.INT64, (1, "steps", len(config.cardinalities)))
+    numeric, known, categorical = inputs(builder, config)
     position_N = op.Range(0, op.Squeeze(op.Shape(numeric, start=1, end=2), [0]), 1)
     cos, sin = rotation(op, "frequency", position_N, config.head_dim, config.rotary_share)
     angles = Rotation(op.Unsqueeze(cos, [1]), op.Unsqueeze(sin, [1]))
@@ -51,10 +49,7 @@ def export_dense(model: SparseEncoder, path: Path) -> None:
         x_NW = op.Add(x_NW, _attend(op, layer.attention, h_NW, angles))
         x_NW = op.Add(x_NW, feed_forward(op, layer.ffn, norm(op, "ffn_norm", layer.ffn_norm, x_NW)))
         builder.pop_module()
-    outputs_NO = linear(op, "head", model.head.weight, norm(op, "norm", model.norm, x_NW))
-    outputs_NO = op.Add(outputs_NO, constant(op, "head_bias", model.head.bias))
-    shape = (1, "steps", config.num_outputs)
-    output(builder, op.Unsqueeze(outputs_NO, [0]), "outputs", DataType.FLOAT, shape)
+    answer(builder, model, x_NW)
     replace_file(path, ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString(deterministic=True))
 
 

@@ -1,6 +1,6 @@
 """From the data to what runs: hashes, and where each thing is."""
 
-from pipelines.report.figures import when
+from pipelines.clock import to_the_minute
 from pipelines.report.page import Cell, Note, Section, Table
 from pipelines.report.story import Story
 from pipelines.report.words import Words
@@ -10,7 +10,7 @@ def lineage(story: Story, words: Words) -> Section:
     kept = story.lineage
     about = ""
     if kept.snapshot:
-        ends = {"start": when(kept.start), "end": when(kept.end)}
+        ends = {"start": to_the_minute(kept.start), "end": to_the_minute(kept.end)}
         about = words("lineage.snapshot.about", rows=f"{kept.rows:,}", **ends)
     opened, mlflow = words("lineage.files"), words("lineage.in_mlflow")
     code = story.environment.git_commit or story.environment.code if story.environment else ""

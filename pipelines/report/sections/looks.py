@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from pipelines.clock import to_the_minute
 from pipelines.explaining import ReadStep
 from pipelines.report.charts import BLUE, INK, MUTED, ORANGE, RED, chart, quantity, time, tooltip
-from pipelines.report.figures import number, percent, when
+from pipelines.report.figures import number, percent
 from pipelines.report.page import Cell, Chart, Note, Rows, Section, Spec, Table, missing
 from pipelines.report.story import Story, WindowRead
 from pipelines.report.words import Words
@@ -45,7 +46,7 @@ def _window(window: WindowRead, task: str, words: Words) -> list[Table | Chart |
     )
     said = words(
         "looks.about",
-        cutoff=when(about.cutoff),
+        cutoff=to_the_minute(about.cutoff),
         entity=about.entity,
         n=f"{window.num_windows:,}",
         exact=percent(exact),
@@ -129,8 +130,8 @@ def _data(window: WindowRead) -> dict[str, Rows]:
             {
                 "from": _ms(block.first),
                 "to": _ms(block.last),
-                "first": when(block.first),
-                "last": when(block.last),
+                "first": to_the_minute(block.first),
+                "last": to_the_minute(block.last),
                 "mass": block.mass,
                 "read_by": block.read_by,
                 "shade": (0.05 + 0.4 * math.sqrt(block.mass / most)) if block.read_by > 0 else 0.0,
@@ -298,7 +299,7 @@ def _answer_chart(window: WindowRead, task: str, words: Words) -> Spec:
 def _steps_table(window: WindowRead, words: Words) -> Table:
     head = tuple(words(f"looks.{each}") for each in ("time", "mass", "known"))
     rows = tuple(
-        (Cell(when(step.time)), Cell(percent(step.mass, 2), "number"), Cell(_known(step)))
+        (Cell(to_the_minute(step.time)), Cell(percent(step.mass, 2), "number"), Cell(_known(step)))
         for step in _main_steps(window)
     )
     return Table(words("looks.steps"), head, rows, is_folded=True)

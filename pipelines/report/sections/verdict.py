@@ -1,7 +1,8 @@
 """The answer in a sentence, and the ladder with where we stand."""
 
+from pipelines.clock import to_the_minute
 from pipelines.release_log import Stage
-from pipelines.report.figures import kpi_name, kpi_value, number, percent, when
+from pipelines.report.figures import kpi_name, kpi_value, number, percent
 from pipelines.report.page import Rung, Verdict
 from pipelines.report.reasons import reason_of
 from pipelines.report.story import Story
@@ -102,7 +103,7 @@ def _facts(story: Story, words: Words) -> list[tuple[str, str]]:
     if story.kind == "monitor" and story.data:
         facts.append((words("fact.rows"), f"{story.data.num_rows:,}"))
     if story.lineage.start and story.kind == "monitor":
-        span = words("range", low=when(story.lineage.start), high=when(story.lineage.end))
+        span = words("range", low=to_the_minute(story.lineage.start), high=to_the_minute(story.lineage.end))
         facts.append((words("fact.span"), span))
     if story.density is not None:
         facts.append((words("fact.density"), percent(story.density)))
