@@ -1,7 +1,8 @@
 """Drift: how far a new batch is from what the model knows, and whether that calls for a new training.
 
 Decides by effect sizes (validation.effects), not p-values: with many rows every difference is significant and
-few matter. Five kinds: inputs, relations between columns, predictions, what the selector reads, performance.
+few matter. Six kinds: inputs, outcomes, relations between columns, predictions, what the selector reads,
+performance.
 """
 
 import math
@@ -29,6 +30,7 @@ class Floors(Record):
     spread: Positive
     missing: Positive
     shares: Positive
+    rate: Positive
     level: Positive
     scatter: Positive
     relation: Positive
@@ -45,7 +47,7 @@ class DriftPolicy(Record):
 
     A difference has strength 1 at its floor, or at a multiple of what batches of the reference usually differ
     by, where that is more: `usual_multiple` for distances, which are never 0, `signed_multiple` for what lies
-    on both sides of 0. It is worth a look when the mean of `debounce` batches in a row is that strong, or one
+    on both sides of 0, `outcome_multiple` for how often outcomes happen: one number, where columns are many. It is worth a look when the mean of `debounce` batches in a row is that strong, or one
     batch is `far`; what was said of a column in the last `remember` batches is not said again.
     """
 
@@ -54,6 +56,7 @@ class DriftPolicy(Record):
     floors: Floors
     usual_multiple: Positive
     signed_multiple: Positive
+    outcome_multiple: Positive
     far: Annotated[Positive, Field(ge=1)]
     debounce: Annotated[int, Field(ge=1)]
     remember: Annotated[int, Field(ge=0)]
@@ -71,7 +74,7 @@ class PerformanceChange(Record):
 
 
 class DriftReport(Record):
-    """What moved, what follows, and why in words. `effects` are of the four kinds beside performance."""
+    """What moved, what follows, and why in words. `effects` are of all kinds but performance."""
 
     decision: Decision
     reasons: tuple[str, ...]
@@ -131,8 +134,13 @@ def strength(effect: Effect, policy: DriftPolicy) -> float:
 
 def limit(effect: Effect, policy: DriftPolicy) -> float:
     """In the effect's own unit."""
-    multiple = policy.signed_multiple if effect.measure in SIGNED else policy.usual_multiple
-    return max(policy.floors.of(effect.measure), multiple * effect.usual)
+    return max(policy.floors.of(effect.measure), _multiple(effect.measure, policy) * effect.usual)
+
+
+def _multiple(measure: Measure, policy: DriftPolicy) -> float:
+    if measure == "rate":
+        return policy.outcome_multiple
+    return policy.signed_multiple if measure in SIGNED else policy.usual_multiple
 
 
 def noted(history: Sequence[Sequence[Effect]], policy: DriftPolicy) -> tuple[Effect, ...]:
@@ -250,6 +258,7 @@ _WORDS: dict[Measure, str] = {
     "spread": "spreads differently (log ratio {value:.2g})",
     "missing": "is missing in {value:.1%} more or fewer rows",
     "shares": "has {value:.1%} of its rows in other values",
+    "rate": "happens more or less often (by {value:+.2g} standard deviations)",
     "level": "moved by {value:+.2g} standard deviations more than the other columns say",
     "scatter": "varies more or less by itself (log ratio {value:+.2g})",
     "relation": "relates differently to another column (correlation by {value:.2g})",

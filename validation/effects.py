@@ -7,6 +7,7 @@ shift     numeric: Wasserstein distance in standard deviations of the reference 
 spread    numeric: absolute log of the ratio of standard deviations
 missing   difference of the shares of missing values
 shares    categorical: total variation, half the summed difference of the shares
+rate      outcomes: difference of the means of those known, in standard deviations of the reference; signed
 
 and, of a numeric column beside all others, level, scatter and relation (validation.relations).
 """
@@ -26,10 +27,10 @@ from validation.relations import Relations, Told, evenly
 Array = NDArray[Any]
 T = TypeVar("T")
 Columns = Mapping[str, Array]
-Kind = Literal["inputs", "relations", "predictions", "selection"]
+Kind = Literal["inputs", "outcomes", "relations", "predictions", "selection"]
 Name = tuple[str, str, str]
 Measure = Literal[
-    "shift", "spread", "missing", "shares", "level", "scatter", "relation", "lags", "entropy", "missed"
+    "shift", "spread", "missing", "shares", "rate", "level", "scatter", "relation", "lags", "entropy", "missed"
 ]
 
 FEWEST_BLOCKS = 4  # of the reference, to say what is usual
@@ -62,12 +63,21 @@ class Effect(Record):
 
 
 def measure(
-    reference: Columns, batch: Columns, categorical: Collection[str] = (), kind: Kind = "inputs"
+    reference: Columns,
+    batch: Columns,
+    categorical: Collection[str] = (),
+    outcomes: Collection[str] = (),
 ) -> list[Effect]:
-    """Every column of the batch against the reference's."""
+    """Every column of the batch against the reference's; of `outcomes` those that are known so far."""
     effects: list[Effect] = []
     for name, old in reference.items():
-        found = _of_column(old, batch[name], is_categorical=name in categorical)
+        is_outcome = name in outcomes and is_numeric(old) and is_numeric(batch[name])
+        found = (
+            _of_outcome(old, batch[name])
+            if is_outcome
+            else _of_column(old, batch[name], is_categorical=name in categorical)
+        )
+        kind: Kind = "outcomes" if name in outcomes else "inputs"
         effects += [
             Effect(kind=kind, subject=name, measure=each, value=value) for each, value in found.items()
         ]
@@ -121,6 +131,14 @@ def _of_column(old: Array, new: Array, *, is_categorical: bool) -> dict[Measure,
     }
 
 
+def _of_outcome(old: Array, new: Array) -> dict[Measure, float]:
+    """How often it happens: of one column with a sign, so that years of weeks do not all count as far."""
+    known_old, known_new = finite(old), finite(new)
+    if not len(known_old) or not len(known_new):
+        return {}
+    return {"rate": float(known_new.mean() - known_old.mean()) / (float(known_old.std()) or 1.0)}
+
+
 def finite(values: Array) -> NDArray[np.float64]:
     numbers = values.astype(np.float64)
     return numbers[np.isfinite(numbers)]
@@ -162,6 +180,7 @@ class Baseline:
 
     columns: Columns
     categorical: tuple[str, ...]
+    outcomes: tuple[str, ...]
     relations: Relations | None
     """None with fewer than two numeric columns."""
     usual: Mapping[Name, float]
@@ -171,27 +190,27 @@ class Baseline:
         cls, columns: Columns, blocks: Array, categorical: Collection[str], outcomes: Collection[str] = ()
     ) -> "Baseline":
         """`blocks` [N] numbers the stretch of every row; -1 belongs to none. `outcomes` may come late."""
-        whole, names = _thinned(columns), tuple(categorical)
+        whole, names, later = _thinned(columns), tuple(categorical), tuple(outcomes)
         stretches = [np.nonzero(blocks == each)[0] for each in np.unique(blocks[blocks >= 0])]
         numeric = {name: each for name, each in columns.items() if name not in names and is_numeric(each)}
         relations: Relations | None = None
         told: list[Told] = [{} for _ in stretches]
         if len(numeric) > 1 and len(stretches) >= FEWEST_BLOCKS:
-            relations, told = Relations.of(numeric, stretches, outcomes)
+            relations, told = Relations.of(numeric, stretches, later)
 
         @cache
         def shown(number: int) -> dict[Name, float]:
             rows = stretches[number]
-            own = measure(whole, _thinned({name: each[rows] for name, each in columns.items()}), names)
+            own = measure(whole, _thinned({name: each[rows] for name, each in columns.items()}), names, later)
             every = own + _of_relations(told[number])
             return {effect.name: effect.value for effect in every if math.isfinite(effect.value)}
 
         usual = _usual_of([[shown(number) for number in run] for run in runs(range(len(stretches)))])
-        return cls(whole, names, relations, usual)
+        return cls(whole, names, later, relations, usual)
 
     def compare(self, batch: Columns) -> list[Effect]:
         """Every column of the batch and its relations, beside what is usual."""
-        effects = measure(self.columns, _thinned(batch), self.categorical)
+        effects = measure(self.columns, _thinned(batch), self.categorical, self.outcomes)
         if self.relations is not None:
             effects += _of_relations(self.relations.compare(batch))
         return [effect.model_copy(update={"usual": self.usual.get(effect.name, 0.0)}) for effect in effects]

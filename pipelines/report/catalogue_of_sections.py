@@ -197,6 +197,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "drift.decision.": ("–", "－"),
     "drift.kind": ("Kind", "種類"),
     "drift.kind.inputs": ("inputs", "入力"),
+    "drift.kind.outcomes": ("outcomes", "結果（正解ラベル）"),
     "drift.kind.relations": ("relations", "列間の関係"),
     "drift.kind.predictions": ("predictions", "予測値"),
     "drift.kind.selection": ("blocks read", "読み取るブロック"),
@@ -207,6 +208,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "drift.measure.spread": ("spread, log ratio", "ばらつき（対数比）"),
     "drift.measure.missing": ("missing, share of rows", "欠損（行の割合）"),
     "drift.measure.shares": ("categories, share of rows", "構成比（行の割合）"),
+    "drift.measure.rate": ("how often it happens, standard deviations", "発生率のずれ（標準偏差）"),
     "drift.measure.level": (
         "level beside the other columns, standard deviations",
         "他の列から見た水準のずれ（標準偏差）",

@@ -25,7 +25,7 @@ from pipelines.report.words import Words
 from validation.drift import DriftReport
 
 _DECISIONS = ("none", "watch", "retrain", "fault")
-_KINDS = ("inputs", "relations", "predictions", "selection")
+_KINDS = ("inputs", "outcomes", "relations", "predictions", "selection")
 _TRAINED = ("trained", "promoted", "held", "dropped")
 _MOST = 12  # effects listed, and named in one cell: the data has all
 
