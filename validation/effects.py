@@ -30,7 +30,17 @@ Columns = Mapping[str, Array]
 Kind = Literal["inputs", "outcomes", "relations", "predictions", "selection"]
 Name = tuple[str, str, str]
 Measure = Literal[
-    "shift", "spread", "missing", "shares", "rate", "level", "scatter", "relation", "lags", "entropy", "missed"
+    "shift",
+    "spread",
+    "missing",
+    "shares",
+    "rate",
+    "level",
+    "scatter",
+    "relation",
+    "lags",
+    "entropy",
+    "missed",
 ]
 
 FEWEST_BLOCKS = 4  # of the reference, to say what is usual

@@ -158,3 +158,26 @@ def test_a_handful_of_rows_is_no_proof_of_anything() -> None:
 def test_nothing_to_compare_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing was compared"):
         detect_drift([], ROWS, POLICY)
+
+
+def test_outcomes_that_happen_more_often_for_weeks_are_told_and_by_themselves_train_nothing() -> None:
+    """A week's share lies a sixth of a standard deviation to either side; then all lie half of one higher."""
+    generator = np.random.default_rng(0)
+
+    def weeks(count: int, more: float) -> list[np.ndarray]:
+        shares = 0.1 + 0.3 * (generator.normal(0, 1 / 6, count) + more)
+        return [generator.random(2000) < share for share in np.clip(shares, 0.01, 1)]
+
+    known = np.concatenate(weeks(16, 0.0)).astype(float)
+    stretches = np.arange(len(known)) // 2000
+    baseline = Baseline.of({"late": known}, stretches, [], outcomes=["late"])
+
+    def decisions(batches: list[np.ndarray]) -> list[str]:
+        said: list[DriftReport] = []
+        for late in batches:
+            said.append(detected(baseline, {"late": late.astype(float)}, said))
+        return [each.decision for each in said]
+
+    assert set(decisions(weeks(12, 0.0))) == {"none"}
+    assert "watch" in (raised := decisions(weeks(3, 0.5)))
+    assert "retrain" not in raised

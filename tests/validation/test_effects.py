@@ -48,6 +48,19 @@ def test_columns_without_a_spread_or_without_a_value_are_no_crash() -> None:
     assert found(nothing, values) == {"missing": 1.0}
 
 
+def outcomes(old: np.ndarray, new: np.ndarray) -> list[tuple[str, str, float]]:
+    effects = measure({"late": old}, {"late": new}, outcomes=["late"])
+    return [(effect.kind, effect.measure, effect.value) for effect in effects]
+
+
+def test_how_often_an_outcome_happens_has_a_sign_and_those_still_unknown_say_nothing() -> None:
+    old, new = np.repeat([0.0, 1.0], [90, 10]), np.repeat([0.0, 1.0, math.nan], [38, 12, 50])
+    assert outcomes(old, new) == [("outcomes", "rate", pytest.approx((0.24 - 0.1) / 0.3))]
+    assert outcomes(old, np.zeros(50)) == [("outcomes", "rate", pytest.approx(-0.1 / 0.3))]
+    assert outcomes(old, np.full(50, math.nan)) == []
+    assert outcomes(np.zeros(50), new) == [("outcomes", "rate", pytest.approx(0.24))]
+
+
 def beside(columns: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> dict[tuple[str, str], Effect]:
     """A batch beside eight stretches."""
     rows = len(next(iter(columns.values())))
