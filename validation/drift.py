@@ -48,8 +48,8 @@ class DriftPolicy(Record):
     A difference has strength 1 at its floor, or at a multiple of what batches of the reference usually differ
     by, where that is more: `usual_multiple` for distances, which are never 0, `signed_multiple` for what lies
     on both sides of 0, `outcome_multiple` for how often outcomes happen: one number, where columns are many.
-    It is worth a look when the mean of `debounce` batches in a row is that strong, or one batch is `far`; what
-    was said of a column in the last `remember` batches is not said again.
+    It is worth a look when the mean of `debounce` batches in a row is that strong, or one batch is `far`;
+    what was said of a column in the last `remember` batches is not said again.
     """
 
     min_rows: Annotated[int, Field(ge=1)]
