@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.checkpoint import Checkpoint, load_model
-from pipelines.data.windows import WindowBatch, Windows, evenly
+from pipelines.data.windows import WindowBatch, Windows
 from pipelines.evaluation import resampling
 from pipelines.panel import groups_at_once
 from pipelines.scoring import Report
@@ -18,6 +18,7 @@ from validation.errors import unknown_name
 from validation.kpis import Kpi, kpi
 from validation.policy import Policy
 from validation.record import Record
+from validation.relations import evenly
 from validation.statistics import METRICS, Floats, Scored, interval
 
 if TYPE_CHECKING:

@@ -4,10 +4,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.checkpoint import Checkpoint, load_model
-from pipelines.data.windows import Windows, evenly
+from pipelines.data.windows import Windows
 from pipelines.explaining import to_inputs
 from validation.effects import FEWEST_BLOCKS, Effect, with_usual
 from validation.record import Record
+from validation.relations import evenly
 
 _WINDOWS = 32  # evenly spread over a part
 _STEPS = 64  # of a window's asked steps: their dense rows are run to see what was missed

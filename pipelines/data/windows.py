@@ -21,6 +21,7 @@ from pipelines.data.row_arrays import arrays_of
 from pipelines.data.snapshot import Snapshot, read_snapshot
 from pipelines.data.spec import DatasetSpec
 from pipelines.data.stream import WHOLE_ROWS, Growing, chunks
+from validation.relations import evenly
 
 if TYPE_CHECKING:
     import polars as pl
@@ -362,8 +363,3 @@ def _first_row(boundary: datetime | float, time_us: np.ndarray) -> int:
 
 def _microseconds(instant: datetime) -> int:
     return int(np.datetime64(instant, "us").astype(np.int64))
-
-
-def evenly(values: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` of the values, evenly spread over them."""
-    return values[np.linspace(0, len(values) - 1, min(most, len(values))).astype(int)]

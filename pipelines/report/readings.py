@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.checkpoint import Checkpoint
-from pipelines.data.windows import WindowBatch, Windows, evenly
+from pipelines.data.windows import WindowBatch, Windows
 from pipelines.explaining import explain_window
 from pipelines.report.story import Answer, Measure, Trace, Which, WindowRead
 from pipelines.scoring import Scores, load_scored
+from validation.relations import evenly
 from validation.statistics import Scored
 
 _TRACES = {"event": 1, "forecast": 2, "detect": 2}  # columns drawn over a window: the series, and one beside

@@ -7,10 +7,10 @@ import numpy as np
 
 from pipelines.benchmarks.drift.planted import Plant, outcome_plants, plants
 from pipelines.benchmarks.drift.streams import Columns, Stream
-from pipelines.data.windows import evenly
 from validation.drift import DriftPolicy, detect_drift, noted
 from validation.effects import Effect, is_numeric
 from validation.record import Record
+from validation.relations import evenly
 
 WITHIN = 3  # batches in which a shift is to be found
 _COLUMNS = 3  # of a stream into which shifts are planted, evenly picked among those that move
