@@ -128,21 +128,13 @@ def _rank(
 
 def _train(job: TrainingJob, sender: Connection | None) -> None:
     from pipelines.training import fit
-    from sparse_model.config import ModelConfig
 
     def tell(kind: str, *told: Any) -> None:
         if sender is not None:
             sender.send((kind, *told))
 
+    windows = Windows(job.snapshot, job.spec, job.preprocessing)
     checkpoint, curve = fit(
-        Windows(job.snapshot, job.spec, job.preprocessing),
-        ModelConfig.from_dict(job.config),
-        job.plan,
-        job.mode,
-        job.seed,
-        Path(job.folder),
-        lambda *told: tell("report", *told),
-        job.warm_start,
-        lambda curve: tell("follow", curve),
+        windows, job, lambda *told: tell("report", *told), lambda curve: tell("follow", curve)
     )
     tell("trained", checkpoint.model_dump_json(), curve)

@@ -246,7 +246,7 @@ def train(
     )
     job.save()
     if plan.num_ranks == 1:
-        return fit(windows, config, plan, mode, seed, folder, report, warm_start, follow)
+        return fit(windows, job, report, follow)
     if len(windows.time_us) != windows.snapshot.num_rows:
         raise ValueError("windows: of a part of a snapshot, which other processes would not know")
     from pipelines.ranks import train_on_ranks
@@ -254,26 +254,21 @@ def train(
     return train_on_ranks(job, report, follow)
 
 
-def fit(
-    windows: Windows,
-    config: ModelConfig,
-    plan: TrainingPlan,
-    mode: Mode,
-    seed: int,
-    folder: Path,
-    report: Report,
-    warm_start: Checkpoint | None,
-    follow: Follow,
-) -> tuple[Checkpoint, Curve]:
+def fit(windows: Windows, job: TrainingJob, report: Report, follow: Follow) -> tuple[Checkpoint, Curve]:
     """What every process of a training does; the first one keeps the weights and says what came of it."""
-    lightning.seed_everything(seed, verbose=False)
+    folder = Path(job.folder)
+    lightning.seed_everything(job.seed, verbose=False)
     keep_freed_memory()
-    model = load_model(warm_start).train() if warm_start else SparseEncoder(config)
-    module = Fit(model, windows, plan, mode, seed)
+    model = (
+        load_model(job.warm_start).train()
+        if job.warm_start
+        else SparseEncoder(ModelConfig.from_dict(job.config))
+    )
+    module = Fit(model, windows, job.plan, job.mode, job.seed)
     best, last = _keep(folder, "best", monitor="validation_loss"), _keep(folder, "last")
     started = time.monotonic()
     trainer = _trainer(module, [best, last], _Progress(report, follow, module))
-    _run(trainer, module, resume_point(folder, plan))
+    _run(trainer, module, resume_point(folder, job.plan))
     if trainer.is_global_zero:
         model = _best(module, folder / "best.ckpt")
         save_weights(model, folder)
@@ -283,9 +278,9 @@ def fit(
         sha256=sha256_of(folder / "model.safetensors"),
         config=model.config.to_dict(),
         snapshot=windows.snapshot.content_hash,
-        plan=plan.digest(),
-        mode=mode,
-        seed=seed,
+        plan=job.plan.digest(),
+        mode=job.mode,
+        seed=job.seed,
         num_steps=int(module.curve["train_loss"][-1][0]) + 1,
         validation_loss=float(best.best_model_score) if best.best_model_score is not None else math.nan,
         train_seconds=time.monotonic() - started,
