@@ -21,10 +21,10 @@ readme: $(INSTALLED)
 	.venv/bin/python -m tests.repository.readme_blocks --venv .venv
 
 test: $(INSTALLED) system-packages
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 coverage: $(INSTALLED) system-packages
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term
 
 # Real servers, a drifted batch and what follows from it; minutes, so not a part of `make test`.
 end-to-end: $(INSTALLED) system-packages

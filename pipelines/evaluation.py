@@ -26,7 +26,6 @@ from pipelines.panel import (
 )
 from pipelines.payback import Payback
 from pipelines.scoring import Report, Scores, load_scored
-from pipelines.training_batches import to_tensors
 from validation.errors import InputError
 from validation.evidence import Evidence, Look
 from validation.gates import Stage, StagePolicy, Verdict, judge
@@ -210,6 +209,7 @@ def recall_kpi(
     """Share of dense attention's mass on the blocks read, over some evaluation windows of `part`."""
     import torch
 
+    from pipelines.training_batches import to_tensors
     from sparse_model.config import Budget
     from sparse_model.explanation import selection_recall
 

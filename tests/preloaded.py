@@ -1,7 +1,10 @@
-"""Forks a `dankai` per line of standard input, everything heavy imported already (tiny_rollout.Preloaded).
+"""Forks a `dankai` per request, everything heavy imported already (tiny_rollout.Preloaded).
+
+    python -m tests.preloaded SOCKET
 
 Nothing but imports, and the script that every report holds, comes before the fork, so a child differs from a
-fresh process in its start alone.
+fresh process in its start alone. Prefect reads its settings as it is imported: the twin that answers at
+SOCKET.alone leaves that to its children. Both end with their standard input.
 """
 
 import atexit
@@ -10,7 +13,9 @@ import importlib
 import itertools
 import json
 import os
+import select
 import signal
+import socket
 import sys
 import tempfile
 import traceback
@@ -23,8 +28,6 @@ HEAVY = (
     "pipelines.edge.bundle",
     "pipelines.edge.export",
     "pipelines.training",
-    "flows.rollout",
-    "flows.tables",
     "great_expectations.checkpoint.actions",
     "great_expectations.expectations",
     "lightning",
@@ -34,13 +37,13 @@ HEAVY = (
     "onnxruntime",
     "pandas",
     "pipelines.report.leaving",
-    "prefect.artifacts",
     "rich.table",
     "safetensors.torch",
     "scipy.stats",
     "sklearn.ensemble",
     "torch.onnx",
 )
+WITH_PREFECT = ("flows.rollout", "flows.tables", "prefect.artifacts")
 
 FRESH = ("pipelines.cost", "pipelines.serving_check", "pipelines.edge.measurement")
 """Run models in processes that hold nothing else."""
@@ -55,8 +58,29 @@ def main() -> None:
     for module in HEAVY:
         importlib.import_module(module)
     vega()
-    for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line))), flush=True)
+    if os.fork() == 0:
+        return serve(f"{sys.argv[1]}.alone")
+    for module in WITH_PREFECT:
+        importlib.import_module(module)
+    serve(sys.argv[1])
+
+
+def serve(place: str) -> None:
+    """Answer each request in a process of its own."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(place)
+        door.listen()
+        while sys.stdin not in select.select([door, sys.stdin], [], [])[0]:
+            asked, _ = door.accept()
+            with asked:
+                if os.fork() == 0:
+                    door.close()
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    request = json.loads(asked.makefile().readline())
+                    asked.sendall(json.dumps(answer(request)).encode() + b"\n")
+                    os._exit(0)
+    os._exit(0)
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -152,25 +152,12 @@ class Ended:
     seconds: float
 
 
-@dataclass
+@dataclass(frozen=True)
 class Preloaded:
-    """A process that imported everything once and forks a `dankai` per request: the same, seconds sooner.
+    """A process that imported everything once and forks a `dankai` per request: the same, seconds sooner."""
 
-    Prefect reads its settings as it is imported, so all requests share one Prefect.
-    """
-
-    environ: Mapping[str, str]
-    _process: "subprocess.Popen[str]" = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.preloaded"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, **self.environ},
-        )
+    door: Path
+    """The socket of tests.preloaded."""
 
     def dankai(
         self,
@@ -180,15 +167,16 @@ class Preloaded:
         interrupt: bool = False,
         lengths: tuple[int, ...] = (1,),
         fresh: bool = False,
+        alone: bool = False,
         **environ: str,
     ) -> Ended:
         """Run `dankai ARGUMENTS` in a process of its own.
 
         `hook` names where that process gets a kill -9 (or, with `interrupt`, a Ctrl-C): "first before
         module:function" or "third after module:function". Cost is measured at `lengths`: the gated one unless
-        more are asked for, and in forks too, unless `fresh` asks for processes of their own.
+        more are asked for, and in forks too, unless `fresh` asks for processes of their own. All share one
+        Prefect server, but for those that are `alone`: they start one of their own.
         """
-        started = time.monotonic()
         request = {
             "arguments": [str(argument) for argument in arguments],
             "environ": {"DANKAI_HOME": str(home), **environ},
@@ -197,14 +185,27 @@ class Preloaded:
             "fresh": fresh,
             "signal": "SIGINT" if interrupt else "SIGKILL",
         }
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        answer = json.loads(self._process.stdout.readline())
+        if alone:
+            request["environ"] |= {"PREFECT_API_URL": "", "PREFECT_HOME": str(home / "prefect")}
+        with _connected(f"{self.door}.alone" if alone else str(self.door)) as server:
+            started = time.monotonic()
+            server.sendall(json.dumps(request).encode() + b"\n")
+            answer = json.loads(server.makefile().readline())
         return Ended(**answer, seconds=time.monotonic() - started)
 
-    def close(self) -> None:
-        self._process.communicate()
+
+def _connected(place: str, seconds: float = 90) -> socket.socket:
+    """To a server that may be about to open this Unix socket."""
+    deadline = time.monotonic() + seconds
+    while True:
+        client = socket.socket(socket.AF_UNIX)
+        try:
+            client.connect(place)
+            return client
+        except OSError:
+            client.close()
+            assert time.monotonic() < deadline, f"{place} does not answer"
+            time.sleep(0.1)
 
 
 def dankai(*arguments: object, home: Path, timeout: float = 110, **environ: str) -> Ended:

@@ -31,21 +31,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ended(folder: Path) -> Ended:
+def ended(folder: Path, preloaded: Preloaded) -> Ended:
     """The run that all tests of this file look at."""
-    environ = {
-        "PREFECT_API_URL": "",
-        "MLFLOW_TRACKING_URI": "",
-        "DANKAI_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
     command = ("rollout", "run", folder / "pump.yaml", "--policy", folder / "policy-0.yaml")
     command += ("--bootstrap", "the dense model in use")
-    alone = Preloaded({**environ, "DANKAI_HOME": str(folder / "home")})  # where Prefect keeps its things
-    try:
-        return alone.dankai(*command, home=folder / "home", lengths=(1, 4, 16))
-    finally:
-        alone.close()
+    return preloaded.dankai(*command, home=folder / "home", lengths=(1, 4, 16), alone=True)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,9 @@
 
 import base64
 import json
+import os
 import re
+import subprocess
 import sys
 import time
 import urllib.request
@@ -14,14 +16,13 @@ import pytest
 
 from pipelines.files import exclusive_lock
 from pipelines.release_log import ReleaseLog
-from pipelines.settings import QUIET, load_settings
+from pipelines.settings import load_settings
 from pipelines.signing import VARIABLE, load_key
 from tests.key_traces import traces_of
 from tests.tiny_rollout import (
     Ended,
     Preloaded,
     free_port,
-    serving,
     wait_for_server,
     write_dataset,
     write_policy,
@@ -31,14 +32,27 @@ KEY = base64.b64encode(bytes(range(7, 39))).decode()
 
 
 @pytest.fixture(scope="module")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    home, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    command = [str(Path(sys.executable).with_name("mlflow")), "server", "--workers", "1"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{home}/mlflow.db"]
-    command += ["--artifacts-destination", str(home / "artifacts")]
-    with serving(command, QUIET, home / "log"):
-        yield f"http://127.0.0.1:{port}"
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the MLflow server: a fresh home folder and its log."""
+    return tmp_path_factory.mktemp("mlflow")
+
+
+@pytest.fixture(scope="module")
+def ui(served: Path, mlflow_server: str) -> "Iterator[subprocess.Popen[bytes]]":
+    """`dankai ui`: MLflow's own server over what was tracked in a home folder."""
+    command = [str(Path(sys.executable).with_name("dankai")), "ui", "--port", mlflow_server.rsplit(":", 1)[1]]
+    environ = {**os.environ, "DANKAI_HOME": str(served / "home"), "MLFLOW_TRACKING_URI": ""}
+    with (served / "log").open("wb") as log:
+        server = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
+    yield server
+    server.terminate()
+    server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def mlflow_server() -> str:
+    """The address that it gets."""
+    return f"http://127.0.0.1:{free_port()}"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +61,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ended(mlflow_server: str, home: Path, preloaded: Preloaded) -> Ended:
+def ended(ui: object, mlflow_server: str, home: Path, preloaded: Preloaded) -> Ended:
     """A rollout whose pilot no model can pass: an answer in no time at all."""
     write_dataset(home, "served")
     policy = write_policy(home, latency_p50_ratio=0.0)
@@ -207,13 +221,14 @@ def test_a_training_by_hand_does_not_join_one_that_is_at_work(
 
 
 def test_a_key_from_the_environment_reaches_no_server_and_no_file(
-    ended: Ended, home: Path, tmp_path_factory: pytest.TempPathFactory
+    ended: Ended, home: Path, shared_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Home folder, MLflow's database and artifacts, Prefect's database, every log, what was printed."""
     places = [
         home,
         *tmp_path_factory.getbasetemp().glob("mlflow*"),
-        *tmp_path_factory.getbasetemp().glob("prefect*"),
+        shared_folder / "prefect",
+        shared_folder / "preloaded",
     ]
     everything = [path for place in places for path in place.rglob("*")]
     assert any(path.name == "mlflow.db" for path in everything)
@@ -221,3 +236,24 @@ def test_a_key_from_the_environment_reaches_no_server_and_no_file(
     key = load_key(home / "keys", {VARIABLE: KEY})
     assert traces_of(key, everything, (ended.out, ended.err)) == []
     assert not (home / "keys" / "signing.key").exists()
+
+
+def test_the_ui_that_served_a_fresh_home_ends_with_sigterm(
+    ui: "subprocess.Popen[bytes]", mlflow_server: str, served: Path
+) -> None:
+    assert ui.poll() is None
+    ui.terminate()
+    ui.wait(15)
+    assert f"MLflow UI: {mlflow_server}" in (served / "log").read_text()
+    deadline = time.monotonic() + 10
+    while healthy(mlflow_server):
+        assert time.monotonic() < deadline, "what it started goes on answering"
+        time.sleep(0.1)
+
+
+def healthy(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/health", timeout=2) as answer:
+            return answer.read() == b"OK"
+    except OSError:
+        return False

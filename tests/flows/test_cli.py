@@ -44,6 +44,14 @@ def test_importing_what_the_command_line_starts_with_imports_nothing_heavy(modul
     assert loaded.stdout.strip() == "[]"
 
 
+def test_what_reads_the_record_and_says_no_waits_for_no_model() -> None:
+    """What status, gate, report, approve, rollback and every refusal of a rollout import."""
+    modules = "pipelines.release, pipelines.report.story, pipelines.backtest, pipelines.summary"
+    code = f"import sys, {modules}; print({{'torch', 'mlflow', 'prefect'}} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert loaded.stdout.strip() == "set()", loaded.stderr
+
+
 def commands(group: click.Group, context: click.Context) -> Iterator[tuple[click.Command, click.Context]]:
     """Every command and group below `group`, with the context in which its help is asked for."""
     for name in group.list_commands(context):
