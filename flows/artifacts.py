@@ -1,4 +1,4 @@
-"""What a rollout shows in Prefect's pages: a table per gate, how far the work is, links, a summary.
+"""What a rollout shows in Prefect's pages: a table per gate, how far the work is, links.
 
 Only where a Prefect server is set: an artifact that nobody can open is not made.
 """
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from pipelines.evaluation import Evaluation
-    from pipelines.summary import RolloutSummary
 
 _SECONDS_BETWEEN = 2.0
 
@@ -54,6 +53,8 @@ class _Shown:
     def __call__(self, what: str, done: int, total: int) -> None:
         self._report(what, done, total)
         now = time.monotonic()
+        if total <= 1:
+            return  # it has no parts to count: a bar would jump from nothing to all
         is_due = now - self._told.setdefault(what, now) >= _SECONDS_BETWEEN
         if not is_due and not (done >= total and what in self._made):
             return
@@ -69,29 +70,16 @@ class _Shown:
             self._made[what] = made
 
 
-def show_rollout(job: Job, summary: "RolloutSummary", run_id: str) -> None:
-    """Where the rollout stands in words, and the way to its run in MLflow and to its Data Docs."""
-    if job.settings.prefect_api_url is None:
+def show_links(job: Job, run_id: str) -> None:
+    """The way from a rollout's flow run to its run in MLflow and to its Data Docs."""
+    link, docs = job.tracker.page(run_id), job.tracker.page(run_id, artifact=f"{DOCS}/index.html")
+    if job.settings.prefect_api_url is None or link is None or docs is None:
         return
-    from prefect.artifacts import create_link_artifact, create_markdown_artifact
+    from prefect.artifacts import create_link_artifact
 
-    create_markdown_artifact(in_words(summary), key_of(job.spec.name, "rollout"), markdown(summary.sentence))
-    link = job.tracker.page(run_id)
-    if link:
-        create_link_artifact(
-            link, "the rollout in MLflow", key_of(job.spec.name, "mlflow"), "Its runs and models"
-        )
-        docs, said = f"{link}/artifacts/{DOCS}", "What Great Expectations found in the data"
-        create_link_artifact(docs, "its Data Docs", key_of(job.spec.name, "data-docs"), said)
-
-
-def in_words(summary: "RolloutSummary") -> str:
-    """The rollout as Markdown: how it ended, what is live, gate by gate."""
-    state, heading = summary.state, f"# {markdown(summary.dataset)}: {summary.ended}"
-    live = f"version {state.champion} is live at stage {state.stage}" if state.live else "nothing is live"
-    gates = "\n".join(f"- {each.stage} gate: **{each.verdict.outcome}**" for each in summary.evaluations)
-    docs = f"Data Docs: `{summary.prepared.report.docs_uri}`"
-    return f"{heading}\n\n{markdown(summary.sentence)}\n\n{live}\n\n{gates}\n\n{docs}\n"
+    name, found = job.spec.name, "What Great Expectations found in the data"
+    create_link_artifact(link, "the rollout in MLflow", key_of(name, "mlflow"), "Its runs and models")
+    create_link_artifact(docs, "its Data Docs", key_of(name, "data-docs"), found)
 
 
 def key_of(dataset: str, what: str) -> str:

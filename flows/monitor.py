@@ -11,7 +11,7 @@ from flows.actors import who_runs
 from flows.dask import spread_of
 from flows.drift_events import announce
 from flows.names import run_name
-from flows.report import show_report
+from flows.report import show_missing, show_report
 from pipelines.due import open_reason
 from pipelines.job import Job, open_job
 from pipelines.monitor import MonitorReport, monitor_batch
@@ -30,10 +30,11 @@ def monitor(dataset: str, policy: str, batches: str) -> State[str]:
     job = open_flow_job(dataset, policy)
     reports = [monitor_batch(job, batch) for batch in arrivals(job.settings.data / batches)]
     fresh = [report for report in reports if not report.repeated]
-    for report in fresh or still_open(job):
-        announce(report, Path(dataset), Path(policy))
     for report in fresh:
         show_report(leave_batch(job, report))
+    # After the pages: what an event starts makes those that are missing. One that is lost is announced again.
+    for report in fresh or still_open(job):
+        announce(report, Path(dataset), Path(policy))
     if not fresh:
         return Completed(name="Nothing new", message=f"nothing new; the newest batch: {said(reports[-1])}")
     return Completed(name=worst_decision(fresh), message="\n".join(map(said, fresh)))
@@ -71,6 +72,8 @@ def said(report: MonitorReport) -> str:
 
 
 def open_flow_job(dataset: str, policy: str) -> Job:
-    """The job of a run without a terminal, in the name of its deployment."""
+    """The job of a run without a terminal, in the name of its deployment; pages that are missing are made."""
     job = open_job(Path(dataset), Path(policy), load_settings(), lambda *_: None)
-    return replace(job, actor=who_runs(), spread=spread_of(job.settings))
+    job = replace(job, actor=who_runs(), spread=spread_of(job.settings))
+    show_missing(job)
+    return job

@@ -1,12 +1,9 @@
 """A run's report in Prefect: its verdict as a Markdown artifact, with the way to the page."""
 
-from pathlib import Path
-
 from flows.artifacts import key_of
-from pipelines.report.brief import brief
-from pipelines.report.compose import compose
-from pipelines.report.leaving import Left
-from pipelines.report.words import Words, language_of
+from pipelines.escaping import markdown
+from pipelines.job import Job
+from pipelines.report.leaving import Left, leave_missing
 
 
 def show_report(left: Left) -> None:
@@ -19,13 +16,11 @@ def show_report(left: Left) -> None:
 
     if FlowRunContext.get() is None:
         return
-    page = compose(left.story, Words(language_of()))
     key = key_of(left.story.dataset, f"{left.story.kind}-report")
-    create_markdown_artifact(brief(page, _place(left)), key=key, description=page.title)
+    create_markdown_artifact(left.in_short, key=key, description=markdown(left.sentence))
 
 
-def _place(left: Left) -> str:
-    """In MLflow's pages where a server shows them to everybody, else the file."""
-    address = left.story.lineage.run_url
-    is_shared = address.startswith("http") and not address.startswith("http://127.0.0.1:5000/")
-    return f"{address}/artifacts" if is_shared else str(Path(left.page))
+def show_missing(job: Job) -> None:
+    """At a run's start: the pages that earlier ones were killed before."""
+    for left in leave_missing(job):
+        show_report(left)

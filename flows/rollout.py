@@ -27,7 +27,6 @@ from pipelines.evaluation import Evaluation
 from pipelines.fingerprint import environment
 from pipelines.job import Job, Prepared, open_job
 from pipelines.judging import LENGTHS, edge_kpis, values_side_by_side
-from pipelines.mlflow_words import NOTE
 from pipelines.release import champion_to_beat, refuse_without_bootstrap
 from pipelines.release_log import Stage
 from pipelines.replay import Month, replay_parts
@@ -102,11 +101,9 @@ def run_rollout(
             path = write_summary(summary, job.settings.home)
             job.note(sentence=summary.sentence)
             job.tracker.log_artifact(run_id, path)
-            verdict = summary.ended.split()[0]
-            tags = {"stage": summary.state.stage, "verdict": verdict, "sentence": summary.sentence}
-            tags[NOTE] = artifacts.in_words(summary)
+            tags = {"stage": summary.state.stage, "verdict": summary.verdict, "sentence": summary.sentence}
             job.tracker.log_tags(run_id, tags)
-            artifacts.show_rollout(job, summary, run_id)
+            artifacts.show_links(job, run_id)
             show_report(leave_rollout(job, summary, run_id))
     return summary
 

@@ -19,7 +19,7 @@ def _task(function: Callable[..., Any], name: str, run: str | None = None) -> Ca
 
     `run` names each run by its arguments, so that the list of a flow's runs reads as a story.
     """
-    return task(name=name, task_run_name=run, cache_policy=NO_CACHE, persist_result=False)(function)
+    return task(name=name, task_run_name=run or name, cache_policy=NO_CACHE, persist_result=False)(function)
 
 
 @task(name="gate", task_run_name="{stage} gate", cache_policy=NO_CACHE, persist_result=False)

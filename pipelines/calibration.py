@@ -7,7 +7,7 @@ import numpy as np
 
 from pipelines.budgets import FILE, BudgetPoint, Calibration, Conditions, Cost
 from pipelines.checkpoint import Checkpoint
-from pipelines.cost import Subject, Timings, measure_turns, worst_case
+from pipelines.cost import CostComparison, Subject, Timings, compare_timings, measure_turns, worst_case
 from pipelines.data.spec import DatasetSpec
 from pipelines.evaluation import TASK_METRICS, resampling
 from pipelines.files import replace_file
@@ -47,6 +47,13 @@ def calibrate(
     calibration = job.once("calibration", inputs, Calibration, compute)
     replace_file(Path(checkpoint.folder) / FILE, calibration.model_dump_json(indent=1).encode() + b"\n")
     return calibration
+
+
+def cost_at_target(job: Job, checkpoint: Checkpoint, dense: Checkpoint) -> CostComparison:
+    """What the budget that a model is judged at costs beside dense: the sweep's own timings, none anew."""
+    of_dense, *timings = _timings(job, checkpoint, dense)
+    ours = timings[_densities(job).index(job.plan.target_density)]
+    return compare_timings(ours, of_dense, job.policy)
 
 
 def _measured(job: Job, prepared: Prepared, checkpoint: Checkpoint, dense: Checkpoint) -> Calibration:

@@ -2,6 +2,7 @@
 
 import math
 
+from pipelines.report.figures import places_of
 from validation.gates import Check
 from validation.kpis import KINDS
 from validation.record import Record
@@ -36,22 +37,20 @@ def _value(check: Check) -> str:
     kpi = check.measured
     if kpi is None:
         return "not measured"
-    unit = KINDS[kpi.name].unit
     if kpi.name == "payback_days" and math.isinf(kpi.value):
         return "does not pay back"
-    if unit == "B":
-        return f"{kpi.value / 2**20:.1f} MiB [{kpi.low / 2**20:.1f}, {kpi.high / 2**20:.1f}]"
-    sign = "+" if kpi.versus else ""
-    numbers = [
-        f"{number:{sign}.3f}" if abs(number) < 1000 else _large(number)
-        for number in (kpi.value, kpi.low, kpi.high)
-    ]
-    range_ = "no interval" if math.isnan(kpi.low) else f"{numbers[1]}, {numbers[2]}"
-    return f"{numbers[0]} [{range_}] {unit}".rstrip()
+    unit, scale = ("MiB", 2**-20) if KINDS[kpi.name].unit == "B" else (KINDS[kpi.name].unit, 1.0)
+    value, low, high = (end * scale for end in (kpi.value, kpi.low, kpi.high))
+    places, sign = places_of(value, low, high), "+" if kpi.versus else ""
+    shown = [_number(each, places, sign) for each in (value, low, high)]
+    if low == value == high:
+        return f"{value:{sign}{',.0f' if abs(value) >= 1e3 else '.3g'}} {unit}".rstrip()
+    range_ = "no interval" if math.isnan(low) else f"{shown[1]}, {shown[2]}"
+    return f"{shown[0]} [{range_}] {unit}".rstrip()
 
 
-def _large(number: float) -> str:
-    return "never" if math.isinf(number) else f"{number:,.0f}"
+def _number(number: float, places: int, sign: str) -> str:
+    return "never" if math.isinf(number) else f"{number:{sign},.{places}f}"
 
 
 def _threshold(check: Check) -> str:

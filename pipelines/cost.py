@@ -84,6 +84,11 @@ def compare_cost(
     ours, theirs = measure_turns(
         [candidate, dense], num_steps, repeats, processes, threads, device, after_round
     )
+    return compare_timings(ours, theirs, policy, started)
+
+
+def compare_timings(ours: Timings, theirs: Timings, policy: Policy, measured_at: str = "") -> CostComparison:
+    """Both sides at one length, measured already."""
 
     def ratio(field: str, quantile: float) -> Interval:
         a, b = (np.array(getattr(timings, field), dtype=np.float64) for timings in (ours, theirs))
@@ -91,13 +96,13 @@ def compare_cost(
         return ratio_interval(a, b, quantile=quantile, **how)
 
     return CostComparison(
-        num_steps=num_steps,
+        num_steps=ours.num_steps,
         candidate=ours,
         dense=theirs,
         latency_p50_ratio=ratio("latency_ms", 0.5),
         latency_p99_ratio=ratio("latency_ms", 0.99),
         peak_memory_ratio=ratio("memory_bytes", 0.5),
-        measured_at=started,
+        measured_at=measured_at,
     )
 
 

@@ -1,6 +1,7 @@
 """What MLflow's own pages say of dankai's experiment and models."""
 
 NOTE = "mlflow.note.content"  # what MLflow shows as a description, in Markdown
+AS_TRAINING = "workflowType=machine_learning"  # without it a link opens among the pages for language models
 EXPERIMENT_TAGS = {
     "mlflow.experimentKind": "custom_model_development",  # else MLflow opens its pages for language models
     NOTE: "A run for each rollout, inside it one for each stage, inside that its trainings and its gate. "

@@ -18,7 +18,7 @@ from pipelines.addresses import require_answer, unreachable
 from pipelines.files import exclusive_lock, sha256_of
 from pipelines.fingerprint import environment, process_is_alive, process_tags
 from pipelines.mlflow_limits import BATCH, PARAM_BATCH, batches, flat, safe_name
-from pipelines.mlflow_words import ABOUT_MODEL, EXPERIMENT_TAGS
+from pipelines.mlflow_words import ABOUT_MODEL, AS_TRAINING, EXPERIMENT_TAGS
 from pipelines.servable import save_model, sign_model, verify_model
 from pipelines.settings import Settings
 from pipelines.signing import load_key, trusted_keys
@@ -95,16 +95,13 @@ class Tracker:
 
         Environment fingerprint and the machine's load are recorded with it.
         """
-        fingerprint = {f"env.{key}": str(value) for key, value in environment().model_dump().items()}
-        family = {"mlflow.parentRunId": parent} if parent else {}
-        all_tags = {
-            **fingerprint,
-            **process_tags(),
-            **family,
-            "kind": kind,
-            ACCOUNT: account_name(),
-            **(tags or {}),
+        fingerprint = {
+            f"env.{key}": str(value) or "none" for key, value in environment().model_dump().items()
         }
+        family = {"mlflow.parentRunId": parent} if parent else {}
+        # MLflow shows them in this order: what the run is comes first, where it ran last.
+        about = {"kind": kind, **(tags or {}), ACCOUNT: account_name()}
+        all_tags = {**about, **family, **process_tags(), **fingerprint}
         run_id = self._client.create_run(self._experiment_id, run_name=name, tags=all_tags).info.run_id
         try:
             with self._watched(run_id):
@@ -165,11 +162,16 @@ class Tracker:
         """MLflow's own record of a run: status, tags, params, last metrics, inputs."""
         return self._client.get_run(run_id)
 
-    def page(self, run_id: str, otherwise: str | None = None) -> str | None:
-        """Address of the run's page, on the server that shows it or `otherwise`; never with a password."""
+    def page(self, run_id: str, otherwise: str | None = None, artifact: str = "") -> str | None:
+        """Address of the run's page, or of an artifact there, on the server that shows it or `otherwise`.
+
+        Never with a password.
+        """
         at_server = self.uri.startswith("http")
         base = re.sub(r"://[^/@]*@", "://", self.uri) if at_server else otherwise
-        return base and f"{base.rstrip('/')}/#/experiments/{self._experiment_id}/runs/{run_id}"
+        below = f"/artifacts/{artifact}" if artifact else ""
+        place = f"#/experiments/{self._experiment_id}/runs/{run_id}{below}?{AS_TRAINING}"
+        return base and f"{base.rstrip('/')}/{place}"
 
     def find_runs(self, tags: Mapping[str, str]) -> "list[Run]":
         """Finished runs that carry all of these tags, oldest first."""

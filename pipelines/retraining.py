@@ -1,5 +1,6 @@
 """Training a challenger on newer data, and its meeting with the champion on windows that neither has seen."""
 
+import logging
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from pipelines.budgets import load_calibration
+from pipelines.calibration import calibrate, cost_at_target
 from pipelines.candidates import train_candidate
 from pipelines.checkpoint import Checkpoint
 from pipelines.clock import now
@@ -16,6 +19,7 @@ from pipelines.evaluation import TASK_METRICS, Evaluation
 from pipelines.files import exclusive_lock, replace_file
 from pipelines.job import Job, Prepared, dataset_folder
 from pipelines.judging import judge_stage, score, score_baselines, steady_kpis
+from pipelines.payback import tracked_payback
 from pipelines.preparation import known_before, known_data, source_data
 from pipelines.release import decide, enter_challenger, live_checkpoint, trained_checkpoint
 from pipelines.scoring import Scores, load_scored
@@ -27,6 +31,7 @@ from validation.kpis import Reference
 from validation.record import Record
 from validation.statistics import METRICS
 
+logger = logging.getLogger(__name__)
 Ended = Literal["promoted", "held", "dropped", "refused", "unfinished"]
 
 
@@ -133,6 +138,7 @@ def _retrained(job: Job, start: RetrainingReport, ground: _Ground) -> Retraining
         inner = replace(reading_as(job, champion, split), parent_run=run_id)
         trained = train_challenger(inner, prepared, champion, released)
         challenger = trained.checkpoint
+        _measure_budgets(inner, prepared, challenger, champion)
         enter_challenger(inner, challenger, start.reason, _density(inner))
         evaluation, is_live = _meet_on_newest(inner, prepared, challenger, champion)
         outcome, why = ending(evaluation, is_live)
@@ -208,6 +214,29 @@ def _is_as_good(job: Job, scores: Scores, released: Scores) -> bool:
     value, expected = metric(load_scored(scores)), metric(load_scored(released))
     gain = value - expected if metric.higher_is_better else expected - value
     return gain >= -job.policy.drift.performance_relative_margin * abs(expected)  # not where it is no number
+
+
+def _measure_budgets(job: Job, prepared: Prepared, challenger: Checkpoint, champion: Checkpoint) -> None:
+    """What each budget is worth and costs, as for every model of a rollout, and whether that pays.
+
+    Beside the dense model that the champion's budgets were compared with; a dense challenger has no budget.
+    """
+    dense = dense_beside(job, champion)
+    if dense is not None:
+        calibrate(job, prepared, challenger, dense)
+        tracked_payback(job, cost_at_target(job, challenger, dense), challenger.sha256)
+
+
+def dense_beside(job: Job, checkpoint: Checkpoint) -> Checkpoint | None:
+    """The dense model that a model's budgets were compared with; None where that was never done."""
+    if checkpoint.mode == "dense":
+        return None
+    try:
+        known = load_calibration(Path(checkpoint.folder))
+        return trained_checkpoint(job.settings, job.spec.name, known.dense)
+    except InputError as error:
+        logger.warning("budgets are not measured: %s", error)
+        return None
 
 
 def _density(job: Job) -> float:

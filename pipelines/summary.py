@@ -53,6 +53,12 @@ class RolloutSummary(Record):
             return "No gate asked"
         return f"{climbed[-1].verdict.outcome} at {climbed[-1].stage}"
 
+    @property
+    def verdict(self) -> str:
+        """What the last gate of the climb said; none where no gate was asked."""
+        climbed = [each.verdict.outcome for each in self.evaluations if each.stage != "steady"]
+        return str(climbed[-1]) if climbed else "none"
+
     def rows(self) -> list[Row]:
         """The table: one row per check, stage by stage."""
         rows = [

@@ -69,7 +69,9 @@ def track_batch(job: Job, report: "MonitorReport") -> str:
         "reasons": "; ".join(report.reasons),
     }
     job.note(sentence=f"{report.decision}: {'; '.join(report.reasons)}")
-    with job.tracker.run(f"{job.spec.name} batch", "batch", tags, job.parent_run) as run_id:
+    start = report.arrival.start
+    name = f"{job.spec.name} batch {start:%Y-%m-%d}" if start else f"{job.spec.name} batch"
+    with job.tracker.run(name, "batch", tags, job.parent_run) as run_id:
         job.tracker.log_dict(run_id, report.model_dump(mode="json"), "monitor.json")
         if report.value is not None:
             job.tracker.log_metrics(run_id, {report.metric: report.value.value})

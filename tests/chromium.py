@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,6 +65,13 @@ class Opened:
         """What a piece of JavaScript says."""
         return self.page.evaluate(script, argument)
 
+    def wait_until(self, script: str, seconds: float = 10) -> None:
+        """Playwright's own `wait_for_function` makes code of text inside the page, which our pages forbid."""
+        deadline = time.monotonic() + seconds
+        while not self.ask(script):
+            assert time.monotonic() < deadline, script
+            self.page.wait_for_timeout(50)
+
 
 def open_page(
     browser: "Browser", file: Path, width: int = 1440, scheme: str = "light", **more: Any
@@ -82,7 +90,7 @@ def open_page(
     page.on("request", lambda asked: _note(opened.requests, asked.url))
     page.goto(file.as_uri())
     if more.get("java_script_enabled", True):
-        page.wait_for_function("document.documentElement.dataset.drawn === 'true'", timeout=30_000)
+        page.wait_for_selector("html[data-drawn=true]", state="attached", timeout=30_000)
     return opened
 
 

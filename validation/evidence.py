@@ -4,6 +4,7 @@ from datetime import datetime
 
 from pydantic import Field, field_validator
 
+from validation.causes import Gap, gap
 from validation.errors import unknown_name
 from validation.kpis import TASK_KINDS, Reference
 from validation.record import Record
@@ -49,21 +50,22 @@ class Evidence(Record):
         return max(1, len(self.looks))
 
 
-def staleness(evidence: Evidence, max_age_hours: float | None, now: str | None) -> str:
-    """Why evidence is too old to act on at `now` (ISO 8601), or "" when it is not; None sets no limit."""
+def staleness(evidence: Evidence, max_age_hours: float | None, now: str | None) -> Gap | None:
+    """Why evidence is too old to act on at `now` (ISO 8601), None when it is not; None sets no limit."""
     return too_old(evidence.measured_at, max_age_hours, now)
 
 
-def too_old(measured_at: str | None, max_age_hours: float | None, now: str | None) -> str:
+def too_old(measured_at: str | None, max_age_hours: float | None, now: str | None) -> Gap | None:
     """The same of anything that was measured at one time."""
     if max_age_hours is None:
-        return ""
+        return None
     if not measured_at or now is None:
-        return "it does not say when it was measured"
+        return gap("undated", "it does not say when it was measured")
     age = age_hours(measured_at, now)
     if age > max_age_hours:
-        return f"it was measured {age:,.0f} hours ago, {max_age_hours:g} are allowed: measure it again"
-    return "it was measured after it was judged: set the clock" if age < -1 else ""
+        said = f"it was measured {age:,.0f} hours ago, {max_age_hours:g} are allowed: measure it again"
+        return gap("old", said, age, max_age_hours)
+    return gap("clock", "it was measured after it was judged: set the clock") if age < -1 else None
 
 
 def age_hours(then: str, now: str) -> float:

@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
-from pydantic import ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
+from validation.causes import Cause, CauseKind, Gap, gap
 from validation.evidence import Evidence, staleness, too_old
 from validation.kpis import KINDS, Kpi, KpiKind
 from validation.record import Record
@@ -42,6 +43,11 @@ class Outcome(StrEnum):
     FAIL = "FAIL"
 
 
+_COMPARED: dict[Outcome, CauseKind] = {
+    Outcome.PASS: "keeps",
+    Outcome.HOLD: "straddles",
+    Outcome.FAIL: "breaks",
+}
 _SEVERITY_OF_OUTCOME = {Outcome.PASS: 0, Outcome.HOLD: 1, Outcome.FAIL: 2}
 
 
@@ -106,6 +112,8 @@ class Check(Record):
     reason: str
     measured: Kpi | None = None
     blessing: Blessing = "quality"
+    cause: Cause | None = Field(default=None, exclude_if=lambda cause: cause is None)
+    """The reason apart from any language; None in records of versions that did not keep it."""
 
     @property
     def severity(self) -> Severity:
@@ -164,7 +172,12 @@ class _Bench(NamedTuple):
 class _Finding(NamedTuple):
     outcome: Outcome
     reason: str
+    cause: Cause
     measured: Kpi | None = None
+
+
+def _hold(subject: str, gap: Gap, measured: Kpi | None = None) -> _Finding:
+    return _Finding(Outcome.HOLD, f"{subject}: HOLD because {gap.words}", gap.cause, measured)
 
 
 def _checks(blessing: Blessing, threshold: Threshold, bench: _Bench) -> Iterable[Check]:
@@ -182,6 +195,7 @@ def _checks(blessing: Blessing, threshold: Threshold, bench: _Bench) -> Iterable
             reason=finding.reason,
             measured=finding.measured,
             blessing=blessing,
+            cause=finding.cause,
         )
 
 
@@ -189,9 +203,7 @@ def _judge_all(name: str, whole: str, threshold: Threshold, bench: _Bench) -> _F
     found = _find(name, threshold, bench, lambda kpi: kpi.slice == whole)
     if len(found) != 1:
         versus = f" against {threshold.versus}" if threshold.versus else ""
-        return _Finding(
-            Outcome.HOLD, f"{name}{versus}: HOLD because {_absence(threshold, bench, len(found))}"
-        )
+        return _hold(f"{name}{versus}", _absence(threshold, bench, len(found)))
     return _judge_one(found[0], threshold, bench, bench.policy.needed(name))
 
 
@@ -201,9 +213,9 @@ def _judge_worst_group(name: str, column: str, threshold: Threshold, bench: _Ben
     countable = [kpi for kpi in groups if kpi.n >= threshold.min_group]
     if not countable:
         lacking = f"none of {len(groups)} groups has {threshold.min_group} windows"
-        return _Finding(Outcome.HOLD, f"{name} by {column}: HOLD because {lacking}")
+        return _hold(f"{name} by {column}", gap("no_group", lacking, len(groups), threshold.min_group))
     if len({kpi.slice for kpi in countable}) != len(countable):
-        return _Finding(Outcome.HOLD, f"{name} by {column}: HOLD because a group was measured twice")
+        return _hold(f"{name} by {column}", gap("group_twice", "a group was measured twice"))
     findings = [_judge_one(kpi, threshold, bench, threshold.min_group) for kpi in countable]
     finding = max(findings, key=lambda finding: _badness(finding, KINDS[name]))
     return finding._replace(reason=f"{finding.reason}; worst of {len(countable)} groups of {column}")
@@ -220,70 +232,79 @@ def _find(name: str, threshold: Threshold, bench: _Bench, wanted: Callable[[Kpi]
     return [kpi for kpi in bench.kpis if kpi.name == name and kpi.versus == threshold.versus and wanted(kpi)]
 
 
-def _absence(threshold: Threshold, bench: _Bench, num_found: int) -> str:
+def _absence(threshold: Threshold, bench: _Bench, num_found: int) -> Gap:
     if threshold.versus and (reason := bench.evidence.not_comparable.get(threshold.versus)):
-        return reason
+        return gap("other_windows", reason)
     if threshold.versus and threshold.versus not in bench.evidence.references:
-        return f"there is no {threshold.versus} to compare with"
-    return f"it was measured {num_found} times" if num_found else "it was not measured"
+        return gap("no_reference", f"there is no {threshold.versus} to compare with")
+    if num_found:
+        return gap("repeated", f"it was measured {num_found} times", num_found, 1)
+    return gap("unmeasured", "it was not measured")
 
 
 def _judge_one(kpi: Kpi, threshold: Threshold, bench: _Bench, needed: int) -> _Finding:
     said = _said(kpi, threshold, bench)
-    gap = _gap_in_evidence(kpi, threshold, bench, needed)
-    if gap:
-        return _Finding(Outcome.HOLD, f"{said}: HOLD because {gap}", kpi)
+    lacking = _gap_in_evidence(kpi, threshold, bench, needed)
+    if lacking:
+        return _hold(said, lacking, kpi)
     bound = bound_of(kpi, threshold)
     outcome = _compare(kpi, bound, KINDS[kpi.name].higher_is_better)
-    return _Finding(outcome, f"{said}, allowed {_number(bound)}: {_explain(outcome, kpi)}", kpi)
+    reason = f"{said}, allowed {_number(bound)}: {_explain(outcome, kpi)}"
+    return _Finding(outcome, reason, Cause(kind=_COMPARED[outcome]), kpi)
 
 
-def _gap_in_evidence(kpi: Kpi, threshold: Threshold, bench: _Bench, needed: int) -> str:
-    """Why this KPI proves nothing, or "" when it may be judged."""
+def _gap_in_evidence(kpi: Kpi, threshold: Threshold, bench: _Bench, needed: int) -> Gap | None:
+    """Why this KPI proves nothing; None when it may be judged."""
     evidence, policy = bench.evidence, bench.policy
     if kpi.checkpoint != evidence.checkpoint:
-        return f"it was measured on checkpoint {kpi.checkpoint[:12]}, not {evidence.checkpoint[:12]}"
+        other, ours = kpi.checkpoint[:12], evidence.checkpoint[:12]
+        return gap("foreign", f"it was measured on checkpoint {other}, not {ours}")
     if kpi.snapshot != evidence.snapshot:
-        return f"it was measured on snapshot {kpi.snapshot[:12]}, not {evidence.snapshot[:12]}"
+        other, ours = kpi.snapshot[:12], evidence.snapshot[:12]
+        return gap("foreign", f"it was measured on snapshot {other}, not {ours}")
     if threshold.versus and (reason := _gap_in_reference(kpi, threshold, evidence)):
         return reason
     if kpi.n < needed:
-        return f"{kpi.n} {KINDS[kpi.name].counted} are too few, {needed} are needed"
+        few = f"{kpi.n} {KINDS[kpi.name].counted} are too few, {needed} are needed"
+        return gap("few", few, kpi.n, needed)
     if not _is_readable(kpi):
-        return "the value or its interval is not a possible number"
+        return gap("no_number", "the value or its interval is not a possible number")
     most, judged_at = policy.max_age_hours, evidence.judged_at
     old = staleness(evidence, most, judged_at) or too_old(kpi.measured_at, most, judged_at)
     return old or _gap_in_confidence(kpi, bench)
 
 
-def _gap_in_confidence(kpi: Kpi, bench: _Bench) -> str:
+def _gap_in_confidence(kpi: Kpi, bench: _Bench) -> Gap | None:
     """An interval less certain than this time of asking needs proves nothing, nor does asking too often."""
     kind, policy, look = KINDS[kpi.name], bench.policy, bench.evidence.look
     if kind.counted == "windows" and look > len(policy.looks):
         nth = f"{look}{ {2: 'nd', 3: 'rd'}.get(look, 'th') }"
-        return f"it is asked for the {nth} time, {len(policy.looks)} are allowed: train a new candidate"
+        said = f"it is asked for the {nth} time, {len(policy.looks)} are allowed: train a new candidate"
+        return gap("asked", said, look, len(policy.looks))
     if kpi.low == kpi.high or not (kind.is_estimated or kpi.confidence):
-        return ""
+        return None
     needed = policy.confidence_at(look) if kind.counted == "windows" else policy.confidence
     if kpi.confidence is None or kpi.confidence < needed - 1e-9:
         stated = "no confidence" if kpi.confidence is None else f"{kpi.confidence:.1%}"
-        return f"its interval states {stated}, {needed:.1%} is needed"
-    return ""
+        said = f"its interval states {stated}, {needed:.1%} is needed"
+        return gap("confidence", said, kpi.confidence, needed)
+    return None
 
 
-def _gap_in_reference(kpi: Kpi, threshold: Threshold, evidence: Evidence) -> str:
+def _gap_in_reference(kpi: Kpi, threshold: Threshold, evidence: Evidence) -> Gap | None:
     assert threshold.versus is not None
     expected = evidence.references.get(threshold.versus)
     if expected is None:
-        return f"there is no {threshold.versus} to compare with"
+        return gap("no_reference", f"there is no {threshold.versus} to compare with")
     if threshold.versus in evidence.not_comparable:
-        return evidence.not_comparable[threshold.versus]
+        return gap("other_windows", evidence.not_comparable[threshold.versus])
     if kpi.reference_checkpoint != expected:
         other = str(kpi.reference_checkpoint)[:12]
-        return f"it was compared with {other}, not with {threshold.versus} {expected[:12]}"
+        return gap("foreign", f"it was compared with {other}, not with {threshold.versus} {expected[:12]}")
     if threshold.relative_margin is not None and not _is_finite(kpi.reference_value):
-        return f"the value of {threshold.versus} is not a number, so a share of it allows nothing"
-    return ""
+        said = f"the value of {threshold.versus} is not a number, so a share of it allows nothing"
+        return gap("no_number", said)
+    return None
 
 
 def _is_finite(value: float | None) -> bool:

@@ -77,11 +77,15 @@ def retrain(dataset: Path, reason: str, policy: Path, quiet: bool, as_json: bool
 
 @contextmanager
 def job_of(dataset: Path, policy: Path, quiet: bool) -> Iterator["Job"]:
-    """The dataset's stores, opened only where a model of it is live; progress is shown meanwhile."""
+    """The dataset's stores, opened only where a model of it is live; progress is shown meanwhile.
+
+    Pages that earlier runs were killed before are made first.
+    """
     from flows.progress import progress
     from pipelines.data.spec import load_spec
     from pipelines.job import open_job
     from pipelines.release import live_checkpoint
+    from pipelines.report.leaving import leave_missing
     from pipelines.settings import load_settings, quiet_environment
     from validation.policy import load_policy
 
@@ -90,7 +94,10 @@ def job_of(dataset: Path, policy: Path, quiet: bool) -> Iterator["Job"]:
     live_checkpoint(settings, spec.name)
     quiet_environment(settings)
     with progress(quiet) as report:
-        yield open_job(dataset, policy, settings, report)
+        job = open_job(dataset, policy, settings, report)
+        for left in leave_missing(job):
+            click.echo(f"made now, as its run was cut off: {left.page}", err=True)
+        yield job
 
 
 def print_page(page: Path | None) -> None:

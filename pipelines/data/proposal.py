@@ -110,11 +110,13 @@ def _uneven(table: "pl.DataFrame", key: str, targets: list[str]) -> list[str]:
     spreads = table.group_by(key).agg(pl.col(name).std() for name in targets)
     found = []
     for name in targets:
+        if still := int((spreads[name] == 0).sum()):
+            found.append(f"{name!r} never changes in {still} of {len(spreads)} series: they teach nothing")
+            continue
         largest, usual = spreads[name].max(), spreads[name].median()
         if largest and usual is not None and largest > _FAR_APART * usual:  # type: ignore[operator]
-            found.append(
-                f"{name!r} spreads over {_FAR_APART} times as far in one series as in most: scale it first"
-            )
+            most = f"{_FAR_APART} times as far in one series as in most, which look flat beside it"
+            found.append(f"{name!r} spreads over {most}: scale it first")
     return found
 
 

@@ -33,6 +33,8 @@ class Roles:
     binary: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     """And why."""
+    still: list[str] = field(default_factory=list)
+    """Numbers that tell series apart and never change within one: to be read, nothing to predict."""
 
 
 # Whose rows ----------------------------------------------------------------------------------------
@@ -140,7 +142,14 @@ def roles_of(look: Look, entity: str | None) -> Roles:
             _number(roles, table[name])
         else:
             roles.categorical.append(name)
+    roles.still = [name for name in roles.numeric if entity and _is_still(table, name, entity)]
     return roles
+
+
+def _is_still(table: "pl.DataFrame", name: str, entity: str) -> bool:
+    import polars as pl
+
+    return table.group_by(entity).agg(pl.col(name).drop_nulls().n_unique())[name].max() == 1
 
 
 def _useless(values: "pl.Series", is_counter: bool) -> str:
@@ -181,6 +190,8 @@ def task_of(look: Look, roles: Roles, answers: Answers) -> dict[str, Any]:
     for name in answers.target:
         if name not in (*roles.numeric, *roles.binary):
             raise InputError(f"--target: {unknown_name('column', name, [*roles.binary, *roles.numeric])}")
+        if name in roles.still:
+            raise InputError(f"--target: {name!r} never changes within a series: there is nothing to predict")
     asked = [name for name in answers.target if name in roles.binary]
     faults = [name for name in roles.binary if _is_fault(name)]
     if answers.task == "event" or (answers.task is None and _is_event(look, roles, answers, faults)):
@@ -188,11 +199,15 @@ def task_of(look: Look, roles: Roles, answers: Answers) -> dict[str, Any]:
             "task": "event",
             "target": [_label(look, asked or roles.binary, "of which column is 1 the event?")],
         }
-    whole = [name for name in roles.numeric if not look.table[name].null_count()]
+    moving = [name for name in roles.numeric if name not in roles.still]
+    whole = [name for name in moving if not look.table[name].null_count()]
     target = [name for name in answers.target if name in roles.numeric] or whole
     if not target:
         raise InputError(_no_target(look, roles))
-    gaps = [name for name in roles.numeric if name not in target]
+    gaps = [name for name in moving if name not in target]
+    if roles.still:
+        still = few(roles.still)
+        look.said.append(f"read and not predicted, because it never changes within a series: {still}")
     if gaps and not answers.target:
         look.said.append(f"read and not predicted, because values are missing: {few(gaps)}")
     is_detection = answers.task == "detect" or (answers.task is None and bool(asked or faults))
@@ -226,11 +241,13 @@ def _label(look: Look, names: list[str], question: str) -> str:
 
 
 def _no_target(look: Look, roles: Roles) -> str:
-    gaps = [name for name in roles.numeric if look.table[name].null_count()]
+    moving = [name for name in roles.numeric if name not in roles.still]
+    gaps = [name for name in moving if look.table[name].null_count()]
     if gaps:
         row = int(look.table[gaps[0]].is_null().arg_max() or 0)
         return f"{look.place}: every column of numbers has gaps, {gaps[0]!r} first in row {row}: fill them"
-    columns = "; ".join(f"{name!r}: {why}" for name, why in roles.left_out.items())
+    still = dict.fromkeys(roles.still, "it never changes within a series")
+    columns = "; ".join(f"{few(names)}: {why}" for names, why in _by_reason(roles.left_out | still))
     return f"{look.place}: nothing in it to predict ({columns}); is it the table of measurements or events?"
 
 
@@ -246,12 +263,21 @@ def described(look: Look, roles: Roles, task: dict[str, Any]) -> dict[str, Any]:
         f", label {task['label']!r}" if task.get("label") else ""
     )
     look.said.append(what)
-    look.said += [f"{name!r} is left out: {why}" for name, why in roles.left_out.items()]
+    look.said += [
+        f"{few(names)} {'is' if len(names) == 1 else 'are'} left out: {why}"
+        for names, why in _by_reason(roles.left_out)
+    ]
     return {
         "numeric": numeric,
         **({"categorical": roles.categorical} if roles.categorical else {}),
         **({"nullable": holey} if holey else {}),
     }
+
+
+def _by_reason(left_out: dict[str, str]) -> Iterator[tuple[list[str], str]]:
+    """Names that share a reason, and the reason."""
+    for why in dict.fromkeys(left_out.values()):
+        yield [repr(name) for name, its in left_out.items() if its == why], why
 
 
 def _rows(count: int) -> str:

@@ -199,7 +199,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "reference.candidate": ("judged model", "評価対象モデル"),
     "blessing.quality": ("Quality", "品質"),
     "blessing.serving": ("Serving: does it load and answer?", "稼働確認（読み込みと応答）"),
-    # why a check did not pass
+    # why a check did not pass: "reason." and the kind of its cause
     "reason.keeps": (
         "even the pessimistic end of the interval keeps it",
         "信頼区間の不利な側の端でもしきい値を満たすため",
@@ -213,15 +213,15 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "信頼区間の有利な側の端でもしきい値を満たさないため",
     ),
     "reason.few": (
-        "{n} {counted}: too few, {needed} are needed",
-        "{counted}の数が不足（{n}件、必要数{needed}件）",
+        "{found} {counted}: too few, {needed} are needed",
+        "{counted}の数が不足（{found}件、必要数{needed}件）",
     ),
     "reason.no_group": (
-        "none of {n} groups has the {needed} windows needed",
-        "{n}区分のいずれも必要な{needed}ウィンドウに未達",
+        "none of {found} groups has the {needed} windows needed",
+        "{found}区分のいずれも必要な{needed}ウィンドウに未達",
     ),
     "reason.unmeasured": ("it was not measured", "未測定"),
-    "reason.repeated": ("it was measured {n} times", "測定値が{n}件あり一意でないため"),
+    "reason.repeated": ("it was measured {found} times", "測定値が{found}件あり一意でないため"),
     "reason.group_twice": ("a group was measured twice", "同じ区分の測定値が重複しているため"),
     "reason.no_reference": ("there is no {reference} to compare with", "比較対象（{reference}）がないため"),
     "reason.other_windows": (
@@ -234,14 +234,18 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "測定値または信頼区間が数値として成立しないため",
     ),
     "reason.asked": (
-        "the gate was asked {n} times, {allowed} are allowed: train a new candidate",
-        "判定回数が上限（{allowed}回）を超過（{n}回目、新たな候補の学習が必要）",
+        "the gate was asked {found} times, {needed} are allowed: train a new candidate",
+        "判定回数が上限（{needed}回）を超過（{found}回目、新たな候補の学習が必要）",
     ),
     "reason.confidence": (
-        "its interval states {stated}, {needed} is needed",
-        "信頼区間の信頼水準が不足（{stated}、必要水準{needed}）",
+        "its interval states {found} confidence, {needed} is needed",
+        "信頼区間の信頼水準が不足（{found}、必要水準{needed}）",
     ),
-    "reason.old": ("it was measured too long ago", "測定値が古すぎるため"),
+    "reason.none": ("no", "記載なし"),
+    "reason.old": (
+        "it was measured {found} hours ago, {needed} are allowed",
+        "測定から{found}時間が経過しているため（上限{needed}時間）",
+    ),
     "reason.undated": ("it does not say when it was measured", "測定日時が不明のため"),
     "reason.clock": (
         "it is dated after the judgement: set the clock",

@@ -11,22 +11,32 @@ MESSAGES: dict[str, tuple[str, str]] = {
     ),
     "good.subject": ("Model", "モデル"),
     # trade-off
-    "tradeoff": ("What each budget is worth and costs", "予算と精度・推論時間・メモリのトレードオフ"),
+    "tradeoff": ("What each budget is worth and costs", "読み取り率と精度・推論時間・メモリのトレードオフ"),
     "tradeoff.intro": (
         "The budget is the share of blocks that are read exactly; one set of weights serves them all. "
         "Measured on {windows} validation windows, {timings} inferences each, {steps} steps, {machine}.",
-        "予算とは、読み取るブロックの割合です。1組の重みですべての予算に対応します。検証用{windows}ウィンドウ、"
+        "読み取り率とは、個別に読み取るブロックの割合です。1組の重みですべての読み取り率に対応します。検証用{windows}ウィンドウ、"
         "各{timings}回の推論、系列長{steps}で測定しました（{machine}）。",
     ),
     "tradeoff.none": (
         "The budgets of this model were not measured in this run.",
-        "今回の実行では、予算ごとの測定を行っていません。",
+        "今回の実行では、読み取り率ごとの測定を行っていません。",
+    ),
+    "tradeoff.dense": (
+        "The model in use is dense and reads every block, and so does this one: there is no budget.",
+        "現行モデルは全ブロックを読み取る密モデルで、今回のモデルも同じです。選択できる読み取り率はありません。",
     ),
     "tradeoff.legend": (
         "Up is more accurate, left is cheaper. The diamond on the zero line is dense, the chosen budget is "
         "ringed, the dashed line is the simple baseline (against dense on the test windows).",
-        "上ほど高精度、左ほど低コストです。基準線（0）上のひし形は密モデル、二重丸は採用した予算、破線は簡易モデル"
+        "上ほど高精度、左ほど低コストです。基準線（0）上のひし形は密モデル、二重丸は採用した読み取り率、破線は簡易モデル"
         "（テスト用ウィンドウでの密モデルとの差）です。",
+    ),
+    "tradeoff.older": (
+        "The dense model is the one of the rollout, trained on earlier data: part of the difference is the "
+        "newer data. Compare the budgets with one another.",
+        "比較対象の密モデルは導入時のもので、学習データが古いため、差にはデータの新しさの影響が含まれます。"
+        "読み取り率どうしの比較としてご覧ください。",
     ),
     "tradeoff.text": (
         "Each point: {windows} windows, {timings} inferences.",
@@ -34,15 +44,15 @@ MESSAGES: dict[str, tuple[str, str]] = {
     ),
     "tradeoff.latency": ("Accuracy against latency", "精度と推論時間"),
     "tradeoff.memory": ("Accuracy against memory", "精度とメモリ使用量"),
-    "tradeoff.budget": ("Budget (blocks read)", "予算（読むブロックの割合）"),
+    "tradeoff.budget": ("Budget (blocks read)", "読み取り率（個別に読むブロックの割合）"),
     "tradeoff.blocks": ("Blocks read per query block", "1ブロックあたりの読み取り数"),
     "tradeoff.metric": ("{kpi} ({n} windows)", "{kpi}（{n}ウィンドウ）"),
     "tradeoff.gain": ("Difference from dense, % of its {kpi}", "密モデルとの差（{kpi}比、%）"),
     "tradeoff.p50": ("Median latency, ms", "推論時間の中央値（ms）"),
     "tradeoff.p90": ("90th percentile, ms", "90パーセンタイル（ms）"),
     "tradeoff.peak": ("Peak memory, MiB", "最大メモリ使用量（MiB）"),
-    "tradeoff.role.sparse": ("other budgets", "その他の予算"),
-    "tradeoff.role.chosen": ("chosen budget", "採用した予算"),
+    "tradeoff.role.sparse": ("other budgets", "その他の読み取り率"),
+    "tradeoff.role.chosen": ("chosen budget", "採用した読み取り率"),
     "tradeoff.role.dense": ("dense", "密モデル"),
     "tradeoff.role.baseline": ("simple baseline", "簡易モデル"),
     # scaling
@@ -236,6 +246,10 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "payback.none": (
         "Payback was not measured in this run: it takes latency and memory of both sides.",
         "今回の実行では投資回収期間を算出していません（両モデルの推論時間とメモリ使用量の測定が必要です）。",
+    ),
+    "payback.dense": (
+        "A dense model saves nothing beside a dense one: there is nothing to pay back.",
+        "密モデル同士では推論コストが変わらないため、投資回収の対象になりません。",
     ),
     "payback.yes": (
         "The change pays for itself in {days} days ({low} to {high} at {confidence} confidence).",

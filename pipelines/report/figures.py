@@ -35,7 +35,8 @@ def places_of(value: float, low: float, high: float) -> int:
     width = (high - low) / 2
     if not math.isfinite(width) or width <= 0:
         return _places(abs(value)) if math.isfinite(value) else 0
-    return min(3 if width >= 1e-3 else 5, max(0, 1 - math.floor(math.log10(width))))
+    is_told = width >= 1e-3 or abs(value) >= 0.1  # by three places; a small difference takes more
+    return min(3 if is_told else 5, max(0, 1 - math.floor(math.log10(width))))
 
 
 def between(value: float, low: float, high: float, sign: bool = False) -> str:

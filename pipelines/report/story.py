@@ -140,6 +140,11 @@ class Story(Record):
     bundle: Bundle | None = None
     lineage: Lineage = Lineage()
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether the judged model reads everything: it has no budget, and saves nothing."""
+        return self.density == 1.0
+
 
 def read_story(place: Path) -> Story:
     """The story kept in a run's folder, or in the file itself. Raises InputError where there is none."""

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from pipelines.batches import known_rows, rows_of
 from pipelines.budgets import Calibration, load_calibration
+from pipelines.calibration import cost_at_target
 from pipelines.checkpoint import Checkpoint
 from pipelines.data.windows import Windows
 from pipelines.fingerprint import environment
@@ -18,7 +19,7 @@ from pipelines.release import trained_checkpoint
 from pipelines.replay import Month
 from pipelines.report.readings import read_windows
 from pipelines.report.story import Event, Lineage, Period, Story, WindowRead
-from pipelines.retraining import RetrainingReport, reading_as, retrainings, trained_on
+from pipelines.retraining import RetrainingReport, dense_beside, reading_as, retrainings, trained_on
 from pipelines.rollout import current_state
 from pipelines.scoring import Scores
 from pipelines.settings import Settings
@@ -71,13 +72,14 @@ def of_retraining(job: Job, report: RetrainingReport) -> Story:
     """A challenger, its meeting with what was live, and what led there."""
     met, name = report.evaluation, report.dataset
     windows: tuple[WindowRead, ...] = ()
-    made, prepared = None, None
+    made, prepared, money = None, None, dict[str, Any]()
     if report.challenger and report.snapshot and met and met.candidate:
         champion = trained_checkpoint(job.settings, name, report.champion)
         made = trained_checkpoint(job.settings, name, report.challenger)
         prepared = known_before(job, report.snapshot)
         inner = reading_as(job, champion, report.split)
         windows = _read(inner, made, inner.windows(prepared), met.candidate)
+        money = _money(inner, made)
     folder = retraining_folder(job, report)
     verdict = {"verdict": met.verdict.digest(), "policy": met.verdict.policy_digest} if met else {}
     return _blank(job, folder, prepared, made, report.run_id, verdict).model_copy(
@@ -91,6 +93,7 @@ def of_retraining(job: Job, report: RetrainingReport) -> Story:
             "density": met.candidate.density if met and met.candidate else None,
             "evaluations": (met,) if met else (),
             "windows": windows,
+            **money,
             "periods": history(job.settings, name, report.started_at),
         }
     )
@@ -171,6 +174,15 @@ def _read(job: Job, checkpoint: Checkpoint, windows: Windows, scores: Scores) ->
     return tuple(job.once("windows-read", inputs | {"density": density}, list[WindowRead], compute))
 
 
+def _money(job: Job, made: Checkpoint) -> dict[str, Any]:
+    """What a challenger costs at the budget it was judged at, and whether that pays: kept by its training."""
+    dense = dense_beside(job, made)
+    if dense is None:
+        return {}
+    cost = cost_at_target(job, made, dense)
+    return {"costs": (cost,), "payback": tracked_payback(job, cost, made.sha256)}
+
+
 def _windows_of_batch(job: Job, prepared: Prepared, report: MonitorReport) -> Windows:
     known = known_rows(job.settings, prepared.snapshot, but=report.arrival)
     rows = rows_of(job.settings, report.arrival)
@@ -178,7 +190,7 @@ def _windows_of_batch(job: Job, prepared: Prepared, report: MonitorReport) -> Wi
 
 
 def _calibration(checkpoint: Checkpoint | None) -> Calibration | None:
-    """Where the model was calibrated; most challengers are not."""
+    """Where the model was calibrated: a dense one has no budgets."""
     if checkpoint is None:
         return None
     try:

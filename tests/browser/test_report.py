@@ -60,6 +60,7 @@ def wide(browser: "Browser", files: dict[str, Path]) -> Iterator[Opened]:
 def test_it_opens_from_disk_without_a_complaint_and_asks_the_network_for_nothing(opened: Opened) -> None:
     assert opened.complaints == []
     assert opened.requests == []
+    assert "unsafe-eval" not in opened.ask("document.querySelector('meta[http-equiv]').content")
     assert "<script>alert" in opened.ask("document.querySelector('.description').textContent")
 
 
@@ -134,10 +135,9 @@ def test_every_link_inside_the_page_leads_somewhere(opened: Opened) -> None:
     )
     assert set(targets) <= set(opened.ask("[...document.querySelectorAll('[id]')].map(each => each.id)"))
     opened.page.click("nav a[href='#payback']")
-    opened.page.wait_for_function(
-        """(() => { const { top } = document.getElementById('payback').getBoundingClientRect();
-        return top > -5 && top < innerHeight; })()"""
-    )
+    is_shown = """() => { const { top } = document.getElementById('payback').getBoundingClientRect();
+        return top > -5 && top < innerHeight; }"""
+    opened.wait_until(is_shown)
 
 
 def test_downloads_hold_the_data(wide: Opened, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_window_is_zoomed_and_moved_by_keyboard_and_shown_whole_again(wide: Op
     shown = wide.ask(f"{place}.dataset.shown.split(' ').map(Number)")
     assert shown[1] - shown[0] == pytest.approx((whole[1] - whole[0]) / 4)
     assert shown[0] > whole[0] + 0.375 * (whole[1] - whole[0])
-    wide.page.wait_for_function(f"{labels} !== {json.dumps(before)}")
+    wide.wait_until(f"{labels} !== {json.dumps(before)}")
     wide.page.click(f"{name} [data-action=reset]")
     assert wide.ask(f"{place}.dataset.shown.split(' ').map(Number)") == whole
 

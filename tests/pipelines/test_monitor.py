@@ -1,5 +1,7 @@
 """A batch arrives: what it is taken for, what is kept of it, and that nothing is dropped in silence."""
 
+import os
+import signal
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,12 +16,16 @@ from pipelines.candidates import train_candidate
 from pipelines.data.spec import load_spec
 from pipelines.job import Job
 from pipelines.labels import attach_labels
+from pipelines.mlflow_words import NOTE
 from pipelines.monitor import MonitorReport, monitor_batch, reports
 from pipelines.preparation import source_data
 from pipelines.registry import Tracker
 from pipelines.release import start_pilot
 from pipelines.release_log import ReleaseLog
-from pipelines.report.leaving import leave_batch
+from pipelines.report import leaving
+from pipelines.report.leaving import leave_batch, leave_missing
+from pipelines.report.story import PAGE
+from pipelines.report.telling import batch_folder
 from pipelines.settings import Settings
 from tests.tiny_rollout import pump_table, write_dataset, write_policy
 from validation.errors import InputError
@@ -192,6 +198,33 @@ def test_every_batch_leaves_a_page_a_sound_one_with_what_was_read_of_it(live: Jo
     assert broken.story.outcome == "fault"
     assert broken.story.windows == ()
     assert "DATA FAULT" in broken.page.read_text(encoding="utf-8")
+
+
+def test_a_page_that_its_run_was_killed_before_is_made_by_the_next(
+    live: Job, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = send(KNOWN_UNTIL + timedelta(days=2 * DAYS), lambda rows: rows.drop("load"))
+    page = batch_folder(live, report) / PAGE
+    if (child := os.fork()) == 0:  # the record is kept, half of the page is written, and the power goes
+        monkeypatch.setattr(leaving, "write_page", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        leave_batch(live, report)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert (page.parent / "report.json").exists()
+    assert page in {left.page for left in leave_missing(live)}
+    assert "DATA FAULT" in page.read_text(encoding="utf-8")
+    assert "DATA FAULT" in live.tracker.get_run(report.run_id).data.tags[NOTE]
+    assert list(leave_missing(live)) == []
+
+
+def test_a_page_that_cannot_be_made_holds_nobody_up(
+    live: Job, send: Send, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    report = send(KNOWN_UNTIL + timedelta(days=3 * DAYS), lambda rows: rows.drop("load"))
+    lost = InputError("monitored: the live model is gone")
+    monkeypatch.setattr(leaving, "of_batch", lambda *_: (_ for _ in ()).throw(lost))
+    assert list(leave_missing(live)) == []
+    assert f"{batch_folder(live, report)}: no page can be made: {lost}" in caplog.text
 
 
 def test_drift_at_the_edge_reaches_the_monitor_when_devices_sync(live: Job, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.files import sha256_of
+from pipelines.mlflow_words import AS_TRAINING
 from pipelines.registry import ModelVersion, Tracker
 from pipelines.settings import Settings, load_settings
 from sparse_model.config import Budget, ModelConfig
@@ -338,7 +339,11 @@ def test_every_search_that_the_operators_page_gives_is_one_that_mlflow_takes(tra
 def test_the_address_of_a_runs_page_shows_no_password(tmp_path: Path) -> None:
     client: Any = None
     tracker = Tracker(client, "7", "https://ada:secret@runs.example/", tmp_path)
-    assert tracker.page("r") == "https://runs.example/#/experiments/7/runs/r"
+    place = "#/experiments/7/runs/r"
+    assert tracker.page("r") == f"https://runs.example/{place}?{AS_TRAINING}"
+    assert (
+        tracker.page("r", artifact="x.html") == f"https://runs.example/{place}/artifacts/x.html?{AS_TRAINING}"
+    )
     local = Tracker(client, "7", "sqlite:///mlflow.db", tmp_path)
     assert local.page("r") is None
-    assert local.page("r", "http://127.0.0.1:5000") == "http://127.0.0.1:5000/#/experiments/7/runs/r"
+    assert local.page("r", "http://127.0.0.1:5000") == f"http://127.0.0.1:5000/{place}?{AS_TRAINING}"

@@ -338,7 +338,9 @@ def test_old_or_undated_evidence_holds(times: dict[str, Any], words: str) -> Non
     verdict = judge([perfect(t, evidence) for t in all_thresholds(asked)], asked, evidence)
     assert verdict.outcome is Outcome.HOLD
     assert words in verdict.reasons[0]
-    assert words in staleness(evidence, asked.max_age_hours, evidence.judged_at)
+    old = staleness(evidence, asked.max_age_hours, evidence.judged_at)
+    assert old is not None
+    assert words in old.words
 
 
 def test_a_reference_that_was_not_scored_on_the_same_windows_holds() -> None:

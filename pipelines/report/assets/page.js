@@ -21,7 +21,7 @@
     spec.config.legend.columns = isNarrow ? 2 : 4;
     spec.config.axis.labelLimit = place.clientWidth * (isNarrow ? 0.36 : 0.3);
     spec.config.axisX = { titleLimit: place.clientWidth * 0.6 };
-    const options = { mode: "vega-lite", renderer: "svg", actions: false, defaultStyle: false, tooltip: { disableDefaultStyle: true } };
+    const options = { mode: "vega-lite", ast: true, renderer: "svg", actions: false, defaultStyle: false, tooltip: { disableDefaultStyle: true } };
     const { view } = await window.vegaEmbed(place, { ...spec, datasets: data }, options);
     const svg = place.querySelector("svg");
     if (svg) svg.setAttribute("aria-hidden", "true"); // the place itself is the image, with its name

@@ -16,7 +16,8 @@ _ROW = 34  # pixels for each input
 def payback(story: Story, words: Words) -> Section:
     repaid = story.payback
     if repaid is None:
-        return Section("payback", words("payback"), (missing(words("payback.none")),))
+        why = words("payback.dense" if story.is_dense else "payback.none")
+        return Section("payback", words("payback"), (missing(why),))
     notes = [Note(_answer(repaid, words))]
     if story.prices is not None and story.prices.are_examples:
         notes.append(Note(words("payback.examples"), "missing"))

@@ -31,7 +31,8 @@ _SHARES = (0.05, 0.95)  # of the inferences at one length, whose range is drawn
 def tradeoff(story: Story, words: Words) -> Section:
     table = story.calibration
     if table is None or not table.points:
-        return Section("tradeoff", words("tradeoff"), (missing(words("tradeoff.none")),))
+        why = words("tradeoff.dense" if story.is_dense else "tradeoff.none")
+        return Section("tradeoff", words("tradeoff"), (missing(why),))
     where = table.conditions
     intro = words(
         "tradeoff.intro",
@@ -42,7 +43,9 @@ def tradeoff(story: Story, words: Words) -> Section:
     )
     rows, baseline = list(_points(story, table, words)), _baseline_gain(story)
     charts = tuple(_chart(kind, words, table, baseline) for kind in ("latency", "memory"))
-    blocks = (Note(intro), Note(words("tradeoff.legend")), *charts, _budget_table(table, story, words))
+    older = (Note(words("tradeoff.older")),) if story.kind == "retraining" else ()
+    notes = (Note(intro), Note(words("tradeoff.legend")), *older)
+    blocks = (*notes, *charts, _budget_table(table, story, words))
     return Section("tradeoff", words("tradeoff"), blocks, {"budgets": rows})
 
 

@@ -190,6 +190,14 @@ REFUSALS: dict[str, tuple[list[str], str]] = {
         ["at,x", *(f"{at},5" for at in HOURS)],
         "nothing in it to predict ('x': it never changes)",
     ),
+    "many columns that are flat": (
+        [f"at,{','.join(map('v{}'.format, range(47)))}", *(f"{at}{47 * ',5'}" for at in HOURS)],
+        "nothing in it to predict ('v0', 'v1', 'v2', 'v3', 'v4' and 42 more: it never changes)",
+    ),
+    "many series that are flat": (
+        ["at,valve,x", *(f"{HOURS[n // 9]},v{n % 9},{n % 9}" for n in range(1200))],
+        "nothing in it to predict ('x': it never changes within a series)",
+    ),
     "gaps in every column": (
         ["at,x", *(f"{at},{n * n % 97 if n % 3 else ''}" for n, at in enumerate(HOURS))],
         "fill them",
@@ -204,6 +212,16 @@ def test_what_is_no_table_to_learn_from_is_one_line(name: str, tmp_path: Path) -
         init(csv(tmp_path, *lines), out=tmp_path / "made.yaml")
     assert said in str(refused.value)
     assert str(tmp_path / "table.csv") in str(refused.value)
+
+
+def test_one_line_names_the_columns_that_are_flat_and_what_moves_is_predicted(tmp_path: Path) -> None:
+    header = ",".join(["at", *map("v{}".format, range(47)), "flow"])
+    table = csv(tmp_path, header, *(f"{at}{47 * ',5'},{n * n % 97}" for n, at in enumerate(HOURS)))
+    out = tmp_path / "made.yaml"
+    ended = CliRunner().invoke(dankai, ["init", str(table), "--out", str(out)])
+    assert ended.exit_code == 0, ended.exception
+    assert "'v0', 'v1', 'v2', 'v3', 'v4' and 42 more are left out: it never changes\n" in ended.output
+    assert load_spec(out).numeric == ("flow",)
 
 
 def test_on_a_terminal_it_asks_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
