@@ -2,7 +2,8 @@
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,13 +55,17 @@ def leave_missing(job: Job) -> Iterator[Left]:
     """
     name = job.spec.name
     ended = [each for each in retrainings(job.settings, name) if each.outcome != "unfinished"]
-    due = [(retraining_folder(job, each), leave_retraining, each) for each in ended]
-    due += [(batch_folder(job, each), leave_batch, each) for each in reports(job.settings, name)]
-    for folder, leave, each in due:
+    due: list[tuple[Path, Callable[[], Left]]] = [
+        (retraining_folder(job, each), partial(leave_retraining, job, each)) for each in ended
+    ]
+    due += [
+        (batch_folder(job, each), partial(leave_batch, job, each)) for each in reports(job.settings, name)
+    ]
+    for folder, leave in due:
         if (folder / PAGE).exists():
             continue
         try:
-            yield leave(job, each)
+            yield leave()
         except InputError as error:
             logger.warning("%s: no page can be made: %s", folder, error)
 
