@@ -1,7 +1,6 @@
 """kill -9 at every write of a release: never two champions, never none, and the next start puts it right."""
 
 import signal
-from collections import Counter
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from pipelines.rollout import current_state
 from tests.faults.back_ends import BackEnd, host
 from tests.faults.release_host import log_for
 
-MOVES = "approve,rollback"
+MOVES = ("approve", pytest.param("rollback", marks=pytest.mark.operations))
 """Those that write most; approving also promotes. tests/benchmarks/release_crashes.py tries every move."""
 
 
@@ -31,15 +30,14 @@ def check_crash(back_end: BackEnd, crash: dict[str, Any]) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_kill_9_at_every_write_leaves_one_champion_and_is_put_right(back_end: BackEnd) -> None:
-    crashes = host(back_end, "crash", MOVES)
+@pytest.mark.parametrize("move", MOVES)
+def test_kill_9_at_every_write_leaves_one_champion_and_is_put_right(back_end: BackEnd, move: str) -> None:
+    crashes = host(back_end, "crash", move)
     assert {crash["status"] for crash in crashes} == {-signal.SIGKILL, 0}
     for crash in crashes:
         check_crash(back_end, crash)
-    died = Counter(crash["move"] for crash in crashes if crash["status"])
-    assert set(died) == set(MOVES.split(","))
-    assert min(died.values()) >= 6, died  # the line or row, its end, and at least two writes in the registry
-    survived = [crash for crash in crashes if not crash["status"]]
-    for crash in survived:
-        log = log_for(back_end.place, crash["dataset"], str(back_end.settings.home))
-        assert current_state(log, crash["dataset"]).aliases() != crash["aliases"]
+    died = [crash for crash in crashes if crash["status"]]
+    assert len(died) >= 6, died  # the line or row, its end, and at least two writes in the registry
+    [survived] = [crash for crash in crashes if not crash["status"]]
+    log = log_for(back_end.place, survived["dataset"], str(back_end.settings.home))
+    assert current_state(log, survived["dataset"]).aliases() != survived["aliases"]
