@@ -212,7 +212,8 @@ def scaling(story: Story, words: Words) -> Section:
         for cost in story.costs
         for side, timings in (("candidate", cost.candidate), ("dense", cost.dense))
     ]
-    charts = tuple(_length_chart(kind, rows, words) for kind in ("latency", "memory"))
+    kinds = ("latency", "memory") if len(story.costs) > 1 else ()  # one length shows no growth
+    charts = tuple(_length_chart(kind, rows, words) for kind in kinds)
     blocks = (Note(intro), *charts, _length_table(story, words))
     return Section("scaling", words("scaling"), blocks, {"lengths": rows})
 
