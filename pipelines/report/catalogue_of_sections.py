@@ -54,7 +54,6 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "tradeoff.role.sparse": ("other budgets", "その他の読み取り率"),
     "tradeoff.role.chosen": ("chosen budget", "採用した読み取り率"),
     "tradeoff.role.dense": ("dense", "密モデル"),
-    "tradeoff.role.baseline": ("simple baseline", "簡易モデル"),
     # scaling
     "scaling": ("How cost grows with the length of the sequence", "系列長とコスト"),
     "scaling.intro": (
