@@ -23,8 +23,8 @@ MESSAGES: dict[str, tuple[str, str]] = {
         "今回の実行では、読み取り率ごとの測定を行っていません。",
     ),
     "tradeoff.dense": (
-        "The model in use is dense and reads every block, and so does this one: there is no budget.",
-        "現行モデルは全ブロックを読み取る密モデルで、今回のモデルも同じです。選択できる読み取り率はありません。",
+        "The model is dense and reads every block: it has no budget to choose.",
+        "このモデルは全ブロックを読み取る密モデルのため、選択できる読み取り率はありません。",
     ),
     "tradeoff.legend": (
         "Up is more accurate, left is cheaper. The diamond on the zero line is dense, the chosen budget is "
@@ -54,7 +54,6 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "tradeoff.role.sparse": ("other budgets", "その他の読み取り率"),
     "tradeoff.role.chosen": ("chosen budget", "採用した読み取り率"),
     "tradeoff.role.dense": ("dense", "密モデル"),
-    "tradeoff.role.baseline": ("simple baseline", "簡易モデル"),
     # scaling
     "scaling": ("How cost grows with the length of the sequence", "系列長とコスト"),
     "scaling.intro": (
@@ -239,6 +238,22 @@ MESSAGES: dict[str, tuple[str, str]] = {
     "drift.event.refused": ("retraining refused", "再学習を見送り"),
     "drift.event.unfinished": ("retraining unfinished", "再学習が未完了"),
     "drift.event.rolled_back": ("rolled back", "切り戻し"),
+    "moved.performance": (
+        "{kpi} changed by {change}, from {before}",
+        "{kpi}の変化：{change}（導入時は{before}）",
+    ),
+    "moved.estimate": (
+        "{kpi} is estimated at {value}, from {before}; the outcomes are not known yet",
+        "{kpi}の推定値は{value}（導入時{before}、実績は未確定）",
+    ),
+    "moved.effect": (
+        "{subject} ({kind}): {measure}, {strength} times its limit",
+        "{subject}（{kind}）：{measure}、許容上限の{strength}倍",
+    ),
+    "moved.nothing": (
+        "Nothing moved far, or for long.",
+        "大きく、または長く変化している項目はありません。",
+    ),
     "drift.table": ("Periods", "期間別の記録"),
     "drift.this": ("this run", "今回"),
     # cost
@@ -249,7 +264,7 @@ MESSAGES: dict[str, tuple[str, str]] = {
     ),
     "payback.dense": (
         "A dense model saves nothing beside a dense one: there is nothing to pay back.",
-        "密モデル同士では推論コストが変わらないため、投資回収の対象になりません。",
+        "密モデルどうしでは推論コストが変わらないため、投資回収の対象になりません。",
     ),
     "payback.yes": (
         "The change pays for itself in {days} days ({low} to {high} at {confidence} confidence).",

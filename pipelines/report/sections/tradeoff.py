@@ -103,7 +103,7 @@ def _baseline_gain(story: Story) -> float | None:
 def _chart(kind: str, words: Words, table: Calibration, baseline: float | None) -> Chart:
     axis = words("tradeoff.p50" if kind == "latency" else "tradeoff.peak")
     gain = words("tradeoff.gain", kpi=words(f"kpi.{table.points[0].metric}"))
-    x = quantity(kind, axis, scale={"zero": False, "nice": True, "padding": 24})
+    x = quantity(kind, axis, scale={"zero": False, "nice": True, "padding": 48})
     y = quantity("gain", gain, scale={"padding": 14})
     roles = [words(f"tradeoff.role.{role}") for role in ("sparse", "chosen", "dense")]
     colour = told_apart("role", roles)
@@ -119,19 +119,6 @@ def _chart(kind: str, words: Words, table: Calibration, baseline: float | None) 
     layers: list[Spec] = [level(0.0, strokeDash=[1, 0], opacity=0.6)]
     if baseline is not None:
         layers.append(level(baseline))
-        text = {"value": words("tradeoff.role.baseline")}
-        place = {"align": "right", "dx": -2, "dy": -6, "color": MUTED, "fontSize": 12}
-        layers.append(
-            {
-                "data": {"values": [{"at": baseline}]},
-                "mark": {"type": "text", **place},
-                "encoding": {
-                    "y": {"field": "at", "type": "quantitative"},
-                    "x": {"value": "width"},
-                    "text": text,
-                },
-            }
-        )
     bars = whisker(x, y, "gain_low", "gain_high", color=MUTED, strokeWidth=1.5)
     layers += [
         *([bars] if any(math.isfinite(point.loss.low) for point in table.points) else []),
@@ -144,13 +131,24 @@ def _chart(kind: str, words: Words, table: Calibration, baseline: float | None) 
             "mark": {"type": "point", "size": 90, "filled": True, "opacity": 1},
             "encoding": {"x": x, "y": y, "tooltip": shown, **colour},
         },
-        {
-            "mark": {"type": "text", "align": "left", "dx": 9, "dy": 14, "color": INK, "fontSize": 12},
-            "encoding": {"x": x, "y": y, "text": {"field": "label"}},
-        },
+        *_labels(kind, x, y, roles[2]),
     ]
     text = words("tradeoff.text", windows=table.num_windows, timings=table.conditions.num_timings)
     return Chart(words(f"tradeoff.{kind}"), text, chart("budgets", layers, 280))
+
+
+def _labels(kind: str, x: Spec, y: Spec, dense: str) -> Iterator[Spec]:
+    """Each budget beside its point, on the side where the next one is farther away."""
+    budgets = {"filter": {"not": {"field": "role", "equal": dense}}}  # its diamond is named above the chart
+    besides = [{"op": op, "field": kind, "as": op} for op in ("lag", "lead")]
+    place = {"window": besides, "sort": [{"field": kind}]}
+    is_left = f"isValid(datum.lead) && (!isValid(datum.lag) || 2 * datum.{kind} > datum.lag + datum.lead)"
+    for align, dx, test in (("right", -12, is_left), ("left", 12, f"!({is_left})")):
+        yield {
+            "transform": [budgets, place, {"filter": test}],
+            "mark": {"type": "text", "align": align, "dx": dx, "color": INK, "fontSize": 12},
+            "encoding": {"x": x, "y": y, "text": {"field": "label"}},
+        }
 
 
 def _budget_table(table: Calibration, story: Story, words: Words) -> Table:
@@ -212,7 +210,8 @@ def scaling(story: Story, words: Words) -> Section:
         for cost in story.costs
         for side, timings in (("candidate", cost.candidate), ("dense", cost.dense))
     ]
-    charts = tuple(_length_chart(kind, rows, words) for kind in ("latency", "memory"))
+    kinds = ("latency", "memory") if len(story.costs) > 1 else ()  # one length shows no growth
+    charts = tuple(_length_chart(kind, rows, words) for kind in kinds)
     blocks = (Note(intro), *charts, _length_table(story, words))
     return Section("scaling", words("scaling"), blocks, {"lengths": rows})
 

@@ -3,6 +3,7 @@
 from pipelines.clock import to_the_minute
 from pipelines.release_log import Stage
 from pipelines.report.figures import kpi_name, kpi_value, number, percent
+from pipelines.report.moved import moved
 from pipelines.report.page import Rung, Verdict
 from pipelines.report.reasons import reason_of
 from pipelines.report.story import Story
@@ -25,10 +26,16 @@ def verdict(story: Story, words: Words) -> Verdict:
         tone=_TONES.get(story.outcome, "NONE"),
         sentence=_sentence(story, words),
         lead=_lead(story, words),
-        details=tuple(_said(check, words) for check in open_checks(story)[:_MOST]) + _more(story, words),
+        details=_details(story, words),
         facts=tuple(_facts(story, words)),
         record=story.why,
     )
+
+
+def _details(story: Story, words: Words) -> tuple[str, ...]:
+    if story.kind == "monitor":
+        return moved(story, words)
+    return tuple(_said(check, words) for check in open_checks(story)[:_MOST]) + _more(story, words)
 
 
 def open_checks(story: Story) -> list[Check]:
