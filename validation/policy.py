@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -63,6 +64,29 @@ class CostPolicy(Record):
     device_memory_bytes: Annotated[Finite, Field(gt=0)]
     requests_per_day: Amount
     engineering_cost: Amount
+
+
+class RingPolicy(Record):
+    """How a bundle goes to a fleet of devices (pipelines.edge.rings).
+
+    `shares` of the devices make the rings, one device at least each. Of a ring's devices `max_silent`,
+    rounded down, may say nothing, or nothing that can be believed. Each of the others has to have answered
+    `min_windows`, and more where the ring is small: together they give the gate what it needs. A ring waits
+    for that as long as it comes in: at most `quiet_minutes` without any of it, and `most_hours` in all.
+    """
+
+    shares: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 0.1, 1.0)
+    max_silent: Share = 0.1
+    min_windows: Annotated[int, Field(ge=1)] = 20
+    quiet_minutes: Annotated[Finite, Field(gt=0)] = 120.0
+    most_hours: Hours = 72.0
+
+    @field_validator("shares")
+    @classmethod
+    def _end_with_all(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if shares[-1] != 1.0 or any(more <= less for less, more in pairwise(shares)):
+            raise ValueError("the shares have to rise, and to end with 1: every device")
+        return shares
 
 
 class Approval(Record):
@@ -158,6 +182,7 @@ class Policy(Record):
     data: DataPolicy
     cost: CostPolicy
     canary: CanaryPolicy = CanaryPolicy()
+    rings: RingPolicy = RingPolicy()
 
     @field_validator("looks")
     @classmethod

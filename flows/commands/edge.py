@@ -74,5 +74,6 @@ def _said(bundle: "Bundle") -> str:
         f"  {bundle.size_bytes:,} bytes, signed by {bundle.key_id}; density {bundle.density:g}, "
         f"{report.precision}\n"
         f"  parity {holds}: {report.same_blocks_error:.2g} off on the same blocks of {report.num_windows} "
-        f"windows, {report.tolerance:.2g} allowed; {report.max_abs_error:.2g} with ties"
+        f"windows, {report.tolerance:.2g} allowed; {report.max_abs_error:.2g} with ties, "
+        f"{report.answer_tolerance:.2g} allowed"
     )

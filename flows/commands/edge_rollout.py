@@ -48,10 +48,13 @@ def publish(bundle: Path, store: str) -> None:
     "--device", "devices", multiple=True, help="Its name; several.  [default: all that left reports]"
 )
 @click.option(
-    "--patience", default=60.0, show_default=True, metavar="MINUTES", help="Most that a ring takes."
+    "--patience",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MINUTES",
+    help="How long a ring waits when nothing new comes.  [default: quiet_minutes of the policy]",
 )
 @click.option(
-    "--simulate", type=click.IntRange(10, 500), metavar="N", help="Roll out to N simulated devices."
+    "--simulate", type=click.IntRange(20, 500), metavar="N", help="Roll out to N simulated devices."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Where the simulation's results go (JSON).")
 @policy_option("The edge stage's bounds are those of every ring.")
@@ -60,7 +63,7 @@ def rollout(
     bundle: Path | None,
     store: str | None,
     devices: tuple[str, ...],
-    patience: float,
+    patience: float | None,
     simulate: int | None,
     out: Path | None,
     policy: Path,
@@ -69,12 +72,13 @@ def rollout(
     """Take BUNDLE to one device, a tenth of them, all; in between the edge gate judges what they report.
 
     Where a ring does not pass, every device gets the last bundle back that all of them had. Exit status 1
-    then. Run it again after an interruption: it begins with the first ring.
+    then. A ring waits as long as devices answer, by the policy's `rings`. Run it again after an interruption:
+    it begins with the first ring.
 
     \b
     Examples:
       dankai edge rollout bundles/1f2e… s3://plant/edge
-      dankai edge rollout --simulate 50
+      dankai edge rollout --simulate 50 --out rings.json
     """
     if simulate is not None:
         from pipelines.benchmarks.rings import write
@@ -93,7 +97,7 @@ def rollout(
 
 
 def _rolled_out(
-    bundle: Path, store: str, devices: tuple[str, ...], patience: float, policy: Path
+    bundle: Path, store: str, devices: tuple[str, ...], patience: float | None, policy: Path
 ) -> "RolloutReport":
     from functools import partial
 
@@ -115,7 +119,9 @@ def _rolled_out(
         raise InputError(
             f"{store}: no device left a report there; run dankai edge sync on them, or name them"
         )
-    order, waits = ring_order(names, package.bundle), Patience(patience * 60, poll_seconds=5.0)
+    order, waits = ring_order(place, names, package.bundle, key.public_key()), Patience.of(rules)
+    if patience is not None:
+        waits = waits._replace(quiet_seconds=patience * 60)
     say = partial(click.echo, err=True)
     return roll_out(place, Subject.of(package, manifest), order, rules, key, waits, say)
 

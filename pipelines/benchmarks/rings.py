@@ -2,74 +2,59 @@
 
     python -m pipelines.benchmarks.rings [DEVICES] [OUT.json]     or: dankai edge rollout --simulate 50
 
-Every device is a thread with a folder of its own, and everything in it is what runs on a device: signed
-offers and archives, verification, journal, metrics, watch, going back, reports. Simulated are the machines:
-their speed, the ones that fail in the middle of something and start again, the ones that hang, and the ones
-whose reports lie. A self-test runs in the thread, not in processes of its own: 50 devices share the cores
-of one machine here.
+Every device is a process with a folder of its own (pipelines.benchmarks.simulated_device). Rows come to all
+of them at the same rate; their speeds spread tenfold. Some are killed again and again (SIGKILL) and start
+anew, some stand still for a while (SIGSTOP), some lie in their reports. Nothing is told to the conductor, and
+the gate is the policy's; only patience is shorter, because rows come here in seconds that take minutes there.
 """
 
 import json
 import os
-import platform
 import random
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pipelines.benchmarks.edge_plant import HORIZON, LOOKBACK, plant_bundle, rows
+from pipelines.benchmarks.simulated_device import Kind, Machine, Place
 from pipelines.clock import now
-from pipelines.edge.agent import Agent, Options
-from pipelines.edge.intake import read_lines
-from pipelines.edge.metrics import Record
-from pipelines.edge.offers import follow, publish
+from pipelines.edge.offers import publish
 from pipelines.edge.rings import Patience, RolloutReport, Subject, ring_order, roll_out
-from pipelines.edge.running import Keeper, Source
-from pipelines.edge.runtime import measure_here
-from pipelines.edge.stores import FolderStore, Store, StoreError
-from pipelines.edge.sync import sync
+from pipelines.edge.stores import FolderStore
 from pipelines.edge.updates import installed
-from pipelines.edge.verification import BundleError, read_bundle
+from pipelines.edge.verification import read_bundle
 from pipelines.files import replace_file
-from pipelines.fingerprint import git_commit
-from validation.errors import InputError
+from pipelines.fingerprint import ROOT, environment, git_commit
+from pipelines.signing import public_pem
 from validation.gates import Outcome
 from validation.policy import Policy, load_policy
 
-Kind = Literal["sound", "failing", "hanging", "lying: impossible", "lying: contradicts", "lying: all is well"]
 POLICY = Path(__file__).resolve().parents[2] / "infra" / "rollout.yaml"
-BACKLOG = 400
-"""Windows that a device answers soon after it got a bundle; later ones come at its pace."""
-
+PATIENCE = Patience(quiet_seconds=90, most_seconds=900, poll_seconds=1.0)
+WINDOWS_PER_SECOND = 4
+"""That come to each device."""
+KILLED_EVERY_SECONDS = 12
+"""A failing device, on average."""
 HANGS_SECONDS = 15
-"""A hanging device does nothing for so long, then goes on for as long."""
-
-
-class Fault(Exception):
-    """A simulated device went down in the middle of something."""
-
-
-class Machine(NamedTuple):
-    """What is simulated of one device."""
-
-    name: str
-    kind: Kind
-    slowness: float
-    """Seconds of sleep beside each round of its work."""
+"""A hanging device stands still for so long, then works for as long."""
+_TICK_SECONDS = 0.5
 
 
 def machines(number: int, seed: int = 0) -> list[Machine]:
     """Mostly sound; in fifty, five fail again and again, two hang, three lie. Speeds spread tenfold."""
     chance = random.Random(seed)
     counts: dict[Kind, int] = {
-        "failing": max(1, number // 10),
+        "failing": number // 10,
         "hanging": max(1, number // 25),
         "lying: impossible": 1,
         "lying: contradicts": 1,
@@ -78,105 +63,101 @@ def machines(number: int, seed: int = 0) -> list[Machine]:
     counts["sound"] = number - sum(counts.values())
     kinds: list[Kind] = [kind for kind, count in counts.items() for _ in range(count)]
     chance.shuffle(kinds)
+    speeds = [10 ** chance.random() for _ in kinds]
     return [
-        Machine(f"device-{place:02d}", kind, 0.05 * 10 ** chance.random()) for place, kind in enumerate(kinds)
+        Machine(f"device-{place:02d}", kind, round(speed, 2), round(2.0 + 0.2 * speed, 2))
+        for place, (kind, speed) in enumerate(zip(kinds, speeds, strict=True))
     ]
 
 
-class Device(threading.Thread):
-    """One simulated device: follows offers, scores its rows, leaves reports, for ever."""
+class Fleet:
+    """The devices' processes, the rows that come to them, and what befalls them."""
 
-    def __init__(self, machine: Machine, folder: Path, store: FolderStore, key: Ed25519PublicKey) -> None:
-        super().__init__(name=machine.name, daemon=True)
-        self.machine, self.folder, self.key = machine, folder, key
-        self.store: Store = _Wires(store, machine)
-        self.is_over = threading.Event()
-        self.ran: list[str] = []
-        """Every bundle that was installed here, in order."""
-        self._chance = random.Random(machine.name)
-        folder.mkdir(parents=True)
-        (folder / "rows.jsonl").touch()
-        self._rows = rows(10**9, seed=self._chance.randrange(1000))
-        self._bundle, self._windows = "", 0
-        self._working: tuple[Keeper, Agent] | None = None
+    def __init__(self, number: int, folder: Path, key: Ed25519PrivateKey) -> None:
+        self.machines, self.key, self.store = machines(number), key, FolderStore(folder / "store")
+        (folder / "store").mkdir(parents=True)
+        (folder / "trusted.pub").write_bytes(public_pem(key.public_key()))
+        self.places = {
+            each.name: Place(str(folder / each.name), str(folder / "store"), str(folder / "trusted.pub"))
+            for each in self.machines
+        }
+        self.befell: Counter[str] = Counter()
+        self._rows = {each.name: rows(10**9, seed=place) for place, each in enumerate(self.machines)}
+        self._chance, self._is_over = random.Random(0), threading.Event()
+        self._processes: dict[str, int] = {}
+        self._stopped: set[str] = set()
+        self._nursery = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.benchmarks.simulated_device"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
 
-    def run(self) -> None:
-        while not self.is_over.is_set():
-            if self.machine.kind == "hanging" and time.monotonic() % (2 * HANGS_SECONDS) < HANGS_SECONDS:
-                self.is_over.wait(0.2)
-                continue
-            with suppress(Fault, StoreError, BundleError, InputError):  # the next round is its next start
-                self._round()
-            self.is_over.wait(self.machine.slowness)
+    def folder(self, name: str) -> Path:
+        return Path(self.places[name].folder)
 
-    def _round(self) -> None:
-        follow(self.folder, self.machine.name, self.store, self.key, self._measure)
-        current = installed(self.folder).current
-        if not current:
-            return
-        if current != self._bundle:
-            self._bundle, self._windows = current, 0
-            self.ran.append(current)
-        self._score(100 if self._windows < BACKLOG else 2)
-        sync(self.folder, self.machine.name, self.store)
+    @contextmanager
+    def at_work(self) -> Iterator["Fleet"]:
+        """All devices run, and time passes, until the block ends."""
+        passing = threading.Thread(target=self._pass_time, daemon=True)
+        try:
+            for each in self.machines:
+                self.folder(each.name).mkdir()
+                self._rows_come(each.name, LOOKBACK)
+                self._start(each)
+            passing.start()
+            yield self
+        finally:
+            self._is_over.set()
+            passing.join()
+            for process in self._processes.values():
+                with suppress(ProcessLookupError):  # one that a fault of ours ended said so
+                    os.kill(process, signal.SIGKILL)
+            self._nursery.communicate()
 
-    def _score(self, num_windows: int) -> None:
-        path = self.folder / "rows.jsonl"
-        with path.open("a") as file:
-            for _ in range(num_windows * HORIZON + (0 if self._windows else LOOKBACK)):
-                file.write(next(self._rows) + "\n")
-        keeper, agent = self._working or self._start(path)
-        self._working = None  # what goes down in the middle starts anew
-        for _ in agent.take(read_lines(str(path), agent.positions, follow=False)):
-            keeper.look(agent)
-            self._may_fail()
-        self._working = keeper, agent
-        self._windows += num_windows
+    def runs(self) -> dict[str, str]:
+        """What each device has on its disk as the bundle that runs."""
+        return {each.name: installed(self.folder(each.name)).current for each in self.machines}
 
-    def _start(self, path: Path) -> tuple[Keeper, Agent]:
-        keeper = Keeper(self.folder, Source(str(path), None, self.key))
-        return keeper, Agent(self.folder, keeper.load(), path, Options(audit_every=1000), keeper.score)
+    def had(self, bundle: str) -> int:
+        """Devices that ever ran it."""
+        notes = [self.folder(each.name) / "ran" for each in self.machines]
+        return sum(bundle in path.read_text().split() for path in notes if path.exists())
 
-    def _measure(self, folder: Path, key: Ed25519PublicKey) -> list[Record]:
-        self._may_fail()
-        return [measure_here(folder, key, repeats=5, threads=1) for _ in range(3)]
+    def _start(self, machine: Machine) -> None:
+        assert self._nursery.stdin is not None
+        assert self._nursery.stdout is not None
+        print(json.dumps([machine, self.places[machine.name]]), file=self._nursery.stdin, flush=True)
+        self._processes[machine.name] = int(self._nursery.stdout.readline())
 
-    def _may_fail(self) -> None:
-        if self.machine.kind == "failing" and self._chance.random() < 0.05:
-            raise Fault
+    def _pass_time(self) -> None:
+        """Rows are due by the clock: where this thread came late, more come at once."""
+        began, told = time.monotonic(), 0
+        while not self._is_over.wait(_TICK_SECONDS):
+            due = int((time.monotonic() - began) * WINDOWS_PER_SECOND)
+            for each in self.machines:
+                self._rows_come(each.name, (due - told) * HORIZON)
+                self._befall(each)
+            told = due
 
+    def _rows_come(self, name: str, number: int) -> None:
+        lines = "".join(next(self._rows[name]) + "\n" for _ in range(number))
+        with (self.folder(name) / "rows.jsonl").open("a") as file:
+            file.write(lines)
 
-class _Wires:
-    """A device's store: the lies are told, and the lines of failing devices break, here."""
-
-    def __init__(self, store: FolderStore, machine: Machine) -> None:
-        self._store, self._kind = store, machine.kind
-        self._chance = random.Random(machine.name)
-
-    def open(self, name: str) -> BinaryIO | None:
-        if self._kind == "failing" and self._chance.random() < 0.1:
-            raise StoreError(f"{name}: broke off")
-        return self._store.open(name)
-
-    def put(self, name: str, content: bytes) -> None:
-        if name.endswith("report.json") and self._kind.startswith("lying"):
-            content = json.dumps(self._lie(json.loads(content))).encode()
-        self._store.put(name, content)
-
-    def names(self, prefix: str) -> list[str]:
-        return self._store.names(prefix)
-
-    def _lie(self, report: Record) -> Record:
-        if self._kind == "lying: impossible":
-            return report | {"latency_ms": [-1.0 for _ in report["latency_ms"]]}
-        if self._kind == "lying: contradicts":
-            return report | {"failed": report["windows"] + 1}
-        content = self._store.open("offer.json")
-        assert content is not None
-        with content:
-            offered = json.loads(content.read())["package"]["bundle"]
-        fine = {"windows": 500, "failed": 0, "lines": 10_000, "scored": 8000, "latency_ms": [1.0] * 500}
-        return report | fine | {"bundle": offered, "refused": {}}
+    def _befall(self, machine: Machine) -> None:
+        process = self._processes[machine.name]
+        if machine.kind == "failing" and self._chance.random() < _TICK_SECONDS / KILLED_EVERY_SECONDS:
+            os.kill(process, signal.SIGKILL)
+            self.befell["killed"] += 1
+            self._start(machine)
+        hangs = machine.kind == "hanging" and time.monotonic() % (2 * HANGS_SECONDS) < HANGS_SECONDS
+        if hangs != (machine.name in self._stopped):
+            os.kill(process, signal.SIGSTOP if hangs else signal.SIGCONT)
+            self._stopped ^= {machine.name}
+            self.befell["stopped"] += hangs
 
 
 class Scenario(NamedTuple):
@@ -202,21 +183,17 @@ class Told(NamedTuple):
     seconds: float
 
 
-def simulate(number: int, folder: Path, policy: Policy, tell: Callable[[str], None] = print) -> list[Told]:
-    """A good bundle, then four that are bad in different ways or meet a liar first."""
+def simulate(
+    number: int, folder: Path, policy: Policy, tell: Callable[[str], None] = print
+) -> tuple[list[Told], dict[str, int]]:
+    """A good bundle, a better one, then three that are bad in different ways, one of them met by a liar
+    first; and how often devices were killed and stopped meanwhile.
+    """
     key = Ed25519PrivateKey.generate()
-    store = FolderStore(folder / "store")
-    (folder / "store").mkdir(parents=True)
-    fleet = [Device(each, folder / each.name, store, key.public_key()) for each in machines(number)]
-    for device in fleet:
-        device.start()
-    try:
-        return [_rolled_out(each, fleet, store, key, policy, tell) for each in _scenarios(folder, key)]
-    finally:
-        for device in fleet:
-            device.is_over.set()
-        for device in fleet:
-            device.join(30)
+    scenarios = _scenarios(folder, key)
+    with Fleet(number, folder, key).at_work() as fleet:
+        told = [_rolled_out(each, fleet, policy, tell) for each in scenarios]
+    return told, dict(fleet.befell)
 
 
 def _scenarios(folder: Path, key: Ed25519PrivateKey) -> list[Scenario]:
@@ -257,40 +234,43 @@ def _with_wrong_golden(folder: Path, key: Ed25519PrivateKey) -> Path:
     return folder
 
 
-def _rolled_out(
-    scenario: Scenario,
-    fleet: Sequence[Device],
-    store: FolderStore,
-    key: Ed25519PrivateKey,
-    policy: Policy,
-    tell: Callable[[str], None],
-) -> Told:
-    started = time.monotonic()
-    manifest, _ = read_bundle(scenario.bundle, key.public_key())
-    package = publish(store, scenario.bundle, key.public_key())
+def _rolled_out(scenario: Scenario, fleet: Fleet, policy: Policy, tell: Callable[[str], None]) -> Told:
+    started, public = time.monotonic(), fleet.key.public_key()
+    manifest, _ = read_bundle(scenario.bundle, public)
+    package = publish(fleet.store, scenario.bundle, public)
     names = _in_order(fleet, package.bundle, scenario.first)
     tell(f"{scenario.name}: {package.bundle}")
-    patience, subject = Patience(seconds=180, poll_seconds=0.5), Subject.of(package, manifest)
-    report = roll_out(store, subject, names, policy, key, patience, tell)
-    ends = {device.machine.name: installed(device.folder).current for device in fleet}
+    subject = Subject.of(package, manifest)
+    report = roll_out(fleet.store, subject, names, policy, fleet.key, PATIENCE, tell)
     green = report.bundle if report.outcome is Outcome.PASS else report.last_green
     return Told(
         scenario=scenario.name,
         outcome=report.outcome,
         rings=_rings(report),
-        had_it=sum(package.bundle in device.ran for device in fleet),
-        on_last_green=sum(bundle == green for bundle in ends.values()),
-        devices=len(fleet),
+        had_it=fleet.had(package.bundle),
+        on_last_green=_in_the_end(fleet, green),
+        devices=len(fleet.machines),
         seconds=round(time.monotonic() - started, 1),
     )
 
 
-def _in_order(fleet: Sequence[Device], bundle: str, first: Kind) -> list[str]:
+def _in_the_end(fleet: Fleet, green: str) -> int:
+    """Devices on whose disk it is; who said so in its report and lied gets a minute to follow."""
+    deadline = time.monotonic() + 60
+    while (on_it := sum(bundle == green for bundle in fleet.runs().values())) < len(fleet.machines):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    return on_it
+
+
+def _in_order(fleet: Fleet, bundle: str, first: Kind) -> list[str]:
     """The bundle's own order, but for the first device."""
-    names = ring_order([device.machine.name for device in fleet], bundle)
-    kinds = {device.machine.name: device.machine.kind for device in fleet}
-    chosen = next(name for name in names if kinds[name] == first)
-    return [chosen, *(name for name in names if name != chosen)]
+    names = [each.name for each in fleet.machines]
+    order = ring_order(fleet.store, names, bundle, fleet.key.public_key())
+    kinds = {each.name: each.kind for each in fleet.machines}
+    chosen = next(name for name in order if kinds[name] == first)
+    return [chosen, *(name for name in order if name != chosen)]
 
 
 def _rings(report: RolloutReport) -> list[dict[str, Any]]:
@@ -299,6 +279,7 @@ def _rings(report: RolloutReport) -> list[dict[str, Any]]:
             "devices": len(ring.devices),
             "outcome": ring.verdict.outcome,
             "reasons": list(ring.verdict.reasons),
+            "windows_of_each": ring.windows,
             "silent": len(ring.silent),
             "set_aside": sorted(set(ring.set_aside.values())),
             "refused": len(ring.refused),
@@ -319,17 +300,22 @@ def table(told: Sequence[Told]) -> str:
 
 def write(number: int, out: Path | None, policy: Path = POLICY) -> list[Told]:
     """Simulate, print the table, and write the results."""
+    rules, fleet = load_policy(policy), machines(number)
     with tempfile.TemporaryDirectory() as folder:
-        told = simulate(number, Path(folder), load_policy(policy))
+        told, befell = simulate(number, Path(folder), rules)
     print(table(told))
-    kinds = [machine.kind for machine in machines(number)]
+    kinds = Counter(machine.kind for machine in fleet)
+    slowness = sorted(machine.slowness for machine in fleet)
     conditions = {
         "date": now(),
         "commit": git_commit(),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "devices": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
-        "policy": load_policy(policy).digest(),
+        "environment": environment().model_dump(),
+        "devices": dict(sorted(kinds.items())),
+        "slowness": [slowness[0], slowness[-1]],
+        "windows_per_second": WINDOWS_PER_SECOND,
+        "patience_seconds": {"quiet": PATIENCE.quiet_seconds, "most": PATIENCE.most_seconds},
+        "policy": {"digest": rules.digest(), "rings": rules.rings.model_dump()},
+        "befell": befell,
     }
     if out:
         content = {**conditions, "rollouts": [each._asdict() for each in told]}

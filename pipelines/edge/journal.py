@@ -104,6 +104,23 @@ def read_journal(folder: Path, after: int = 0) -> Iterator[Record]:
                 yield record
 
 
+def read_back(folder: Path) -> Iterator[Record]:
+    """Records from the newest to the oldest, also while another process writes; parses no more than is asked.
+
+    Raises InputError for a record that was damaged after it was written.
+    """
+    for path in reversed(_segments(folder)):
+        content = path.read_bytes()
+        end = content.rfind(b"\n") + 1  # what lies behind is being written just now, or never finished
+        while end:
+            begin = content.rfind(b"\n", 0, end - 1) + 1
+            record = unseal(content[begin:end])
+            if record is None:
+                raise InputError(f"{path}: damaged on the disk before byte {end}; restore the file")
+            yield record
+            end = begin
+
+
 def seal(record: Record) -> bytes:
     """A line of JSON that ends with the CRC-32 of what stands before it."""
     body = json.dumps(record, separators=(",", ":"))[:-1].encode()

@@ -1,9 +1,13 @@
 """Rings: a bundle goes to one device, to a tenth of them, to all; between them the edge gate is asked.
 
 The gate is the one of the stages (validation.gates) with the policy's own bounds of what devices can
-measure. Its evidence is what the ring's devices report of this offer: nothing from before counts, and no
-device's clock is asked. What a report cannot be (numbers that contradict each other) sets the device aside;
-one that tells consistent lies cannot be told from one that does well, and is outvoted in the next ring.
+measure. Its evidence is what the ring's devices report of this offer, of windows since the bundle came to
+them; no device's clock is asked. What a report cannot be (numbers that contradict each other) sets the device
+aside; one that lies consistently cannot be told from one that does well, and is outvoted in the next ring.
+
+When a ring may pass is settled by counts alone, before anyone looks at values: each device answers so many
+windows, and together they are as many as the gate needs. Until then a ring waits, as long as what it lacks
+comes in; then it is judged once. It fails at the first look that shows a failure.
 """
 
 import hashlib
@@ -14,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from pydantic import Field
 
 from pipelines.clock import now
@@ -24,20 +28,13 @@ from pipelines.edge.offers import Offer, Package, make_offer, read_offer
 from pipelines.edge.stores import Store, read
 from validation.evidence import Evidence
 from validation.gates import Outcome, StagePolicy, Verdict, judge
-from validation.kpis import Kpi, kpi
+from validation.kpis import KINDS, Kpi, kpi
 from validation.policy import Policy
 from validation.record import Record
 from validation.samples import quantile_interval
 from validation.statistics import Interval
 
-SHARES = (0.0, 0.1, 1.0)
-"""Of the devices in each ring; one at least."""
-MAX_SILENT = 0.1
-"""Share of a ring's devices that may say nothing, or nothing that can be believed: more, and it holds. One
-may, where it is not the only one."""
 MEASURED = ("error_rate", "latency_p99_ms", "peak_memory_bytes", "bundle_bytes")
-MIN_WINDOWS = 20
-"""Of every device before it counts as having answered."""
 _MAX_REPORT_BYTES = 1 << 20
 _GONE = 100
 """Unanswered windows that stand for a device on which the bundle did not load or was taken back."""
@@ -48,7 +45,10 @@ class Ring(Record):
 
     devices: tuple[str, ...]
     verdict: Verdict
+    windows: int
+    """That each device was asked to answer."""
     silent: tuple[str, ...] = ()
+    """Devices that did not."""
     set_aside: dict[str, str] = Field(default_factory=dict)
     """Devices whose reports cannot be true, and why."""
     refused: dict[str, str] = Field(default_factory=dict)
@@ -79,11 +79,35 @@ class Subject(NamedTuple):
 
 
 class Patience(NamedTuple):
-    """How long a ring may take, and how often it is looked at. `sleep` is the clock's."""
+    """How long a ring may bring nothing new, how long it may take in all, and how often it is looked at."""
 
-    seconds: float
-    poll_seconds: float = 1.0
+    quiet_seconds: float
+    most_seconds: float
+    poll_seconds: float = 5.0
     sleep: Callable[[float], None] = time.sleep
+
+    @classmethod
+    def of(cls, policy: Policy) -> "Patience":
+        return cls(policy.rings.quiet_minutes * 60, policy.rings.most_hours * 3600)
+
+
+class _Wait:
+    """For a count to grow, as long as patience lasts."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience, self._count = patience, -1
+        self._began = self._grew = time.monotonic()
+
+    def is_over(self, count: int) -> bool:
+        """Sleep a while, unless nothing new came for too long, or it took too long in all."""
+        now = time.monotonic()
+        if count > self._count:
+            self._count, self._grew = count, now
+        quiet, most, poll_seconds, sleep = self._patience
+        if now - self._grew > quiet or now - self._began > most:
+            return True
+        sleep(poll_seconds)
+        return False
 
 
 def roll_out(
@@ -103,7 +127,7 @@ def roll_out(
     last_green = before.settled if before else None
     sequence, limits = before.sequence if before else 0, device_limits(policy)
     rings: list[Ring] = []
-    for size in ring_sizes(len(devices)):
+    for size in ring_sizes(len(devices), policy.rings.shares):
         ring = devices[:size]
         sequence += 1
         offer = make_offer(store, Offer(sequence, subject.package, tuple(ring), last_green, limits), key)
@@ -123,15 +147,34 @@ def roll_out(
     )
 
 
-def ring_sizes(num_devices: int) -> list[int]:
-    """1, a tenth, all; each larger than the one before."""
-    sizes = [max(1, math.ceil(share * num_devices)) for share in SHARES]
-    return sorted(set(sizes))
+def ring_sizes(num_devices: int, shares: Sequence[float]) -> list[int]:
+    """One device at least; each larger than the one before."""
+    return sorted({max(1, math.ceil(share * num_devices)) for share in shares})
 
 
-def ring_order(devices: Sequence[str], bundle: str) -> list[str]:
-    """Another order for every bundle, the same each time: no device is always the first."""
-    return sorted(devices, key=lambda name: hashlib.sha256(f"{bundle} {name}".encode()).hexdigest())
+def ring_order(store: Store, devices: Sequence[str], bundle: str, key: Ed25519PublicKey) -> list[str]:
+    """Another order for every bundle, so that no device is always the first; those not heard well come last.
+
+    Heard well is who followed the newest offer and left a report of it that can be true. Who then falls
+    silent in a small ring, where nobody may, had spoken before it got the bundle. Raises StoreError.
+    """
+    before = read_offer(store, key)
+    heard = _heard(store, before.sequence if before else 0, devices).reports
+    place = {name: hashlib.sha256(f"{bundle} {name}".encode()).hexdigest() for name in devices}
+    return sorted(devices, key=lambda name: (name not in heard, place[name]))
+
+
+def max_silent(policy: Policy, num_devices: int) -> int:
+    """Devices of a ring that may be silent or set aside: of fewer than ten, by the shipped policy, none."""
+    return math.floor(policy.rings.max_silent * num_devices + 1e-9)
+
+
+def windows_of_each(policy: Policy, num_devices: int) -> int:
+    """That a device of a ring has to answer, so that those who have to speak give the gate what it needs."""
+    gate = ring_policy(policy)
+    needed = max(gate.needed(each.kpi) for each in gate.thresholds if KINDS[each.kpi].counted == "timings")
+    share = math.ceil(needed / max(1, num_devices - max_silent(policy, num_devices)))
+    return min(MAX_LATENCIES, max(policy.rings.min_windows, share))
 
 
 def ring_policy(policy: Policy) -> StagePolicy:
@@ -152,17 +195,19 @@ def device_limits(policy: Policy) -> Limits:
 def _judged(
     store: Store, subject: Subject, offer: Offer, ring: Sequence[str], policy: Policy, patience: Patience
 ) -> Ring:
-    """The ring's answer: as soon as every device has told, or what there is when patience ends."""
-    measured_at, deadline = now(), time.monotonic() + patience.seconds
+    """The ring's answer: of all who have to tell, or what there is when patience ends."""
+    measured_at, wait = now(), _Wait(patience)
     while True:
-        said = _heard(store, offer, ring)
-        found = _verdict(said, subject, ring, policy, measured_at)
-        is_over = (not found.silent and not found.set_aside) or time.monotonic() > deadline
-        if found.verdict.outcome is Outcome.FAIL or (is_over and found.verdict.outcome is Outcome.PASS):
+        heard = _heard(store, offer.sequence, ring)
+        found = _verdict(heard, subject, ring, policy, measured_at)
+        is_complete = not found.silent and len(found.set_aside) <= max_silent(policy, len(ring))
+        if found.verdict.outcome is Outcome.FAIL or is_complete or wait.is_over(_told(heard, found)):
             return found
-        if time.monotonic() > deadline:
-            return found
-        patience.sleep(patience.poll_seconds)
+
+
+def _told(heard: "_Heard", ring: Ring) -> int:
+    """Windows of those that were asked for."""
+    return sum(min(each["windows"], ring.windows) for each in heard.reports.values())
 
 
 class _Heard(NamedTuple):
@@ -170,7 +215,8 @@ class _Heard(NamedTuple):
     set_aside: dict[str, str]
 
 
-def _heard(store: Store, offer: Offer, ring: Sequence[str]) -> _Heard:
+def _heard(store: Store, sequence: int, ring: Sequence[str]) -> _Heard:
+    """What devices report of the offer with that number."""
     reports, set_aside = {}, {}
     for name in ring:
         content = read(store, f"devices/{name}/report.json", _MAX_REPORT_BYTES)
@@ -179,7 +225,7 @@ def _heard(store: Store, offer: Offer, ring: Sequence[str]) -> _Heard:
         report = _parsed(content)
         if fault := fault_of(report, name):
             set_aside[name] = fault
-        elif report["sequence"] == offer.sequence:
+        elif report["sequence"] == sequence:
             reports[name] = report
     return _Heard(reports, set_aside)
 
@@ -224,19 +270,15 @@ def _count(value: object) -> int:
 
 
 def _verdict(heard: _Heard, subject: Subject, ring: Sequence[str], policy: Policy, measured_at: str) -> Ring:
-    bundle = subject.package.bundle
+    bundle, asked = subject.package.bundle, windows_of_each(policy, len(ring))
     refused = {
         name: report["refused"][bundle]
         for name, report in heard.reports.items()
         if bundle in report["refused"]
     }
-    telling = {
-        name: report
-        for name, report in heard.reports.items()
-        if report["bundle"] == bundle and report["windows"] >= MIN_WINDOWS
-    }
-    silent = tuple(name for name in ring if not {name} & {*refused, *telling, *heard.set_aside})
-    kpis = _kpis(list(telling.values()), len(refused), subject, policy, measured_at)
+    running = {name: report for name, report in heard.reports.items() if report["bundle"] == bundle}
+    told = {name for name, report in running.items() if report["windows"] >= asked} | {*refused}
+    silent = tuple(name for name in ring if name not in told | {*heard.set_aside})
     evidence = Evidence(
         checkpoint=subject.checkpoint,
         snapshot=subject.snapshot,
@@ -244,13 +286,18 @@ def _verdict(heard: _Heard, subject: Subject, ring: Sequence[str], policy: Polic
         measured_at=measured_at,
         judged_at=now(),
     )
+    kpis = _kpis(list(running.values()), len(refused), subject, policy, measured_at)
     verdict = judge(kpis, ring_policy(policy), evidence)
-    may_be_silent = max(1, math.floor(MAX_SILENT * len(ring))) if len(ring) > 1 else 0
-    too_few = len(silent) + len(heard.set_aside) > may_be_silent
+    too_few = len(silent) + len(heard.set_aside) > max_silent(policy, len(ring))
     if too_few and verdict.outcome is Outcome.PASS:
         verdict = verdict.model_copy(update={"outcome": Outcome.HOLD})
     return Ring(
-        devices=tuple(ring), verdict=verdict, silent=silent, set_aside=heard.set_aside, refused=refused
+        devices=tuple(ring),
+        verdict=verdict,
+        windows=asked,
+        silent=silent,
+        set_aside=heard.set_aside,
+        refused=refused,
     )
 
 
@@ -287,13 +334,12 @@ def _settle(
     """Offer `final` to every device; what each reports to run, once all do or patience ends."""
     if final is not None:
         make_offer(store, Offer(sequence, final, None, None, limits), key)
-    deadline = time.monotonic() + patience.seconds
+    wait = _Wait(patience)
     while True:
         runs = {name: _bundle_of(store, name, sequence) for name in devices}
-        is_settled = final is None or all(bundle == final.bundle for bundle in runs.values())
-        if is_settled or time.monotonic() > deadline:
+        settled = sum(final is None or bundle == final.bundle for bundle in runs.values())
+        if settled == len(devices) or wait.is_over(settled):
             return runs
-        patience.sleep(patience.poll_seconds)
 
 
 def _bundle_of(store: Store, name: str, sequence: int) -> str:
@@ -307,7 +353,7 @@ def _why(ring: Ring) -> str:
     said = [*ring.verdict.reasons]
     said += [f"{name} refused it: {reason}" for name, reason in list(ring.refused.items())[:1]]
     if ring.silent:
-        said.append(f"{len(ring.silent)} silent")
+        said.append(f"{len(ring.silent)} have not answered {ring.windows} windows")
     if ring.set_aside:
         said.append(f"{len(ring.set_aside)} set aside")
     return f" ({'; '.join(said)})" if said else ""

@@ -193,8 +193,8 @@ class Stream:
         if wanted == kept or not len(past):
             return _Chosen(slots, past[:0])
         if wanted > 1:
-            sk_XE = cache.sk_SMRE[ranking, past].reshape(-1, sq_LE.shape[1])
-            best_LM = (sq_LE @ sk_XE.T).reshape(rows, len(past), -1).max(2)
+            sk_XE = cache.sk_SMRE[ranking, :kept].reshape(-1, sq_LE.shape[1])  # all of them, not copied
+            best_LM = (sq_LE @ sk_XE.T).reshape(rows, kept, -1).max(2)[:, past]
             own_LL = sq_LE @ cache.sk_SMRE[ranking, slots[-1], :rows].T
             own_L1 = np.where(np.tri(rows, dtype=bool), own_LL, -np.inf).max(1, keepdims=True)
             score_M = (best_LM - _log_sum_exp(np.concatenate([best_LM, own_L1], axis=1))).max(0)

@@ -11,13 +11,12 @@ import itertools
 import json
 import re
 import secrets
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.clock import now
-from pipelines.edge.journal import PERIOD, read_journal
+from pipelines.edge.journal import PERIOD, read_back
 from pipelines.edge.metrics import MAX_LATENCIES, Record, summed
 from pipelines.edge.stores import Store
 from pipelines.edge.updates import installed
@@ -53,17 +52,15 @@ def sync(device: Path, name: str, store: Store) -> Synced:
 
 
 def report(device: Path, name: str) -> Record:
-    """How the live bundle does, from its newest windows on this device."""
+    """How the live bundle does: its newest windows on this device, none from before it came."""
     state, counts = installed(device), {"windows": 0, "failed": 0, "lines": 0}
-    latencies, memory, scores = deque[float](maxlen=MAX_LATENCIES), 0, 0
-    for record in _newest(device):
-        if record["bundle"] != state.current:
-            continue
+    latencies, memory, scores = [], 0, 0
+    for record in _of_bundle(device, state.current):
         windows = record.get("windows", [])
         counts["windows"] += len(windows)
         counts["failed"] += sum(not is_answered for _, _, is_answered in windows)
         counts["lines"] += record["lines"]
-        latencies.extend(ms for ms, _, is_answered in windows if is_answered)
+        latencies += [ms for ms, _, is_answered in reversed(windows) if is_answered]
         memory = max(memory, record.get("memory", 0))
         scores += sum("scores" in answer for answer in record["answers"])
     return {
@@ -72,7 +69,7 @@ def report(device: Path, name: str) -> Record:
         "bundle": state.current,
         **counts,
         "scored": scores,
-        "latency_ms": list(latencies),
+        "latency_ms": latencies[:MAX_LATENCIES],
         "memory_bytes": [each["peak_memory_bytes"] for each in state.self_test]
         + ([memory] if memory else []),
         "refused": state.refused,
@@ -81,22 +78,25 @@ def report(device: Path, name: str) -> Record:
     }
 
 
-def _newest(device: Path) -> Iterator[Record]:
-    """Records of the newest two periods: enough to judge by, and soon read."""
-    answers = device / "answers"
-    segments = sorted(answers.glob("*.jsonl"))
-    if not segments:
-        return iter(())
-    last = max((record["n"] for record in read_journal(answers, int(segments[-1].stem) - 1)), default=0)
-    return read_journal(answers, max(0, last // PERIOD - 1) * PERIOD)
+def _of_bundle(device: Path, bundle: str) -> Iterator[Record]:
+    """Newest first, until they hold as many windows as a report tells, or another bundle's begin.
+
+    Counted in windows, because a record may hold dozens or, where rows come one by one, none.
+    """
+    windows = 0
+    for record in read_back(device / "answers"):
+        if windows >= MAX_LATENCIES or record["bundle"] != bundle:
+            return
+        windows += len(record.get("windows", []))
+        yield record
 
 
 def _running(device: Path) -> Record | None:
     """Sums of the period that is not over."""
     note = device / "spool" / "closed"
-    closed = int(note.read_text()) if note.exists() else 0
-    records = read_journal(device / "answers", closed * PERIOD)
-    sums = summed(itertools.islice(records, PERIOD), _reference(device))
+    last = PERIOD * (int(note.read_text()) if note.exists() else 0)
+    records = [*itertools.takewhile(lambda record: record["n"] > last, read_back(device / "answers"))]
+    sums = summed(records[::-1][:PERIOD], _reference(device))
     return sums if sums["last"] else None
 
 

@@ -157,6 +157,7 @@ def bundle() -> Bundle:
         selection_equal=1,
         tie_gap=0,
         tie_tolerance=1,
+        answer_tolerance=1,
     )
     return Bundle(
         folder="b", manifest_sha256="m", size_bytes=1, key_id="k", checkpoint="c", density=0.25, parity=parity

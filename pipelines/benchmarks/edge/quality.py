@@ -112,6 +112,7 @@ def _brief(row: Row) -> Row:
         "off": f"{parity['same_blocks_error']:.1e}",
         "allowed": f"{parity['tolerance']:.1e}",
         "with ties": f"{parity['max_abs_error']:.1e}",
+        "then allowed": f"{parity['answer_tolerance']:.1e}",
         "parity": "holds" if parity["passed"] else "does not hold",
     }
 

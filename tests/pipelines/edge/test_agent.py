@@ -2,7 +2,9 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from edge_cases import KEY, built_bundle
 from pipelines.edge.agent import Agent, Loaded, Options, answers_of
 from pipelines.edge.governor import Governor, Target, table_of
 from pipelines.edge.intake import MAX_LINE_BYTES, read_lines
+from pipelines.edge.journal import read_journal
 from pipelines.edge.metrics import Limits, Scored, Watch, deciles, is_above, merged, summed
 from pipelines.edge.runtime import EdgeModel
 from pipelines.edge.series import SET_BACK_AFTER
@@ -242,6 +245,37 @@ def test_a_budget_goes_up_only_with_room_to_spare() -> None:
     for _ in range(100):
         governor.seen(10.4, 0)  # the next would take 20.8 ms of 21
     assert governor.density == 0.12
+
+
+def test_a_bundles_budget_falls_on_a_device_that_slows_down_and_rises_when_that_is_over(
+    model: EdgeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real answers at each budget; the time they take is told by a clock of the test's."""
+    table = manifest(d25=10.0, d50=20.0, d100=40.0)["budgets"]
+    calibrated = replace(model, manifest=model.manifest | {"budgets": table})
+    now, asked = 0.0, 0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    def score(model: EdgeModel, inputs: Any, density: float) -> Any:
+        nonlocal now, asked
+        asked += 1
+        now += 0.040 * density * (3 if 50 < asked <= 100 else 1)
+        return model.score(inputs, density)
+
+    rows, state = plant_rows(40 + 8 * 200), tmp_path / "state"
+    source, options = write(tmp_path / "rows.jsonl", rows), Options(target=Target(latency_ms=45.0))
+    agent = Agent(state, Loaded("1-test", calibrated), source, options, score)
+    found = [each for some in agent.take(read_lines(str(source), {}, False)) for each in some]
+    agent.close()
+    records = read_journal(state / "answers")
+    windows = [window for record in records for window in record.get("windows", [])]
+    densities = [density for _, density, _ in windows]
+    assert [densities[place] for place in (0, 49, 99, 199)] == [1.0, 1.0, 0.25, 1.0]
+    assert sum(ms > 45.0 for ms, *_ in windows) <= 0.1 * len(windows)
+    for place in (99, 199):
+        expected = calibrated.score(rows[8 * place : 8 * place + 48], densities[place])
+        answers = found[8 * place : 8 * place + 8]
+        np.testing.assert_allclose([each["scores"] for each in answers], expected, atol=1e-6)
 
 
 def test_memory_beyond_the_target_takes_the_budget_down_for_good() -> None:

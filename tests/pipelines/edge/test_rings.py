@@ -17,12 +17,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from edge_cases import KEY, built_bundle
 
+from pipelines.edge import rings
 from pipelines.edge.offers import follow, publish, read_offer
 from pipelines.edge.rings import (
     Patience,
     RolloutReport,
     Subject,
     device_limits,
+    max_silent,
     ring_order,
     ring_sizes,
     roll_out,
@@ -62,11 +64,13 @@ class Fleet:
             if (said := behaviour(device, report(device, name))) is not None:
                 self.store.put(f"devices/{name}/report.json", json.dumps(said).encode())
 
-    def roll_out(self, bundle: Path, order: list[str] | None = None, seconds: float = 30.0) -> RolloutReport:
+    def roll_out(
+        self, bundle: Path, seconds: float = 30.0, patience: Patience | None = None
+    ) -> RolloutReport:
         package = publish(self.store, bundle, PUBLIC)
         subject = Subject.of(package, read_bundle(bundle, PUBLIC)[0])
-        patience = Patience(seconds, 0.0, self.work)
-        return roll_out(self.store, subject, order or NAMES, POLICY, KEY, patience)
+        patience = patience or Patience(seconds, 30.0, 0.0, self.work)
+        return roll_out(self.store, subject, NAMES, POLICY, KEY, patience)
 
     def runs(self) -> set[str]:
         return {installed(self.place / name).current.partition("-")[0] for name in NAMES}
@@ -182,18 +186,65 @@ def test_a_tenth_may_be_silent_or_impossible_and_more_may_not(
     assert fleet.runs() == expected  # the hung one has what it had
 
 
-def test_a_silent_first_device_holds(fleet: Fleet, made: list[Path]) -> None:
-    fleet.behaviour = {NAMES[0]: hung}
+@pytest.mark.parametrize("place", [0, 1])
+def test_in_a_small_ring_nobody_may_be_silent(fleet: Fleet, made: list[Path], place: int) -> None:
+    fleet.behaviour = {NAMES[place]: hung}
     said = fleet.roll_out(made[1], seconds=0.2)
-    assert (said.outcome, len(said.rings)) == (Outcome.HOLD, 1)
+    assert (said.outcome, len(said.rings), said.rings[-1].silent) == (
+        Outcome.HOLD,
+        place + 1,
+        (NAMES[place],),
+    )
     assert fleet.runs() == {"1"}
 
 
+def test_a_ring_waits_as_long_as_windows_come_in_and_too_few_never_pass(
+    fleet: Fleet, made: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred windows at a look, ten seconds apart; patience without any lasts fifteen."""
+    now, most, seen = 0.0, 0, dict.fromkeys(NAMES, 0)
+    monkeypatch.setattr(rings.time, "monotonic", lambda: now)
+
+    def work(_: float) -> None:
+        nonlocal now
+        now += 10.0
+        fleet.work()
+
+    def slow(device: Path, said: Report) -> Report:
+        if not said["bundle"].startswith("2"):
+            return fine(device, said)
+        number = seen[said["device"]] = min(most, seen[said["device"]] + 100)
+        return fine(device, said) | {"windows": number, "latency_ms": [2.0] * number, "scored": 8 * number}
+
+    fleet.behaviour = dict.fromkeys(NAMES, slow)
+    for answers, patience_in_all, outcome in ((367, 1e4, "HOLD"), (500, 25.0, "HOLD"), (500, 1e4, "PASS")):
+        most, seen = answers, dict.fromkeys(NAMES, 0)
+        said = fleet.roll_out(made[1], patience=Patience(15.0, patience_in_all, 0.0, work))
+        assert said.outcome == outcome
+        asked = [ring.windows for ring in said.rings]
+        assert asked == [368, 184, 37][: len(asked)]  # one of the eleven may be silent
+        if outcome == "HOLD":
+            [timed] = [each for each in said.rings[0].verdict.reasons if "latency" in each]
+            assert "are too few, 368 are needed" in timed
+    assert len(said.rings) == 3
+
+
 def test_rings_and_limits_are_the_policys() -> None:
-    assert [ring_sizes(number) for number in (1, 5, 50, 400)] == [[1], [1, 5], [1, 5, 50], [1, 40, 400]]
+    sizes = [ring_sizes(number, POLICY.rings.shares) for number in (1, 5, 50, 400)]
+    assert sizes == [[1], [1, 5], [1, 5, 50], [1, 40, 400]]
+    assert [max_silent(POLICY, number) for number in (1, 2, 9, 10, 50)] == [0, 0, 0, 1, 5]
     assert device_limits(POLICY)._asdict() == {
         "error_rate": 0.01,
         "latency_p99_ms": 2000.0,
         "peak_memory_bytes": float(1 << 30),
     }
-    assert ring_order(NAMES, "1-a") == ring_order(NAMES[::-1], "1-a") != ring_order(NAMES, "2-b")
+
+
+def test_the_first_ring_is_another_each_time_and_of_devices_that_spoke(fleet: Fleet) -> None:
+    def order(bundle: str, names: list[str] = NAMES) -> list[str]:
+        return ring_order(fleet.store, names, bundle, PUBLIC)
+
+    first = order("1-a")
+    assert first == order("1-a", NAMES[::-1]) != order("2-b")
+    fleet.store.put(f"devices/{first[0]}/report.json", b"{}")
+    assert order("1-a") == [*first[1:], first[0]]
