@@ -20,7 +20,7 @@ from pipelines.budgets import Calibration
 from pipelines.checkpoint import Checkpoint, load_model
 from pipelines.data.preprocessing import Preprocessing
 from pipelines.data.spec import DatasetSpec
-from pipelines.edge.compiled import CompiledEncoder, NotCompiled
+from pipelines.edge.compiled import CompiledEncoder, NotCompiled, running_here
 from pipelines.edge.parity import ParityReport, parity
 from pipelines.edge.rows import Inputs
 from pipelines.edge.runtime import Engine, OnnxEncoder
@@ -147,11 +147,12 @@ def _worst_parity(
 ) -> ParityReport:
     """Of every engine that runs here: a device takes whichever it has."""
     engines: list[Engine] = [OnnxEncoder(graph, os.cpu_count() or 1)] if precision == "fp32" else []
-    try:
-        engines.append(CompiledEncoder(graph, model.config.to_dict(), os.cpu_count() or 1, precision))
-    except NotCompiled as why:
-        if not engines:
-            raise InputError(f"--precision {precision}: {why}") from None
+    for name in running_here() or ["compiled"]:  # which then says why it does not
+        try:
+            engines.append(CompiledEncoder(graph, model.config.to_dict(), os.cpu_count() or 1, precision, name))
+        except NotCompiled as why:
+            if not engines:
+                raise InputError(f"--precision {precision}: {why}") from None
     reports = [parity(engine, model, windows, density, precision) for engine in engines]
     return max(reports, key=lambda report: (not report.passed, report.max_abs_error))
 

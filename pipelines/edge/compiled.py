@@ -1,6 +1,7 @@
 """The encoder as compiled code (kernel/encoder.c), where it was built: faster than the graph, same answers.
 
-Building the package compiles it where there is a C compiler; elsewhere everything works without it.
+Building the package compiles it where there is a C compiler; elsewhere everything works without it. The same
+source is built for several kinds of processor; which one answers is told by the engine's name.
 """
 
 import ctypes
@@ -16,7 +17,10 @@ from pipelines.edge.rows import Inputs
 from pipelines.edge.weights import read_weights
 
 PRECISIONS = ("fp32", "int16")
-_FOLDER = Path(__file__).parent / "kernel"
+LIBRARIES = {"compiled-avx512": "_encoder_avx512", "compiled": "_encoder"}
+"""Engines and their libraries, the fastest first."""
+_NEEDS = {"compiled-avx512": "AVX-512 or its VNNI", "compiled": "AVX2 or FMA"}
+FOLDER = Path(__file__).parent / "kernel"
 _SHAPE = (
     "width",
     "num_layers",
@@ -34,25 +38,36 @@ class NotCompiled(RuntimeError):
     """The compiled encoder is not here, or does not run on this processor. One line that says so."""
 
 
-def library_file(folder: Path = _FOLDER) -> Path:
-    """Where the compiled encoder lies. Raises NotCompiled where it was not built."""
+def library_file(name: str) -> Path:
+    """Where the named engine's library lies. Raises NotCompiled where it was not built."""
     for suffix in EXTENSION_SUFFIXES:
-        path = folder / f"_encoder{suffix}"
+        path = FOLDER / f"{LIBRARIES[name]}{suffix}"
         if path.exists():
             return path
-    raise NotCompiled(
-        f"{folder}: the compiled encoder was not built; install dankai where there is a C compiler"
-    )
+    raise NotCompiled(f"{FOLDER}: {name} was not built; install dankai where there is a C compiler")
 
 
-def load_library(path: Path) -> ctypes.CDLL:
-    """The library, its functions declared. Raises NotCompiled where it cannot run."""
+def running_here() -> list[str]:
+    """Names of the compiled engines that this processor can run, the fastest first."""
+    names = []
+    for name in LIBRARIES:
+        try:
+            load_library(name)
+        except NotCompiled:
+            continue
+        names.append(name)
+    return names
+
+
+def load_library(name: str) -> ctypes.CDLL:
+    """The named engine's library, its functions declared. Raises NotCompiled where it cannot run."""
+    path = library_file(name)
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise NotCompiled(f"{path}: cannot be loaded ({error}); install dankai again") from None
     if not library.dankai_edge_runs_here():
-        raise NotCompiled(f"{path}: this processor lacks AVX2 or FMA")
+        raise NotCompiled(f"{path}: this processor lacks {_NEEDS[name]}")
     pointer, integers = ctypes.c_void_p, ctypes.POINTER(ctypes.c_int64)
     library.dankai_edge_load.restype = pointer
     library.dankai_edge_load.argtypes = [pointer, pointer, pointer, pointer, ctypes.c_int32]
@@ -66,25 +81,25 @@ def load_library(path: Path) -> ctypes.CDLL:
 class CompiledEncoder:
     """An engine of the runtime: the graph's weights, packed for the compiled code."""
 
-    name = "compiled"
-
     def __init__(
         self,
         graph: bytes,
         model: Mapping[str, Any],
         threads: int,
         precision: str = "fp32",
-        library: Path | None = None,
+        name: str | None = None,
     ) -> None:
         """`model` is ModelConfig as a dictionary; `precision` "fp32" or "int16", that of the layers' products
-        but not of the selector's. Raises NotCompiled, or ValueError for another precision."""
+        but not of the selector's; `name` one of LIBRARIES, by default the fastest that runs here.
+        Raises NotCompiled, or ValueError for another precision."""
         if precision not in PRECISIONS:
             raise ValueError(f"precision: {precision!r} is not one of {', '.join(PRECISIONS)}")
         if model.get("causal"):
             raise NotCompiled(
                 "the compiled encoder reads both ways; causal models need onnxruntime or a stream"
             )
-        self._library = load_library(library or library_file())
+        self.name = name or next(iter(running_here()), "compiled")
+        self._library = load_library(self.name)
         self._model, self._threads = dict(model), threads
         self._sparse_layers = model["num_layers"] - len(model["dense_layers"])
         weights = read_weights(graph)

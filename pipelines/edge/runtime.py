@@ -1,6 +1,6 @@
 """What runs on a device: verify a bundle, load it, answer. Needs numpy, onnxruntime and cryptography alone.
 
-Two engines answer from the same file: "onnxruntime" runs its graph, "compiled" takes its weights
+Engines answer from the same file: "onnxruntime" runs its graph, the compiled ones take its weights
 (pipelines.edge.compiled). `python -m pipelines.edge.runtime FOLDER KEY.pem REPEATS THREADS` times the golden
 input and prints JSON.
 """
@@ -23,13 +23,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from numpy.typing import NDArray
 
-from pipelines.edge.compiled import CompiledEncoder, NotCompiled
+from pipelines.edge.compiled import LIBRARIES, CompiledEncoder, NotCompiled
 from pipelines.edge.rows import Inputs, Row, encode_rows
 from pipelines.edge.stream import Stream
 from pipelines.edge.verification import BundleError, read_bundle, refuse_other_machines
 from pipelines.edge.weights import read_weights
 
-ENGINES = ("auto", "compiled", "onnxruntime")
+ENGINES = ("auto", *LIBRARIES, "onnxruntime")
 _LOG = logging.getLogger(__name__)
 
 
@@ -71,7 +71,7 @@ def open_engine(
 ) -> Engine:
     """The named engine for a graph of a `model` (ModelConfig as a dictionary).
 
-    "auto" is the compiled one where it runs, and the log says which it is. ONNX Runtime computes in float32
+    "auto" is the fastest compiled one that runs, and the log says which it is. ONNX Runtime computes in float32
     whatever the precision, which is slower and errs less. Raises NotCompiled where a named one does not run
     here, ValueError for a name that is none.
     """
@@ -80,9 +80,9 @@ def open_engine(
     if name == "onnxruntime":
         return OnnxEncoder(graph, threads)
     try:
-        engine = CompiledEncoder(graph, model, threads, precision)
+        engine = CompiledEncoder(graph, model, threads, precision, None if name == "auto" else name)
     except NotCompiled as why:
-        if name == "compiled":
+        if name != "auto":
             raise
         _LOG.warning("engine: onnxruntime, in float32 (%s)", why)
         return OnnxEncoder(graph, threads)

@@ -9,11 +9,13 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.edge.compiled import LIBRARIES, CompiledEncoder
 from pipelines.edge.rows import Inputs
 
 if TYPE_CHECKING:
@@ -31,17 +33,10 @@ def window(model: dict[str, Any], num_steps: int) -> Inputs:
     return Inputs(random.normal(size=shape).astype(np.float32), np.ones(shape, "f4"), np.stack(codes, 1))
 
 
-def _compiled(folder: Path, model: dict[str, Any], inputs: Inputs, blocks: int, threads: int) -> Answer:
-    from pipelines.edge.compiled import CompiledEncoder
-
-    engine = CompiledEncoder((folder / "model.onnx").read_bytes(), model, threads)
-    return lambda: engine.outputs(inputs, blocks)
-
-
-def _compiled_int16(folder: Path, model: dict[str, Any], inputs: Inputs, blocks: int, threads: int) -> Answer:
-    from pipelines.edge.compiled import CompiledEncoder
-
-    engine = CompiledEncoder((folder / "model.onnx").read_bytes(), model, threads, "int16")
+def _compiled(
+    name: str, precision: str, folder: Path, model: dict[str, Any], inputs: Inputs, blocks: int, threads: int
+) -> Answer:
+    engine = CompiledEncoder((folder / "model.onnx").read_bytes(), model, threads, precision, name)
     return lambda: engine.outputs(inputs, blocks)
 
 
@@ -110,8 +105,8 @@ def _dense_module(folder: Path) -> "nn.Module":
 
 
 _SIDES = {
-    "compiled": _compiled,
-    "compiled_int16": _compiled_int16,
+    **{name: partial(_compiled, name, "fp32") for name in LIBRARIES},
+    **{f"{name}_int16": partial(_compiled, name, "int16") for name in LIBRARIES},
     "graph": _graph,
     "onnxruntime_dense": _onnxruntime_dense,
     "openvino_dense": _openvino_dense,

@@ -2,7 +2,8 @@
 
 Every case runs in a fresh process, one after another, sparse and dense of one length next to each other. Up
 to 16,384 steps every dense path is run, and the compiled encoder with all blocks; beyond, the dense one
-that was fastest at the length before.
+that was fastest at the length before. Of several compiled encoders that run here the fastest is measured at
+every density, the others at 1/8.
 Selection of the blocks is part of every sparse time. Peak memory is that of the whole process.
 """
 
@@ -20,6 +21,7 @@ import numpy as np
 from pipelines.benchmarks.attention import table
 from pipelines.benchmarks.edge.sides import DENSE
 from pipelines.clock import now
+from pipelines.edge.compiled import running_here
 from pipelines.files import replace_file
 from pipelines.fingerprint import ROOT, environment
 
@@ -82,7 +84,9 @@ def _cases(steps: int, rows: Sequence[Row]) -> list[tuple[str, float]]:
         last = [row for row in before if row["steps"] == max(row["steps"] for row in before)]
         dense = [min(last, key=lambda row: row["median_ms"] or np.inf)["side"]]
     densities = DENSITIES if steps > _ALL_DENSE_UP_TO else (1.0, *DENSITIES)
-    sparse = [(side, density) for side in ("compiled", "compiled_int16") for density in densities]
+    fastest, *others = running_here() or ["compiled"]
+    sparse = [(fastest + kind, density) for kind in ("", "_int16") for density in densities]
+    sparse += [(other + kind, 0.125) for other in others for kind in ("", "_int16")]
     return [*((side, 1.0) for side in dense), *sparse, ("graph", 0.125)]
 
 

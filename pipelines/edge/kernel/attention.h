@@ -4,10 +4,10 @@
 // (Milakov and Gimelshein 2018) make the order and number of tiles free.
 
 typedef struct {
-    const float *keys;    // [keys / 16][channels][16]
-    const float *values;  // [channels / 16][keys][16]
+    const float *keys;    // [keys / PANEL][channels][PANEL]
+    const float *values;  // [channels / PANEL][keys][PANEL]
     const float *bias;    // added to the logits of every row, [keys]; NULL for none
-    long num_keys;        // a multiple of 16
+    long num_keys;        // a multiple of PANEL
     long num_valid;       // keys from here on do not exist
     const float *next_keys, *next_values;  // of the tile after this one, or NULL
 } Tile;

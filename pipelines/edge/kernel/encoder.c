@@ -10,18 +10,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-#if defined(__x86_64__)
-int dankai_edge_runs_here(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC target("avx2,fma")
-#endif
-#define __AVX2__ 1
-#else
-int dankai_edge_runs_here(void) { return 1; }
-#endif
-
+#include "target.h"
 #include "tiles.h"
 #include "attention.h"
 #include "ranking.h"

@@ -6,9 +6,10 @@
 
 #define DEPTH 256  // of a product that is summed before it becomes float32
 
-typedef int32_t UnalignedIntegers __attribute__((vector_size(32), aligned(4)));
+typedef int32_t UnalignedIntegers __attribute__((vector_size(4 * LANES), aligned(4)));
 
 INLINE Integers load_integers(const int16_t *from) { return *(const UnalignedIntegers *)from; }
+INLINE void store_integers(int16_t *to, Integers x) { *(UnalignedIntegers *)to = x; }
 INLINE Vector to_floats(Integers x) { return __builtin_convertvector(x, Vector); }
 
 // Largest magnitude of both factors such that `depth` products sum up to less than 2^31.
@@ -17,16 +18,18 @@ INLINE float magnitude(long depth) {
     return most < 32767.0f ? most : 32767.0f;
 }
 
-// Each of the eight lanes holds two neighbours in depth: a0 * b0 + a1 * b1.
-INLINE Integers pair_products(Integers a, Integers b) {
-#ifdef __AVX2__
-    return (Integers)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+// Each lane holds two neighbours in depth: sum + a0 * b0 + a1 * b1.
+INLINE Integers add_products(Integers sum, Integers a, Integers b) {
+#if defined(WITH_AVX512)
+    return (Integers)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif defined(WITH_AVX2)
+    return sum + (Integers)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #else
-    return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+    return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
 #endif
 }
 
-// sums[r] = a[r, :] . b[:, 0..15]; both in pairs of neighbours in depth, `b` packed as [pairs][16][2].
+// sums[r] = a[r, :] . b[:, 0..PANEL]; both in pairs of neighbours in depth, `b` packed as [pairs][PANEL][2].
 INLINE void multiply_integers(
     int rows, long pairs, const int16_t *a, long a_row, const int16_t *b, Integers sums[STRIP][2]) {
     UNROLL
@@ -38,9 +41,9 @@ INLINE void multiply_integers(
         for (int r = 0; r < rows; r++) {
             int32_t both;
             memcpy(&both, a + r * a_row + 2 * k, sizeof both);
-            const Integers x = {both, both, both, both, both, both, both, both};
-            sums[r][0] += pair_products(x, left);
-            sums[r][1] += pair_products(x, right);
+            const Integers x = both - (Integers){0};
+            sums[r][0] = add_products(sums[r][0], x, left);
+            sums[r][1] = add_products(sums[r][1], x, right);
         }
     }
 }
@@ -65,14 +68,9 @@ INLINE void integers_into(int rows, long pairs, const int16_t *a, long a_row, co
 
 INLINE void integer_strip(long rows, long pairs, const int16_t *a, long a_row, const int16_t *b, long count,
                           const float *scale, const float *columns, const float *keep, float *c, long c_row) {
-    switch (rows) {
-        case 6: integers_into(6, pairs, a, a_row, b, count, scale, columns, keep, c, c_row); break;
-        case 5: integers_into(5, pairs, a, a_row, b, count, scale, columns, keep, c, c_row); break;
-        case 4: integers_into(4, pairs, a, a_row, b, count, scale, columns, keep, c, c_row); break;
-        case 3: integers_into(3, pairs, a, a_row, b, count, scale, columns, keep, c, c_row); break;
-        case 2: integers_into(2, pairs, a, a_row, b, count, scale, columns, keep, c, c_row); break;
-        default: integers_into(1, pairs, a, a_row, b, count, scale, columns, keep, c, c_row);
-    }
+#define WORK(rows) integers_into(rows, pairs, a, a_row, b, count, scale, columns, keep, c, c_row)
+    FOR_ROWS(rows, WORK)
+#undef WORK
 }
 
 static float largest_magnitude(const float *x, long count, long stride) {
@@ -83,15 +81,37 @@ static float largest_magnitude(const float *x, long count, long stride) {
 
 INLINE int16_t rounded(float x) { return (int16_t)lrintf(x); }
 
+INLINE Integers to_whole(Vector x) {
+#if defined(WITH_AVX512)
+    return (Integers)_mm512_cvtps_epi32((__m512)x);
+#elif defined(WITH_AVX2)
+    return (Integers)_mm256_cvtps_epi32((__m256)x);
+#else
+    Integers whole;
+    for (int i = 0; i < LANES; i++) whole[i] = rounded(x[i]);
+    return whole;
+#endif
+}
+
+// Two vectors, rounded, side by side.
+INLINE Integers whole_pair(Vector left, Vector right) {
+    const Integers a = to_whole(left), b = to_whole(right);
+#if defined(WITH_AVX512)
+    const __m512i in_order = _mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0);
+    return (Integers)_mm512_permutexvar_epi64(in_order, _mm512_packs_epi32((__m512i)a, (__m512i)b));
+#elif defined(WITH_AVX2)
+    return (Integers)_mm256_permute4x64_epi64(_mm256_packs_epi32((__m256i)a, (__m256i)b), 0xD8);
+#else
+    int16_t both[2 * LANES];
+    for (int i = 0; i < LANES; i++) both[i] = (int16_t)a[i], both[LANES + i] = (int16_t)b[i];
+    return load_integers(both);
+#endif
+}
+
 static void round_row(const float *x, long count, float inverse, int16_t *to) {
     long i = 0;
-#ifdef __AVX2__
-    for (; i + 16 <= count; i += 16) {
-        const __m256i a = _mm256_cvtps_epi32((__m256)(load(x + i) * splat(inverse)));
-        const __m256i b = _mm256_cvtps_epi32((__m256)(load(x + i + 8) * splat(inverse)));
-        _mm256_storeu_si256((__m256i *)(to + i), _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8));
-    }
-#endif
+    for (; i + 2 * LANES <= count; i += 2 * LANES)
+        store_integers(to + i, whole_pair(load(x + i) * splat(inverse), load(x + i + LANES) * splat(inverse)));
     for (; i < count; i++) to[i] = rounded(x[i] * inverse);
 }
 
@@ -111,7 +131,7 @@ static void round_rows(const float *x, long row, long rows, long count, float mo
 }
 
 typedef struct {
-    int16_t *panels;  // [parts of DEPTH][columns / 16][pairs][16][2]
+    int16_t *panels;  // [parts of DEPTH][columns / PANEL][pairs][PANEL][2]
     float *scales;    // [columns], what one unit of a column is worth
 } Rounded;
 
@@ -120,8 +140,10 @@ static long part_of(long depth, long first) { return depth - first < DEPTH ? dep
 static Rounded rounded_matrix(const float *weight, long depth, long columns) {
     const long wide = up_to(columns, PANEL);
     const float most = magnitude(depth < DEPTH ? depth : DEPTH);
-    Rounded m = {calloc(wide * up_to(depth, 2), sizeof(int16_t)), calloc(wide, sizeof(float))};
+    Rounded m = {(int16_t *)allocate(wide * up_to(depth, 2) / 2), allocate(wide)};
     if (!m.panels || !m.scales) return m;
+    memset(m.panels, 0, sizeof(int16_t) * wide * up_to(depth, 2));
+    memset(m.scales, 0, sizeof(float) * wide);
     for (long c = 0; c < columns; c++) {
         const float largest = largest_magnitude(weight + c, depth, columns);
         m.scales[c] = largest / most;
@@ -156,60 +178,53 @@ static void rounded_linear(const float *a, long a_row, long rows, const Rounded 
 // attention -----------------------------------------------------------------------------------------------
 
 typedef struct {
-    const int16_t *keys;    // [keys / 16][channels / 2][16][2]
-    const int16_t *values;  // [channels / 16][keys / 2][16][2]
+    const int16_t *keys;    // [keys / PANEL][channels / 2][PANEL][2]
+    const int16_t *values;  // [channels / PANEL][keys / 2][PANEL][2]
     const float *bias;      // as in Tile
     long num_keys, num_valid;
     float key_scale, value_scale;
     const int16_t *next_keys, *next_values;
 } RoundedTile;
 
-// 2^x; relative error below 3e-6, a thirtieth of what rounding to a whole number does to it.
-INLINE Vector rough_exp2(Vector x) {
+// size * 2^x; relative error below 3e-6, a thirtieth of what rounding to a whole number does to it.
+INLINE Vector rough_exp2(Vector x, float size) {
     Vector part;
-    const Integers exponent = split(x, &part);
-    Vector y = splat(9.570101276040077e-3f);
-    y = y * part + splat(5.591785907745361e-2f);
-    y = y * part + splat(2.402474433183670e-1f);
-    y = y * part + splat(6.931217908859253e-1f);
-    y = y * part + splat(9.999992847442627e-1f);
-    return (Vector)((Integers)y + exponent);
+    const Whole whole = split(x, &part);
+    Vector y = splat(9.570101276040077e-3f * size);
+    y = y * part + splat(5.591785907745361e-2f * size);
+    y = y * part + splat(2.402474433183670e-1f * size);
+    y = y * part + splat(6.931217908859253e-1f * size);
+    y = y * part + splat(9.999992847442627e-1f * size);
+    return times_power(y, whole);
 }
 
-// to[k] = round(size * 2^(logits[k] - most)) for 16 keys at a time; their sum.
-static float whole_weights(const float *logits, long count, float most, float size, int16_t *to) {
-    const Vector zero = splat(most), scale = splat(size);
+// to[k] = round(size * 2^(logits[k] - most)), two vectors of keys at a time; their sum, lane by lane.
+INLINE Vector whole_weights(const float *logits, long count, float most, float size, int16_t *to) {
+    const Vector zero = splat(most);
+    const Integers ones = 0x00010001 - (Integers){0};
     Integers sum = {0};
-    for (long k = 0; k < count; k += PANEL) {
-        const Vector left = rough_exp2(load(logits + k) - zero) * scale;
-        const Vector right = rough_exp2(load(logits + k + LANES) - zero) * scale;
-#ifdef __AVX2__
-        const __m256i a = _mm256_cvtps_epi32((__m256)left), b = _mm256_cvtps_epi32((__m256)right);
-        _mm256_storeu_si256((__m256i *)(to + k), _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8));
-        sum += (Integers)a + (Integers)b;
-#else
-        for (int i = 0; i < LANES; i++) {
-            to[k + i] = rounded(left[i]), to[k + LANES + i] = rounded(right[i]);
-            sum[i] += to[k + i] + to[k + LANES + i];
-        }
-#endif
+    for (long k = 0; k < count; k += 2 * LANES) {
+        const Vector left = load(logits + k) - zero, right = load(logits + k + LANES) - zero;
+        const Integers weights = whole_pair(rough_exp2(left, size), rough_exp2(right, size));
+        store_integers(to + k, weights);
+        sum = add_products(sum, weights, ones);
     }
-    return sum_of_lanes(to_floats(sum));
+    return to_floats(sum);
 }
 
 // The largest of each row's logits in a tile, with what does not exist closed; at least -1e30.
 INLINE Vector largest_logits(const Reading *r, const RoundedTile *tile, long rows) {
-    Vector most = splat(-1e30f);
+    const Vector least = splat(-1e30f);
+    Vector best[STRIP];
+    for (long i = 0; i < STRIP; i++) best[i] = least;
     for (long i = 0; i < rows; i++) {
         float *logits = r->weights + i * tile->num_keys;
         if (tile->bias)
             for (long k = 0; k < tile->num_keys; k += LANES) store(logits + k, load(logits + k) + load(tile->bias + k));
         for (long k = tile->num_valid; k < tile->num_keys; k++) logits[k] = -INFINITY;
-        Vector best = load(logits);
-        for (long k = LANES; k < tile->num_keys; k += LANES) best = larger(best, load(logits + k));
-        most[i] = largest_lane(best) > -1e30f ? largest_lane(best) : -1e30f;
+        for (long k = 0; k < tile->num_keys; k += LANES) best[i] = larger(best[i], load(logits + k));
     }
-    return most;
+    return across(best, rows, 0, least);
 }
 
 // A strip's logits become whole numbers up to `most`, in proportion to their weights in this tile. keep[i] and
@@ -218,16 +233,18 @@ INLINE void weigh_rounded_strip(Reading *r, const RoundedTile *tile, long row, l
                                 float *keep, float *scale) {
     const Vector here = largest_logits(r, tile, rows), before = load(r->most + row), next = larger(here, before);
     const Vector worth = exp2_of(here - next) * splat(1.0f / most), kept = exp2_of(before - next);
-    Vector sum = splat(0.0f);
+    Vector sums[STRIP];
+    for (long i = rows; i < STRIP; i++) sums[i] = splat(0.0f);
     for (long i = 0; i < rows; i++)
-        sum[i] = whole_weights(r->weights + i * tile->num_keys, tile->num_keys, here[i], most, to + i * tile->num_keys);
+        sums[i] = whole_weights(r->weights + i * tile->num_keys, tile->num_keys, here[i], most, to + i * tile->num_keys);
+    const Vector sum = across(sums, rows, 1, splat(0.0f));
     store(r->most + row, next);
     store(r->sum + row, load(r->sum + row) * kept + sum * worth);
     store(keep + row, kept);
     store(scale + row, worth * splat(tile->value_scale));
 }
 
-// `queries` in pairs [rows, channels] with the worth of a unit of each row; `spare` holds (rows + 8) * (2 + keys / 2).
+// `queries` in pairs [rows, channels] with the worth of a unit of each row; `spare` holds (rows + LANES) * (2 + keys / 2).
 static void read_rounded_tile(Reading *r, const int16_t *queries, const float *worth, const RoundedTile *tile, float *spare) {
     const float most = magnitude(tile->num_keys);
     const long room = r->rows + LANES;  // the last strip's vector may reach beyond the last row
@@ -250,12 +267,17 @@ static void read_rounded_tile(Reading *r, const int16_t *queries, const float *w
     }
 }
 
-// Float panels [columns / 16][depth][16] as integer ones [columns / 16][depth / 2][16][2].
+// Float panels [columns / PANEL][depth][PANEL] as integer ones [columns / PANEL][depth / 2][PANEL][2]; depth is even.
 static float round_panels(const float *panels, long depth, long columns, float most, int16_t *to) {
-    const float largest = largest_magnitude(panels, depth * columns, 1), inverse = most / largest;
-    for (long c = 0; c < columns; c += PANEL)
-        for (long k = 0; k < depth; k++)
-            for (long i = 0; i < PANEL; i++)
-                to[c * depth + k / 2 * 2 * PANEL + 2 * i + k % 2] = rounded(panels[c * depth + k * PANEL + i] * inverse);
+    Vector best = splat(1e-30f);
+    for (long i = 0; i < depth * columns; i += LANES) best = larger(best, larger(load(panels + i), -load(panels + i)));
+    const float largest = largest_lane(best);
+    const Vector inverse = splat(most / largest);
+    for (long k = 0; k < depth * columns; k += 2 * PANEL)
+        for (long i = 0; i < PANEL; i += LANES) {
+            const Integers even = to_whole(load(panels + k + i) * inverse);
+            const Integers odd = to_whole(load(panels + k + PANEL + i) * inverse);
+            store_integers(to + k + 2 * i, (even & 0xFFFF) | odd << 16);
+        }
     return largest / most;
 }

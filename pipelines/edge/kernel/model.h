@@ -26,11 +26,6 @@ typedef struct {
     Layer *layers;
 } Model;
 
-static float *allocate(long floats) {
-    void *memory = NULL;
-    return posix_memalign(&memory, 64, sizeof(float) * (floats > 0 ? floats : 1)) ? NULL : memory;
-}
-
 static Matrix packed(const float *weight, long depth, long columns) {
     Matrix m = {allocate(up_to(columns, PANEL) * depth), depth, columns};
     for (long c = 0; m.panels && c < up_to(columns, PANEL); c++)

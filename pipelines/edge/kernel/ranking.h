@@ -3,7 +3,7 @@
 // Rows of queries lie side by side in a vector, keys are single numbers: the largest product over a block of
 // keys is then one maximum after another, without a sum across a vector.
 
-// best[row] = the largest product of each of 16 rows with `count` keys. queries [channels][16], keys [count, channels].
+// best[row] = the largest product of each of PANEL rows with `count` keys. queries [channels][PANEL], keys [count, channels].
 INLINE void best_of(int count, long channels, const float *queries, const float *keys, Vector best[2]) {
     Vector sums[STRIP][2];
     UNROLL

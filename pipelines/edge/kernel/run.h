@@ -30,11 +30,19 @@ typedef struct {
     float *scratch;
 } Worker;
 
+// Numbers below 2^-126 count as zero meanwhile: a product with one can take a hundred times as long.
 static void *work_on(void *argument) {
     Worker *worker = argument;
     long item;
+#if defined(__x86_64__)
+    const unsigned before = _mm_getcsr();
+    _mm_setcsr(before | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON);
+#endif
     while ((item = __atomic_fetch_add(&worker->run->next, 1, __ATOMIC_RELAXED)) < worker->run->count)
         worker->run->work(worker->run, item, worker->scratch);
+#if defined(__x86_64__)
+    _mm_setcsr(before);
+#endif
     return NULL;
 }
 

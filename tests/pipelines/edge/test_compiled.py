@@ -47,18 +47,18 @@ def _graph(model: SparseEncoder, folder: Path) -> bytes:
 
 
 def _engine(
-    model: SparseEncoder, folder: Path, library: Path, threads: int = 2, precision: str = "fp32"
+    model: SparseEncoder, folder: Path, name: str, threads: int = 2, precision: str = "fp32"
 ) -> CompiledEncoder:
-    return CompiledEncoder(_graph(model, folder), model.config.to_dict(), threads, precision, library)
+    return CompiledEncoder(_graph(model, folder), model.config.to_dict(), threads, precision, name)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_answers_as_the_checkpoint_does(
-    tmp_path: Path, library: Path, shape: dict, precision: Precision
+    tmp_path: Path, compiled_name: str, shape: dict, precision: Precision
 ) -> None:
     model = random_model(1, **shape)
-    engine = _engine(model, tmp_path, library, precision=precision)
+    engine = _engine(model, tmp_path, compiled_name, precision=precision)
     for num_steps, density in ((7, 0.5), (103, 0.3)):
         # a few steps alone have no spread of errors to take a tolerance from
         windows = [random_window(model.config, num_steps, seed) for seed in range(4 if num_steps < 9 else 1)]
@@ -87,10 +87,13 @@ WRONG: dict[str, tuple[str, Callable[[torch.Tensor], object]]] = {
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_bundle_that_is_not_the_checkpoint_is_noticed(
-    tmp_path: Path, library: Path, precision: Precision
+    tmp_path: Path, compiled_name: str, precision: Precision
 ) -> None:
     model = random_model()
-    engine, window = _engine(model, tmp_path, library, precision=precision), random_window(model.config, 200)
+    engine, window = (
+        _engine(model, tmp_path, compiled_name, precision=precision),
+        random_window(model.config, 200),
+    )
     assert parity(engine, model, [window], 0.25, precision).passed
     for wrong, (name, alter) in WRONG.items():
         weight = model.get_parameter(name)
@@ -102,22 +105,22 @@ def test_a_bundle_that_is_not_the_checkpoint_is_noticed(
 
 
 def test_answers_may_differ_by_as_much_as_ties_let_the_checkpoint_differ_from_itself(
-    tmp_path: Path, library: Path
+    tmp_path: Path, compiled_name: str
 ) -> None:
     model = random_model()
     windows = [random_window(model.config, 400)]
-    report = parity(_engine(model, tmp_path, library, precision="int16"), model, windows, 0.1, "int16")
+    report = parity(_engine(model, tmp_path, compiled_name, precision="int16"), model, windows, 0.1, "int16")
     assert report.passed
     assert report.tolerance < report.answer_tolerance < 0.1  # of log-odds that spread over several
     astray = {"max_abs_error": report.answer_tolerance * 1.01}
     assert not report.model_copy(update=astray).passed
-    alone = parity(_engine(model, tmp_path, library), model, windows, 1.0)
+    alone = parity(_engine(model, tmp_path, compiled_name), model, windows, 1.0)
     assert alone.answer_tolerance == alone.tolerance  # reading everything leaves nothing to choose
 
 
-def test_threads_change_no_bit_and_budgets_are_brought_into_range(tmp_path: Path, library: Path) -> None:
+def test_threads_change_no_bit_and_budgets_are_brought_into_range(tmp_path: Path, compiled_name: str) -> None:
     model = random_model()
-    one, three = (_engine(model, tmp_path, library, threads) for threads in (1, 3))
+    one, three = (_engine(model, tmp_path, compiled_name, threads) for threads in (1, 3))
     window = random_window(model.config, 601)
     assert one.outputs(random_window(model.config, 1), 1).shape == (1, 1)
     np.testing.assert_array_equal(one.outputs(window, 9), three.outputs(window, 9))
@@ -125,9 +128,9 @@ def test_threads_change_no_bit_and_budgets_are_brought_into_range(tmp_path: Path
         np.testing.assert_array_equal(one.outputs(window, asked), one.outputs(window, used))
 
 
-def test_a_value_that_is_no_number_stays_where_it_can_be_seen(tmp_path: Path, library: Path) -> None:
+def test_a_value_that_is_no_number_stays_where_it_can_be_seen(tmp_path: Path, compiled_name: str) -> None:
     model = random_model()
-    engine, window = _engine(model, tmp_path, library), random_window(model.config, 48)
+    engine, window = _engine(model, tmp_path, compiled_name), random_window(model.config, 48)
     window.numeric[:] = np.nan
     assert np.isnan(engine.outputs(window, 2)).all()
 
@@ -137,10 +140,11 @@ def test_a_named_engine_runs_or_raises_and_a_chosen_one_is_told(
 ) -> None:
     model = random_model()
     graph, shape = _graph(model, tmp_path), model.config.to_dict()
-    monkeypatch.setattr(compiled, "library_file", lambda: compiled._FOLDER / "absent.so")
-    with pytest.raises(NotCompiled, match="install dankai"):
-        open_engine("compiled", graph, shape, 1)
-    with pytest.raises(ValueError, match="not one of auto, compiled, onnxruntime"):
+    monkeypatch.setattr(compiled, "FOLDER", tmp_path)
+    for name in ("compiled", "compiled-avx512"):
+        with pytest.raises(NotCompiled, match=f"{name} was not built; install dankai"):
+            open_engine(name, graph, shape, 1)
+    with pytest.raises(ValueError, match="not one of auto, compiled-avx512, compiled, onnxruntime"):
         open_engine("fastest", graph, shape, 1)
     with caplog.at_level(logging.INFO):
         assert open_engine("auto", graph, shape, 1, "int16").name == "onnxruntime"
@@ -150,14 +154,13 @@ def test_a_named_engine_runs_or_raises_and_a_chosen_one_is_told(
 
 
 def test_a_bundle_of_reduced_precision_is_answered_by_either_engine(
-    tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, compiled_name: str
 ) -> None:
-    monkeypatch.setattr(compiled, "library_file", lambda: library)
     bundle = built_bundle(tmp_path, precision="int16")
     manifest = verify_bundle(Path(bundle.folder), KEY.public_key())
     assert (manifest["precision"], manifest["extras"]) == ("int16", ["compiled"])
     assert bundle.parity.passed
-    for name in ("compiled", "onnxruntime"):
+    for name in (compiled_name, "onnxruntime"):
         model = EdgeModel.load(Path(bundle.folder), KEY.public_key(), engine=name)
         assert model.engine.name == name
 
@@ -178,18 +181,18 @@ def test_weights_are_read_from_the_graph_without_its_package(tmp_path: Path) -> 
 
 
 def test_a_graph_of_another_shape_is_refused_before_its_weights_are_read(
-    tmp_path: Path, library: Path
+    tmp_path: Path, compiled_name: str
 ) -> None:
     model = random_model()
     graph, shape = _graph(model, tmp_path), model.config.to_dict()
     for name, value in (("width", 64), ("num_layers", 3), ("ffn_width", 100), ("cardinalities", (5,))):
         with pytest.raises(ValueError, match="build the bundle again"):
-            CompiledEncoder(graph, shape | {name: value}, 1, library=library)
+            CompiledEncoder(graph, shape | {name: value}, 1, name=compiled_name)
 
 
-def test_causal_models_are_left_to_the_graph(tmp_path: Path, library: Path) -> None:
+def test_causal_models_are_left_to_the_graph(tmp_path: Path, compiled_name: str) -> None:
     model = random_model(causal=True)
     with pytest.raises(NotCompiled, match="causal"):
-        _engine(model, tmp_path, library)
+        _engine(model, tmp_path, compiled_name)
     report = parity(OnnxEncoder(_graph(model, tmp_path), 1), model, [random_window(model.config, 201)], 0.3)
     assert report.passed, report
