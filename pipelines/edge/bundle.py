@@ -149,7 +149,8 @@ def _worst_parity(
     engines: list[Engine] = [OnnxEncoder(graph, os.cpu_count() or 1)] if precision == "fp32" else []
     for name in running_here() or ["compiled"]:  # which then says why it does not
         try:
-            engines.append(CompiledEncoder(graph, model.config.to_dict(), os.cpu_count() or 1, precision, name))
+            threads = os.cpu_count() or 1
+            engines.append(CompiledEncoder(graph, model.config.to_dict(), threads, precision, name))
         except NotCompiled as why:
             if not engines:
                 raise InputError(f"--precision {precision}: {why}") from None
