@@ -72,8 +72,8 @@ def open_engine(
     """The named engine for a graph of a `model` (ModelConfig as a dictionary).
 
     "auto" is the fastest compiled one that runs, and the log says which it is. ONNX Runtime computes in
-    float32 whatever the precision, which is slower and errs less. Raises NotCompiled where a named one does not run
-    here, ValueError for a name that is none.
+    float32 whatever the precision, which is slower and errs less. Raises NotCompiled where a named one does
+    not run here, ValueError for a name that is none.
     """
     if name not in ENGINES:
         raise ValueError(f"engine: {name!r} is not one of {', '.join(ENGINES)}")

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="session", params=LIBRARIES)
 def compiled_name(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An engine as the package builds it; skipped without a compiler, or a processor that has what it needs."""
+    """An engine as the package builds it; skipped without a compiler, or what it needs of a processor."""
     with pytest.MonkeyPatch.context() as patch:
         try:
             library_file(request.param)
