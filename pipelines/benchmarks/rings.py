@@ -1,6 +1,7 @@
 """A fleet of simulated devices that a bundle is rolled out to, ring by ring.
 
     python -m pipelines.benchmarks.rings [DEVICES] [OUT.json]     or: dankai edge rollout --simulate 50
+    python -m pipelines.benchmarks.rings --table RESULTS.json     the table of results that are kept
 
 Every device is a process with a folder of its own (pipelines.benchmarks.simulated_device). Rows come to all
 of them at the same rate; their speeds spread tenfold. Some are killed again and again (SIGKILL) and start
@@ -324,4 +325,8 @@ def write(number: int, out: Path | None, policy: Path = POLICY) -> list[Told]:
 
 
 if __name__ == "__main__":
-    write(int(sys.argv[1]) if sys.argv[1:] else 50, Path(sys.argv[2]) if sys.argv[2:] else None)
+    if sys.argv[1:2] == ["--table"]:
+        kept = json.loads(Path(sys.argv[2]).read_bytes())["rollouts"]
+        print(table([Told(**each) for each in kept]))
+    else:
+        write(int(sys.argv[1]) if sys.argv[1:] else 50, Path(sys.argv[2]) if sys.argv[2:] else None)

@@ -7,7 +7,6 @@ elsewhere; what an archive says about sizes is not believed, but bounds what is 
 import os
 import stat
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -62,7 +61,7 @@ def _chunks(opened: BinaryIO, source: Path) -> Iterator[bytes]:
     try:
         while chunk := opened.read(_CHUNK):
             yield chunk
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError):
+    except Exception:  # zipfile's own, zlib's, and whatever a harmed number leads them to
         raise BundleError(f"{source}: damaged on its way; fetch it again") from None
 
 
@@ -81,16 +80,21 @@ def _folder_entries(source: Path) -> Iterator[tuple[str, BinaryIO]]:
 def _zip_entries(source: Path) -> Iterator[tuple[str, BinaryIO]]:
     try:
         archive = zipfile.ZipFile(source)
-    except (zipfile.BadZipFile, OSError, NotImplementedError):
+    except Exception:  # as in _chunks
         raise BundleError(f"{source}: not a whole bundle archive; fetch it again") from None
     with archive:
         entries = archive.infolist()
         if len(entries) > len(NAMES):
             raise BundleError(f"{source}: holds {len(entries)} entries, a bundle at most {len(NAMES)}")
         for entry in entries:
-            if stat.S_ISLNK(entry.external_attr >> 16) or entry.is_dir():
+            # a name of nothing, too: some versions of zipfile stumble over it
+            if not entry.filename or stat.S_ISLNK(entry.external_attr >> 16) or entry.is_dir():
                 raise BundleError(f"{source}: {entry.filename[:80]!r} is not a plain file")
-            try:
-                yield entry.filename, archive.open(entry)  # type: ignore[misc]
-            except (zipfile.BadZipFile, NotImplementedError, RuntimeError):  # the last: encrypted
-                raise BundleError(f"{source}: {entry.filename[:80]!r} cannot be unpacked") from None
+            yield entry.filename, _opened(archive, entry, source)
+
+
+def _opened(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, source: Path) -> BinaryIO:
+    try:
+        return archive.open(entry)  # type: ignore[return-value]
+    except Exception:  # encrypted, of an unknown method, or said to lie where no file has a place
+        raise BundleError(f"{source}: {entry.filename[:80]!r} cannot be unpacked") from None

@@ -1,52 +1,80 @@
 """Every fault at every place, counted: power cuts, kill -9, full disks, clocks, bundles that must not run.
 
     PYTHONPATH=. python -m tests.benchmarks.edge_faults [OUT.json]
+    PYTHONPATH=. python -m tests.benchmarks.edge_faults --table RESULTS.json
 
 Longer than the tests may take; they try a part of it. Fails at the first device that does not go on as if
-nothing had happened.
+nothing had happened, or lets in what it must not. The second prints the table of results that are kept.
 """
 
 import errno
 import json
-import platform
 import shutil
 import sys
 import tempfile
 import time
-import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipelines.clock import now
-from pipelines.edge.archive import pack
 from pipelines.edge.runtime import EdgeModel
 from pipelines.edge.updates import bundle_folder, install, installed
-from pipelines.edge.verification import BundleError
-from pipelines.fingerprint import git_commit
+from pipelines.files import replace_file
+from pipelines.fingerprint import environment
+from tests.faults import archives
 from tests.faults import edge_faults as faults
+from tests.faults.archives import Pair
 from tests.faults.edge_faults import PUBLIC, Case, check, make_case, quick, scored, small_steps, told
 from tests.faults.power import PowerCut
-from validation.errors import InputError
+
+Counts = dict[str, int]
+"""`tried`, which all held; of archives also how many of them were `whole` all the same."""
+Row = dict[str, Counts]
 
 
 def main() -> None:
-    results = {}
+    results: Row = {}
     with tempfile.TemporaryDirectory() as folder, small_steps():
         place = Path(folder)
         case = make_case(place / "case")
         other = Path(faults.built_bundle(place / "case", head_bias=0.5).folder)
         for name, fault in FAULTS.items():
-            began = time.monotonic()
-            results[name] = fault(case, other, place / "tried")
+            results[name] = _timed(name, lambda fault=fault: {"tried": fault(case, other, place / "tried")})
             shutil.rmtree(place / "tried", ignore_errors=True)
-            print(f"{name}: {results[name]} in {time.monotonic() - began:.0f} s", file=sys.stderr)
-    print("| fault | tried | held |\n|---|---|---|")
-    for name, count in results.items():
-        print(f"| {name} | {count} | {count} |")
+        pair = archives.make_pair(case.bundle, other)
+        for name, make in archives.KINDS.items():
+            results[name] = _timed(name, lambda make=make: _archives(pair, make, place / "tried"))
+    print(table(results))
     if len(sys.argv) > 1:
-        conditions = {"date": now(), "commit": git_commit(), "python": platform.python_version()}
-        content = {**conditions, "platform": platform.platform(), "tried": results}
-        Path(sys.argv[1]).write_text(json.dumps(content, indent=1) + "\n")
+        content = {"date": now(), "environment": environment().model_dump(), "faults": results}
+        replace_file(Path(sys.argv[1]), json.dumps(content, indent=1).encode() + b"\n")
+
+
+def _timed(name: str, work: Callable[[], Counts]) -> Counts:
+    began = time.monotonic()
+    counts = work()
+    print(f"{name}: {counts} in {time.monotonic() - began:.0f} s", file=sys.stderr)
+    return counts
+
+
+def table(results: Row) -> str:
+    """Markdown. What did not hold would have ended the run."""
+    lines = [
+        f"| {name} | {counts['tried']:,} | {counts['tried']:,}"
+        + (f" ({counts['whole']:,} whole all the same)" if counts.get("whole") else "")
+        + " |"
+        for name, counts in results.items()
+    ]
+    return "\n".join(["| fault | tried | held |", "|---|---|---|", *lines])
+
+
+def _archives(pair: Pair, make: Callable[[Pair], Iterator[bytes]], place: Path) -> Counts:
+    device, archive = place / "device", place / "bundle.zip"
+    place.mkdir(exist_ok=True)
+    archives.start(device, pair, archive)
+    refused, whole = archives.tried(device, pair, make(pair), archive)
+    EdgeModel.load(bundle_folder(device, installed(device).current), PUBLIC)
+    return {"tried": refused + whole, "refused": refused, "whole": whole}
 
 
 def power_in_a_run(case: Case, _: Path, place: Path) -> int:
@@ -165,35 +193,6 @@ def leaping_clock(case: Case, _: Path, place: Path) -> int:
     return 1
 
 
-def corrupt_bundle(case: Case, other: Path, place: Path) -> int:
-    """Every 64th byte of an archive altered, and the archive cut there."""
-    install(place / "device", case.bundle, PUBLIC, measure=quick)
-    archive, tried = place / "bundle.zip", 0
-    pack(other, archive)
-    whole = archive.read_bytes()
-    for position in range(0, len(whole), 64):
-        altered = bytearray(whole)
-        altered[position] ^= 0xFF
-        for content in (bytes(altered), whole[:position]):
-            archive.write_bytes(content)
-            tried += _is_refused_or_whole(place / "device", archive, case, other)
-    return tried
-
-
-def _is_refused_or_whole(device: Path, archive: Path, case: Case, other: Path) -> int:
-    """A byte that zip does not look at (a date) may be altered: then the bundle itself is whole."""
-    before = installed(device).current
-    try:
-        state = install(device, archive, PUBLIC, measure=told)
-    except (BundleError, InputError) as error:
-        return int("\n" not in str(error) and installed(device).current == before)
-    with zipfile.ZipFile(archive) as opened:
-        assert all(opened.read(path.name) == path.read_bytes() for path in other.iterdir())
-    EdgeModel.load(bundle_folder(device, state.current), PUBLIC)
-    install(device, case.bundle, PUBLIC, allow_rollback=True, measure=told)
-    return 0
-
-
 FAULTS: dict[str, Callable[[Case, Path, Path], int]] = {
     "power cut at every sync, rename and removal of a run": power_in_a_run,
     "journal cut at every 64th byte": journal_at_every_byte,
@@ -205,9 +204,11 @@ FAULTS: dict[str, Callable[[Case, Path, Path], int]] = {
     "disk full, at sizes from 8 to 400 KiB": full_disk,
     "file that may not grow, at sizes from 0.2 to 12 kB": file_too_large,
     "wall clock that leaps by years at every look": leaping_clock,
-    "archive of a bundle altered or cut at every 64th byte": corrupt_bundle,
 }
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--table"]:
+        print(table(json.loads(Path(sys.argv[2]).read_bytes())["faults"]))
+    else:
+        main()

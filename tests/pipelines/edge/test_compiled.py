@@ -108,7 +108,7 @@ def test_answers_may_differ_by_as_much_as_ties_let_the_checkpoint_differ_from_it
     tmp_path: Path, compiled_name: str
 ) -> None:
     model = random_model()
-    windows = [random_window(model.config, 400)]
+    windows = [random_window(model.config, 200)]
     report = parity(_engine(model, tmp_path, compiled_name, precision="int16"), model, windows, 0.1, "int16")
     assert report.passed
     assert report.tolerance < report.answer_tolerance < 0.1  # of log-odds that spread over several

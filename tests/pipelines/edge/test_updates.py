@@ -1,5 +1,6 @@
 """What a device lets in, what it refuses in one line, and that it always has a whole bundle to run."""
 
+import itertools
 import json
 import shutil
 import struct
@@ -28,6 +29,7 @@ from pipelines.edge.stores import FolderStore, StoreError
 from pipelines.edge.updates import bundle_folder, go_back, install, installed, self_test
 from pipelines.edge.verification import MANIFEST, SIGNATURE, BundleError
 from pipelines.signing import sign
+from tests.faults import archives
 from tests.faults import edge_faults as faults
 from tests.faults.edge_faults import quick
 from tests.faults.power import PowerCut
@@ -202,6 +204,17 @@ def test_an_archive_that_is_not_a_bundle_is_refused(
     harm(archive)
     refused(device, archive, words)
     assert not (tmp_path / "installed.json").exists()
+
+
+def test_one_archive_of_each_kind_of_harm_is_refused(made: Made, tmp_path: Path) -> None:
+    """All of them: `python -m tests.benchmarks.edge_faults`."""
+    pair = archives.make_pair(made[1], made[2])
+    device, archive = tmp_path / "device", tmp_path / "bundle.zip"
+    archives.start(device, pair, archive)
+    for name, make in archives.KINDS.items():
+        if "bomb" not in name:  # above
+            one = itertools.islice(make(pair), 1)
+            assert archives.tried(device, pair, one, archive) == (1, 0), name
 
 
 def test_a_folder_that_holds_a_link_or_more_than_a_bundle(device: Path, made: Made, tmp_path: Path) -> None:
