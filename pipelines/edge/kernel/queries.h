@@ -85,7 +85,7 @@ static void feed_forward(const Run *run, float *x, long rows, float *h, float *h
         float *gate = hidden + r * row, *value = gate + F;
         long f = 0;
         for (; f + LANES <= F; f += LANES) {
-            const Vector g = load(gate + f), shrunk = exp2_of(g * splat(-1.44269504f));
+            const Vector g = load(gate + f), shrunk = exp2_of(larger(g, splat(-87.0f)) * splat(-1.44269504f));  // below 2^126
             store(gate + f, g / (splat(1.0f) + shrunk) * load(value + f));
         }
         for (; f < F; f++) gate[f] = gate[f] / (1.0f + expf(-gate[f])) * value[f];

@@ -128,6 +128,18 @@ def test_threads_change_no_bit_and_budgets_are_brought_into_range(tmp_path: Path
         np.testing.assert_array_equal(one.outputs(window, asked), one.outputs(window, used))
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_gates_that_are_shut_altogether_let_nothing_through(
+    tmp_path: Path, compiled_name: str, precision: Precision
+) -> None:
+    model = random_model()
+    with torch.no_grad():
+        model.get_parameter("layers.0.ffn.to_hidden.weight")[: model.config.ffn_width] *= 300
+    engine = _engine(model, tmp_path, compiled_name, precision=precision)
+    report = parity(engine, model, [random_window(model.config, 103)], 0.3, precision)
+    assert report.passed, report
+
+
 def test_a_value_that_is_no_number_stays_where_it_can_be_seen(tmp_path: Path, compiled_name: str) -> None:
     model = random_model()
     engine, window = _engine(model, tmp_path, compiled_name), random_window(model.config, 48)
