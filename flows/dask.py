@@ -18,7 +18,9 @@ def spread_of(settings: Settings) -> Spread | None:
         return None
     try:
         import prefect_dask  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != "prefect_dask":
+            raise
         fix = "pip install 'dankai[fan-out]'"
         raise InputError(f"DANKAI_DASK: needs the package prefect-dask; {fix}") from None
     if settings.prefect_api_url is None:
