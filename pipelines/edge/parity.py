@@ -210,7 +210,8 @@ def _shaking(
     size, causal = attention.config.block_size, attention.config.causal
 
     def select(x_BNW: "Tensor", budget: "Budget", *_: object) -> "BlockSelection":
-        scores = block_scores(*attention.selector(x_BNW), size, causal)
+        queries, keys = attention.selector(x_BNW)
+        scores = block_scores(queries, keys, size, causal)
         noise = (torch.rand(scores.shape, generator=chance) - 0.5) * tie_tolerance
         return select_blocks(scores + noise, budget.num_selected(scores.shape[-1]), size, causal)
 

@@ -112,8 +112,11 @@ def encode_readings(
         _codes(readings, position, vocabulary, past | (vocabulary["name"] in contract["known_ahead"]))
         for position, vocabulary in enumerate(preprocessing["vocabularies"])
     ]
+    values_NF = np.stack([values for values, _ in columns], axis=1)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is no answer later, said of its window
+        numeric_NF = values_NF.astype(np.float32)
     return Inputs(
-        np.stack([values for values, _ in columns], axis=1).astype(np.float32),
+        numeric_NF,
         np.stack([known for _, known in columns], axis=1).astype(np.float32),
         np.stack(codes, axis=1) if codes else np.zeros((len(readings), 0), np.int64),
     )
