@@ -138,7 +138,7 @@ def _retrained(job: Job, start: RetrainingReport, ground: _Ground) -> Retraining
         inner = replace(reading_as(job, champion, split), parent_run=run_id)
         trained = train_challenger(inner, prepared, champion, released)
         challenger = trained.checkpoint
-        _measure_budgets(inner, prepared, challenger, champion)
+        measure_budgets(inner, prepared, challenger, champion)
         enter_challenger(inner, challenger, start.reason, _density(inner))
         evaluation, is_live = _meet_on_newest(inner, prepared, challenger, champion)
         outcome, why = ending(evaluation, is_live)
@@ -216,7 +216,7 @@ def _is_as_good(job: Job, scores: Scores, released: Scores) -> bool:
     return gain >= -job.policy.drift.performance_relative_margin * abs(expected)  # not where it is no number
 
 
-def _measure_budgets(job: Job, prepared: Prepared, challenger: Checkpoint, champion: Checkpoint) -> None:
+def measure_budgets(job: Job, prepared: Prepared, challenger: Checkpoint, champion: Checkpoint) -> None:
     """What each budget is worth and costs, as for every model of a rollout, and whether that pays.
 
     Beside the dense model that the champion's budgets were compared with; a dense challenger has no budget.

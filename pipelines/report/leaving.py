@@ -66,7 +66,7 @@ def leave_missing(job: Job) -> Iterator[Left]:
             continue
         try:
             yield leave()
-        except InputError as error:
+        except (InputError, OSError) as error:
             logger.warning("%s: no page can be made: %s", folder, error)
 
 

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.budgets import FILE, BudgetPoint, Calibration, Conditions, Cost, load_calibration
-from pipelines.calibration import calibrate
+from pipelines.calibration import calibrate, cost_at_target
 from pipelines.checkpoint import Checkpoint
 from pipelines.data.windows import Windows
 from pipelines.job import Job, Prepared
 from pipelines.registry import Tracker
 from pipelines.release_log import ReleaseLog
+from pipelines.retraining import dense_beside, measure_budgets
 from pipelines.settings import Settings
 from sparse_model.config import Budget
 from tests.tiny_rollout import write_policy
@@ -149,13 +150,15 @@ def job(store: Settings, tracker: Tracker, pump: Windows, tmp_path_factory: pyte
 
 @pytest.fixture(scope="module")
 def calibrated(job: Job, pump: Windows, trained: dict[str, Checkpoint]) -> tuple[Checkpoint, Calibration]:
-    report: Any = DataReport.model_construct()
-    prepared = Prepared.model_construct(
-        snapshot=pump.snapshot, report=report, preprocessing=pump.preprocessing
-    )
     with job.tracker.run("calibrated", "training") as run_id:
         checkpoint = trained["sparse"].model_copy(update={"run_id": run_id})
-    return checkpoint, calibrate(job, prepared, checkpoint, trained["dense"])
+    return checkpoint, calibrate(job, prepared_of(pump), checkpoint, trained["dense"])
+
+
+def prepared_of(windows: Windows) -> Prepared:
+    report: Any = DataReport.model_construct()
+    kept = {"snapshot": windows.snapshot, "preprocessing": windows.preprocessing, "report": report}
+    return Prepared.model_construct(**kept)
 
 
 def test_a_training_keeps_what_each_of_its_budgets_is_worth_and_costs(
@@ -181,3 +184,30 @@ def test_mlflow_has_the_table_and_its_curves(
     metrics = tracker.get_run(checkpoint.run_id).data.metrics
     assert metrics["budget/auroc"] == pytest.approx(calibration.points[-1].task_metric)
     assert metrics["budget/loss"] == pytest.approx(calibration.points[-1].loss.value)
+
+
+def test_a_challenger_is_measured_beside_the_dense_model_of_what_it_challenges(
+    calibrated: tuple[Checkpoint, Calibration], job: Job, pump: Windows, trained: dict[str, Checkpoint]
+) -> None:
+    champion, known = calibrated
+    job.once("train", {"of": "the dense model"}, Checkpoint, lambda: trained["dense"])
+    with job.tracker.run("challenger", "training") as run_id:
+        challenger = trained["selector"].model_copy(update={"run_id": run_id})
+    measure_budgets(job, prepared_of(pump), challenger, champion)
+    found = load_calibration(Path(challenger.folder))
+    assert (found.checkpoint, found.dense) == (challenger.sha256, known.dense)
+    assert found.dense_cost == known.dense_cost  # of one shape: nothing is timed twice
+    cost = cost_at_target(job, challenger, trained["dense"])
+    at_target = next(each for each in found.points if each.density == job.plan.target_density)
+    assert cost.candidate.latency_quantile(0.5) == pytest.approx(at_target.cost.latency_p50_ms.value)
+    [repaid] = job.tracker.find_runs({"kind": "payback", "checkpoint": challenger.sha256})
+    assert "pay" in repaid.data.tags["answer"]
+
+
+def test_a_dense_model_and_one_that_was_never_calibrated_have_no_dense_model_beside_them(
+    job: Job, trained: dict[str, Checkpoint], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert dense_beside(job, trained["dense"]) is None
+    assert not caplog.records
+    assert dense_beside(job, trained["sparse"].model_copy(update={"folder": str(tmp_path)})) is None
+    assert "budgets are not measured" in caplog.text
