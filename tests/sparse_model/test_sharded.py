@@ -1,6 +1,7 @@
 """Attention over a sequence in two processes is attention over the sequence: values, gradients, and what
 travels."""
 
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,9 @@ def _process(rank: int, folder: Path) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two real processes over gloo found."""
     folder = tmp_path_factory.mktemp("shards")
-    start_processes(_process, (folder,), nprocs=WORLD, start_method="fork")
+    # not forks of this process, in which a thousand tests have left threads
+    get_context("forkserver").set_forkserver_preload([__name__])
+    start_processes(_process, (folder,), nprocs=WORLD, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
