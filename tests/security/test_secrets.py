@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flows.cli import ui
 from pipelines.signing import load_key, trusted_keys
 from tests.key_traces import traces_of
+from tests.operated import until
 from validation.errors import InputError
 
 KEY = Ed25519PrivateKey.generate()
@@ -69,7 +70,8 @@ def test_model_processes_are_started_without_the_key(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(VARIABLE, base64.b64encode(RAW).decode())
     nursery = Nursery(tmp_path / "log", threads=1)
     try:
-        environ = psutil.Process(nursery._process.pid).environ()
+        process = psutil.Process(nursery._process.pid)
+        environ = until(process.environ)  # the kernel shows none while the process becomes its program
     finally:
         nursery._process.kill()
         nursery.close()
