@@ -2,7 +2,7 @@
 
 import math
 
-from pipelines.report.figures import places_of
+from pipelines.report.figures import places_of, scale_of
 from validation.gates import Check
 from validation.kpis import KINDS
 from validation.record import Record
@@ -39,12 +39,12 @@ def _value(check: Check) -> str:
         return "not measured"
     if kpi.name == "payback_days" and math.isinf(kpi.value):
         return "does not pay back"
-    unit, scale = ("MiB", 2**-20) if KINDS[kpi.name].unit == "B" else (KINDS[kpi.name].unit, 1.0)
-    value, low, high = (end * scale for end in (kpi.value, kpi.low, kpi.high))
-    places, sign = places_of(value, low, high), "+" if kpi.versus else ""
-    shown = [_number(each, places, sign) for each in (value, low, high)]
+    unit = "MiB" if KINDS[kpi.name].unit == "B" else KINDS[kpi.name].unit
+    value, low, high = (end * scale_of(kpi.name) for end in (kpi.value, kpi.low, kpi.high))
+    sign = "+" if kpi.versus else ""
     if low == value == high:
         return f"{value:{sign}{',.0f' if abs(value) >= 1e3 else '.3g'}} {unit}".rstrip()
+    shown = [_number(each, places_of(value, low, high), sign) for each in (value, low, high)]
     range_ = "no interval" if math.isnan(low) else f"{shown[1]}, {shown[2]}"
     return f"{shown[0]} [{range_}] {unit}".rstrip()
 

@@ -146,10 +146,10 @@ def _worst_parity(
     precision: "Precision",
 ) -> ParityReport:
     """Of every engine that runs here: a device takes whichever it has."""
-    engines: list[Engine] = [OnnxEncoder(graph, os.cpu_count() or 1)] if precision == "fp32" else []
+    threads = os.cpu_count() or 1
+    engines: list[Engine] = [OnnxEncoder(graph, threads)] if precision == "fp32" else []
     for name in running_here() or ["compiled"]:  # which then says why it does not
         try:
-            threads = os.cpu_count() or 1
             engines.append(CompiledEncoder(graph, model.config.to_dict(), threads, precision, name))
         except NotCompiled as why:
             if not engines:

@@ -89,24 +89,23 @@ def kpi_value(kpi: Kpi | None, words: Words) -> str:
         return words("never")
     if kpi.low == kpi.high == kpi.value:
         return with_unit(number(kpi.value * scale_of(kpi.name)), kpi.name, words)
-    return with_unit(f"{_alone(kpi)} {interval(kpi, words)}", kpi.name, words)
+    return with_unit(f"{_shown(kpi)[0]} {interval(kpi, words)}", kpi.name, words)
 
 
-def _alone(kpi: Kpi) -> str:
-    scale = scale_of(kpi.name)
-    decimals = places_of(kpi.value * scale, kpi.low * scale, kpi.high * scale)
-    return number(kpi.value * scale, kpi.versus is not None, decimals)
+def _shown(kpi: Kpi) -> list[str]:
+    """The value and both ends of its interval, in the same number of places."""
+    scaled = [end * scale_of(kpi.name) for end in (kpi.value, kpi.low, kpi.high)]
+    return [number(end, kpi.versus is not None, places_of(*scaled)) for end in scaled]
 
 
 def interval(kpi: Kpi, words: Words) -> str:
     """Its ends in brackets, or that there are none."""
     if math.isnan(kpi.low) or math.isnan(kpi.high):
         return f"({words('no_interval')})"
-    scale = scale_of(kpi.name)
-    decimals = places_of(kpi.value * scale, kpi.low * scale, kpi.high * scale)
-    ends = [number(end * scale, kpi.versus is not None, decimals) for end in (kpi.low, kpi.high)]
-    high = words("never") if math.isinf(kpi.high) and KINDS[kpi.name].may_be_infinite else ends[1]
-    return f"[{ends[0]},{_NBSP}{high}]"
+    _, low, high = _shown(kpi)
+    if math.isinf(kpi.high) and KINDS[kpi.name].may_be_infinite:
+        high = words("never")
+    return f"[{low},{_NBSP}{high}]"
 
 
 def with_unit(text: str, name: str, words: Words) -> str:
